@@ -1,0 +1,46 @@
+# make quickstart   build .venv, train and score a small model on this machine, offline
+# make setup        build .venv alone            make test    run the tests
+# make check        lint, change nothing         make style   lint and reformat
+# make bench        print the benchmark tables
+
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= .out/quickstart
+# A real model and dataset of the hub in place of the project's own:
+# make quickstart QUICKSTART_MODEL=bert-base-uncased QUICKSTART_DATA=squad
+QUICKSTART_MODEL ?=
+QUICKSTART_DATA ?=
+
+.PHONY: setup quickstart test check style bench
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt requirements-cpu.txt
+	$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-cpu.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+quickstart: setup
+	$(BIN)/python quickstart/corpus.py $(OUT)/data
+	$(BIN)/python run_qa.py quickstart/config.yaml --output_dir $(OUT)/model \
+		$(if $(QUICKSTART_MODEL),--model_name_or_path $(QUICKSTART_MODEL)) \
+		$(if $(QUICKSTART_DATA),--dataset_name $(QUICKSTART_DATA),--train_file $(OUT)/data/train.json --validation_file $(OUT)/data/dev.json)
+	$(BIN)/python quickstart/report.py $(OUT)/model $(if $(QUICKSTART_DATA),,$(OUT)/data/dev.json)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -q tests
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed-dev
+	$(BIN)/python -m benchmarks

@@ -1,0 +1,431 @@
+"""The slow, obviously right versions of features, answers and scores, to compare the fast ones with.
+
+Everything here follows its source one example, one window and one pair of tokens at a time:
+
+- features: `prepare_train_features` and `prepare_validation_features` of the Hugging Face example `run_qa.py`;
+- answers: `postprocess_qa_predictions` of the Hugging Face example `utils_qa.py`;
+- scores: the official SQuAD evaluators 1.1 and 2.0, as the Hugging Face metrics `squad` and `squad_v2` call them.
+"""
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+
+Row = dict[str, Any]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def features(
+    tokenizer: PreTrainedTokenizerFast,
+    questions: Sequence[str],
+    contexts: Sequence[str],
+    answers: Sequence[Row | None] | None,
+    max_seq_length: int,
+    doc_stride: int,
+    *,
+    stay_in_context: bool = False,
+) -> list[Row]:
+    """The windows of every example, in order (rule: run_qa.py, both `prepare_*_features`, without padding).
+
+    `answers` holds one {"text": [...], "answer_start": [...]} an example; None, or empty lists, is no answer.
+    `stay_in_context` keeps the labels inside the context, where the source's can leave it: see `answer_positions`.
+    """
+    rows = []
+    for example_index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
+        gold = answers[example_index] if answers is not None else None
+        encoding = encode(tokenizer, question.lstrip(), context, max_seq_length, doc_stride)
+        for window in range(len(encoding["input_ids"])):
+            row = window_feature(tokenizer, encoding, window, gold, stay_in_context)
+            rows.append({"example_index": example_index, **row})
+    return rows
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, question: str, context: str, max_seq_length: int, doc_stride: int
+) -> BatchEncoding:
+    """All windows of one example: the context goes second with right padding, first with left (rule: run_qa.py)."""
+    right = tokenizer.padding_side == "right"
+    return tokenizer(
+        question if right else context,
+        context if right else question,
+        truncation="only_second" if right else "only_first",
+        max_length=max_seq_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        padding=False,
+    )
+
+
+def window_feature(
+    tokenizer: PreTrainedTokenizerFast, encoding: BatchEncoding, window: int, gold: Row | None, stay_in_context: bool
+) -> Row:
+    """One window of one example as a row."""
+    input_ids = encoding["input_ids"][window]
+    offsets = encoding["offset_mapping"][window]
+    context_id = 1 if tokenizer.padding_side == "right" else 0
+    in_context = [sequence_id == context_id for sequence_id in encoding.sequence_ids(window)]
+    cls_index = cls_position(tokenizer, input_ids, encoding.sequence_ids(window))
+    start, end = answer_positions(offsets, in_context, gold, cls_index, stay_in_context)
+    row = {"input_ids": input_ids, "attention_mask": encoding["attention_mask"][window]}
+    if "token_type_ids" in encoding:
+        row["token_type_ids"] = encoding["token_type_ids"][window]
+    row["offset_mapping"] = [offset if inside else None for offset, inside in zip(offsets, in_context, strict=True)]
+    return {**row, "cls_index": cls_index, "start_positions": start, "end_positions": end}
+
+
+def cls_position(tokenizer: PreTrainedTokenizerFast, input_ids: list[int], sequence_ids: list[int | None]) -> int:
+    """Where a window says "no answer": its CLS token, else its BOS token, else position 0 (rule: run_qa.py).
+
+    One correction to the source: a CLS that the text itself spells out (XLNet's stands behind the texts) is not taken.
+    """
+    for wanted in (tokenizer.cls_token_id, tokenizer.bos_token_id):
+        for position, token_id in enumerate(input_ids):
+            if wanted is not None and token_id == wanted and sequence_ids[position] is None:
+                return position
+    return 0
+
+
+def answer_positions(
+    offsets: list[tuple[int, int]], in_context: list[bool], gold: Row | None, cls_index: int, stay_in_context: bool
+) -> tuple[int, int]:
+    """The labels of one window (rule: run_qa.py, `prepare_train_features`), with its comparisons as they are.
+
+    The source lets both labels leave the context, where the offsets are 0 for a special token and the question's own
+    for the question. The start runs on to the right while an offset is not past the answer: an answer that starts in
+    the window's last context token gets the last position of the row for a start (right padding), or one in the
+    question (left padding). The end runs on to the left the same way when the answer ends in the window's first
+    context token and no special token is in front of it (Qwen2). With `stay_in_context` both stop at the context.
+
+    Two cases the source crashes on: a window without any context token holds no answer here; an end that runs off the
+    row's left side is 0, which is also what the source makes of it when there is padding on the right.
+    """
+    if gold is None or not gold["answer_start"] or not gold["text"] or not any(in_context):
+        return cls_index, cls_index
+    first_char = gold["answer_start"][0]
+    end_char = first_char + len(gold["text"][0])
+    first = in_context.index(True)
+    last = len(in_context) - 1 - in_context[::-1].index(True)
+    if offsets[first][0] > first_char or offsets[last][1] < end_char:
+        return cls_index, cls_index
+    leftmost, rightmost = (first, last) if stay_in_context else (0, len(offsets) - 1)
+    start = first
+    while start <= rightmost and offsets[start][0] <= first_char:
+        start += 1
+    end = last
+    while end >= leftmost and offsets[end][1] >= end_char:
+        end -= 1
+    return start - 1, end + 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def answers(
+    examples: Iterable[Row],
+    features: Sequence[Row],
+    predictions: tuple[np.ndarray, np.ndarray],
+    version_2_with_negative: bool = False,
+    n_best_size: int = 20,
+    max_answer_length: int = 30,
+    null_score_diff_threshold: float = 0.0,
+) -> tuple[dict[str, str], dict[str, list[Row]], dict[str, float]]:
+    """Texts, n-best rows and null odds by example id (rule: utils_qa.py, `postprocess_qa_predictions`).
+
+    A feature names its example by `example_index` or `example_id`. Null odds are empty without negatives.
+    One correction to the source: the null score is read at the feature's `cls_index`, not always at 0.
+    """
+    examples = list(examples)
+    windows = windows_by_example(examples, features)
+    texts, nbest, null_odds = {}, {}, {}
+    for example, indices in zip(examples, windows, strict=True):
+        spans, null = example_spans(features, predictions, indices, n_best_size, max_answer_length)
+        null_score = null["score"] if version_2_with_negative else None
+        rows = ranked_rows(spans, null if version_2_with_negative else None, n_best_size, example["context"])
+        if version_2_with_negative:
+            texts[example["id"]], null_odds[example["id"]] = text_or_null(rows, null_score, null_score_diff_threshold)
+        else:
+            texts[example["id"]] = rows[0]["text"]
+        nbest[example["id"]] = [plain_floats(row) for row in rows]
+    return texts, nbest, null_odds
+
+
+def write_answers(
+    examples: Iterable[Row],
+    features: Sequence[Row],
+    predictions: tuple[np.ndarray, np.ndarray],
+    version_2_with_negative: bool = False,
+    n_best_size: int = 20,
+    max_answer_length: int = 30,
+    null_score_diff_threshold: float = 0.0,
+    output_dir: str | Path = ".",
+    prefix: str | None = None,
+) -> tuple[dict[str, str], dict[str, list[Row]], dict[str, float]]:
+    """`answers`, written to files as well (rule: utils_qa.py, the end of `postprocess_qa_predictions`)."""
+    texts, nbest, null_odds = answers(
+        examples,
+        features,
+        predictions,
+        version_2_with_negative,
+        n_best_size,
+        max_answer_length,
+        null_score_diff_threshold,
+    )
+    contents = {"predictions.json": texts, "nbest_predictions.json": nbest}
+    if version_2_with_negative:
+        contents["null_odds.json"] = null_odds
+    for name, content in contents.items():
+        path = Path(output_dir) / (name if prefix is None else f"{prefix}_{name}")
+        path.write_text(json.dumps(content, indent=4) + "\n")
+    return texts, nbest, null_odds
+
+
+def windows_by_example(examples: list[Row], features: Sequence[Row]) -> list[list[int]]:
+    """The feature indices of each example, in the features' order."""
+    index_of_id = {example["id"]: index for index, example in enumerate(examples)}
+    windows = [[] for _ in examples]
+    for index, feature in enumerate(features):
+        example = feature["example_index"] if "example_index" in feature else index_of_id[feature["example_id"]]
+        windows[example].append(index)
+    return windows
+
+
+def example_spans(
+    features: Sequence[Row],
+    predictions: tuple[np.ndarray, np.ndarray],
+    indices: list[int],
+    n_best_size: int,
+    max_answer_length: int,
+) -> tuple[list[Row], Row | None]:
+    """Every span the windows of one example offer, and the lowest null score of them (the first of equals)."""
+    spans = []
+    null = None
+    for index in indices:
+        start_logits, end_logits = predictions[0][index], predictions[1][index]
+        cls_index = features[index].get("cls_index", 0)
+        score = start_logits[cls_index] + end_logits[cls_index]
+        if null is None or null["score"] > score:
+            null = span_row((0, 0), start_logits[cls_index], end_logits[cls_index])
+        spans += window_spans(features[index], start_logits, end_logits, n_best_size, max_answer_length)
+    return spans, null
+
+
+def window_spans(
+    feature: Row, start_logits: np.ndarray, end_logits: np.ndarray, n_best_size: int, max_answer_length: int
+) -> list[Row]:
+    """The spans that one window allows, from its best starts and its best ends, starts outermost."""
+    offsets = feature["offset_mapping"]
+    max_context = feature.get("token_is_max_context")
+    spans = []
+    starts = np.argsort(start_logits)[-1 : -n_best_size - 1 : -1].tolist()
+    ends = np.argsort(end_logits)[-1 : -n_best_size - 1 : -1].tolist()
+    for start in starts:
+        for end in ends:
+            if not is_context(offsets, start) or not is_context(offsets, end):
+                continue
+            if end < start or end - start + 1 > max_answer_length:
+                continue
+            if max_context is not None and not max_context.get(str(start), False):
+                continue
+            spans.append(span_row((offsets[start][0], offsets[end][1]), start_logits[start], end_logits[end]))
+    return spans
+
+
+def is_context(offsets: Sequence[Sequence[int] | None], position: int) -> bool:
+    """Whether the token at this position points into the context."""
+    return position < len(offsets) and offsets[position] is not None and len(offsets[position]) >= 2
+
+
+def span_row(offsets: tuple[int, int], start_logit: np.floating, end_logit: np.floating) -> Row:
+    """One candidate, with its keys in the source's order."""
+    return {"offsets": offsets, "score": start_logit + end_logit, "start_logit": start_logit, "end_logit": end_logit}
+
+
+def ranked_rows(spans: list[Row], null: Row | None, n_best_size: int, context: str) -> list[Row]:
+    """The n-best rows of one example; `null` is its null candidate, or None without negatives."""
+    spans = spans + [null] if null is not None else spans
+    rows = sorted(spans, key=span_score, reverse=True)[:n_best_size]
+    if null is not None and not any(row["offsets"] == (0, 0) for row in rows):
+        rows.append(null)
+    for row in rows:
+        begin, end = row.pop("offsets")
+        row["text"] = context[begin:end]
+    only_empty = all(row["text"] == "" for row in rows)
+    # The source inserts this row when at most one row is left. With negatives it then looks for the first row that
+    # has a text and runs off the list when several are left and none has one: the row is inserted there too.
+    if only_empty and (len(rows) <= 1 or null is not None):
+        rows.insert(0, {"text": "empty", "start_logit": 0.0, "end_logit": 0.0, "score": 0.0})
+    add_probabilities(rows)
+    return rows
+
+
+def span_score(row: Row) -> np.floating:
+    """What candidates are sorted by."""
+    return row["score"]
+
+
+def add_probabilities(rows: list[Row]) -> None:
+    """Trade every row's score for its probability: a softmax in whatever type numpy gives the list of scores."""
+    scores = np.array([row.pop("score") for row in rows])
+    weights = np.exp(scores - np.max(scores))
+    for row, probability in zip(rows, weights / weights.sum(), strict=True):
+        row["probability"] = probability
+
+
+def text_or_null(rows: list[Row], null_score: np.floating, threshold: float) -> tuple[str, float]:
+    """The best text, or "" when the null score beats it by more than the threshold; and by how much it does."""
+    best = 0
+    while rows[best]["text"] == "":
+        best += 1
+    difference = null_score - rows[best]["start_logit"] - rows[best]["end_logit"]
+    text = "" if difference > threshold else rows[best]["text"]
+    return text, float(difference)
+
+
+def plain_floats(row: Row) -> Row:
+    """The row with numpy's numbers as Python's, for JSON."""
+    return {key: value if isinstance(value, str) else float(value) for key, value in row.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def normalize(text: str) -> str:
+    """Lower case, no ASCII punctuation, no articles, single spaces, in this order (both official evaluators)."""
+    text = text.lower()
+    text = "".join(char for char in text if char not in string.punctuation)
+    text = re.sub(r"\b(a|an|the)\b", " ", text)
+    return " ".join(text.split())
+
+
+def exact_match(prediction: str, gold: str) -> int:
+    """1 when both normalize to the same text (both official evaluators)."""
+    return int(normalize(prediction) == normalize(gold))
+
+
+def f1_v1(prediction: str, gold: str) -> float:
+    """The F1 of two bags of words; two empty ones score 0 (evaluator 1.1)."""
+    predicted, wanted = normalize(prediction).split(), normalize(gold).split()
+    common = sum((Counter(predicted) & Counter(wanted)).values())
+    if common == 0:
+        return 0
+    precision = common / len(predicted)
+    recall = common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def f1_v2(prediction: str, gold: str) -> float:
+    """The F1 of two bags of words; an empty one scores 1 against an empty one, else 0 (evaluator 2.0)."""
+    predicted, wanted = normalize(prediction).split(), normalize(gold).split()
+    if not predicted or not wanted:
+        return int(predicted == wanted)
+    return f1_v1(prediction, gold)
+
+
+def squad_v1(predictions: dict[str, str], references: dict[str, list[str]]) -> dict[str, float]:
+    """The official evaluator 1.1: a question without a prediction scores 0, one without gold texts is a ValueError."""
+    exact = f1 = 0
+    for question, golds in references.items():
+        if question not in predictions:
+            continue
+        exact += max(exact_match(predictions[question], gold) for gold in golds)
+        f1 += max(f1_v1(predictions[question], gold) for gold in golds)
+    return {"exact_match": 100.0 * exact / len(references), "f1": 100.0 * f1 / len(references)}
+
+
+def squad_v2(
+    predictions: dict[str, str],
+    references: dict[str, list[str]],
+    no_answer_probs: dict[str, float],
+    no_answer_threshold: float = 1.0,
+) -> dict[str, float]:
+    """The official evaluator 2.0 as the metric `squad_v2` runs it; its keys in its order.
+
+    HasAns_* and NoAns_* are absent when there is no such question. A question has an answer when its list of gold
+    texts is not empty, whatever the texts are. The metric holds probabilities as 32-bit floats: round them so before
+    comparing thresholds with it.
+    """
+    has_answer = {question: bool(golds) for question, golds in references.items()}
+    exact = raw_scores(predictions, references, exact_match)
+    f1 = raw_scores(predictions, references, f1_v2)
+    exact_kept = with_threshold(exact, has_answer, no_answer_probs, no_answer_threshold)
+    f1_kept = with_threshold(f1, has_answer, no_answer_probs, no_answer_threshold)
+    scores = averages("", exact_kept, f1_kept, list(exact_kept))
+    for prefix, wanted in (("HasAns_", True), ("NoAns_", False)):
+        questions = [question for question in references if has_answer[question] == wanted]
+        if questions:
+            scores.update(averages(prefix, exact_kept, f1_kept, questions))
+    for name, raw in (("exact", exact), ("f1", f1)):
+        best, threshold = best_threshold(predictions, raw, no_answer_probs, has_answer)
+        scores.update({f"best_{name}": best, f"best_{name}_thresh": threshold})
+    return scores
+
+
+def raw_scores(
+    predictions: dict[str, str], references: dict[str, list[str]], score: Callable[[str, str], float]
+) -> dict[str, float]:
+    """Each answered question's best score over its gold texts that normalize to something, else over "" alone."""
+    scores = {}
+    for question, golds in references.items():
+        if question not in predictions:
+            continue
+        golds = [gold for gold in golds if normalize(gold)] or [""]
+        scores[question] = max(score(predictions[question], gold) for gold in golds)
+    return scores
+
+
+def with_threshold(
+    scores: dict[str, float], has_answer: dict[str, bool], probs: dict[str, float], threshold: float
+) -> dict[str, float]:
+    """The scores as if every prediction above the threshold had been no answer (evaluator 2.0)."""
+    kept = {}
+    for question, score in scores.items():
+        kept[question] = float(not has_answer[question]) if probs[question] > threshold else score
+    return kept
+
+
+def averages(prefix: str, exact: dict[str, float], f1: dict[str, float], questions: list[str]) -> dict[str, float]:
+    """Percentages over these questions; a question that was not answered is a KeyError (evaluator 2.0)."""
+    total = len(questions)
+    return {
+        f"{prefix}exact": 100.0 * sum(exact[question] for question in questions) / total,
+        f"{prefix}f1": 100.0 * sum(f1[question] for question in questions) / total,
+        f"{prefix}total": total,
+    }
+
+
+def best_threshold(
+    predictions: dict[str, str], scores: dict[str, float], probs: dict[str, float], has_answer: dict[str, bool]
+) -> tuple[float, float]:
+    """The best score that a threshold can give, and the lowest such threshold (evaluator 2.0).
+
+    It starts from no answer everywhere, and lets the questions answer one by one, the surest first. Questions of one
+    probability are let in one by one too, in their order, although a threshold cannot tell them apart.
+    """
+    current = sum(1 for answered in has_answer.values() if not answered)
+    best, threshold = current, 0.0
+    for question in sorted(probs, key=probs.get):
+        if question not in scores:
+            continue
+        if has_answer[question]:
+            current += scores[question]
+        elif predictions[question]:
+            current -= 1
+        if current > best:
+            best, threshold = current, probs[question]
+    return 100.0 * best / len(scores), threshold

@@ -1,0 +1,189 @@
+"""Trainers that answer questions when they evaluate, and the steps that both scripts take with them."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput, speed_metrics
+
+from arguments_qa import DataArguments, ModelArguments
+from device_qa import trainer_class
+from errors_qa import UserError
+
+
+logger = logging.getLogger(__name__)
+
+
+class AnswerEvaluation:
+    """Mixin for a trainer: `evaluate` and `predict` turn what the model puts out into answers and score them.
+
+    Args (beyond the trainer's own):
+        eval_examples: the rows that `eval_dataset` holds the features of.
+        post_process_function: `(examples, features, predictions, stage)` -> `EvalPrediction` of answers and references;
+            `stage` is "eval" or "predict". References are None where the data has no answers.
+        compute_metrics: `EvalPrediction` of answers and references -> {name: value}.
+    """
+
+    def __init__(
+        self,
+        *args,
+        eval_examples=None,
+        post_process_function: Callable | None = None,
+        compute_metrics: Callable | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)  # without compute_metrics: the loop would feed it logits, not answers
+        self.eval_examples = eval_examples
+        self.post_process_function = post_process_function
+        self.answer_metrics = compute_metrics
+
+    def evaluate(
+        self, eval_dataset=None, eval_examples=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> dict:
+        """Evaluates, logs and returns the metrics: loss, speed and, of the answers, what `compute_metrics` gives."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        examples = self.eval_examples if eval_examples is None else eval_examples
+        _, metrics = self.answer(
+            self.get_eval_dataloader(dataset), dataset, examples, "eval", ignore_keys, metric_key_prefix
+        )
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(
+        self, predict_dataset, predict_examples, ignore_keys=None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Answers the questions of `predict_examples`; metrics of the answers only where gold answers are known."""
+        loader = self.get_test_dataloader(predict_dataset)
+        answers, metrics = self.answer(
+            loader, predict_dataset, predict_examples, "predict", ignore_keys, metric_key_prefix
+        )
+        return PredictionOutput(predictions=answers.predictions, label_ids=answers.label_ids, metrics=metrics)
+
+    def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
+        """Runs the model over `loader`; on rank 0 turns its output into answers and scores; all ranks get both."""
+        start = time.time()
+        loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
+        output = loop(loader, "Evaluation" if stage == "eval" else "Prediction", None, ignore_keys, prefix)
+        steps = math.ceil(output.num_samples / (self.args.eval_batch_size * self.args.world_size))
+        metrics = output.metrics | speed_metrics(prefix, start, num_samples=output.num_samples, num_steps=steps)
+        result = [EvalPrediction(None, None), {}]
+        if self.is_world_process_zero() and self.post_process_function is not None and output.predictions is not None:
+            answers = self.post_process_function(examples, features, output.predictions, stage)
+            scored = self.answer_metrics is not None and answers.label_ids is not None
+            result = [answers, self.answer_metrics(answers) if scored else {}]
+        if self.args.world_size > 1:
+            broadcast_object_list(result)
+        answers, scores = result
+        return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
+
+
+class QuestionAnsweringTrainer(AnswerEvaluation, trainer_class()):
+    """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As the base's, but puts out start and end logits alone, (batch, length) each, from the first real token on.
+
+        Some models give more (BART its encoder's states), and left padding moves a feature by a width that only the
+        batch knows.
+        """
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if logits is None:
+            return loss, logits, labels
+        logits = tuple(logits[:2])
+        if self.processing_class.padding_side == "left":
+            mask = inputs["attention_mask"].to(logits[0].device)
+            length = mask.shape[1]
+            places = (torch.arange(length, device=mask.device) + mask.argmax(dim=1, keepdim=True)) % length
+            logits = tuple(values.gather(1, places) for values in logits)
+        return loss, logits, labels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a script does with its trainer
+
+
+def checkpoint_to_resume(args) -> str | None:
+    """Where training goes on: the checkpoint that the flags name, else the last complete one in `output_dir`.
+
+    Raises:
+        UserError: `output_dir` holds something else, and --overwrite_output_dir is not given.
+    """
+    named = args.resume_from_checkpoint
+    if named is not None and named.lower() not in ("true", "false"):
+        if not is_complete(Path(named)):
+            raise UserError(f"--resume_from_checkpoint {named}: there is no complete checkpoint (trainer_state.json)")
+        return named
+    folder = Path(args.output_dir)
+    if not args.do_train or args.overwrite_output_dir or not folder.is_dir():
+        return None
+    last = last_checkpoint(folder)
+    if last is not None:
+        logger.warning(f"Resuming from {last}; with --overwrite_output_dir training starts anew")
+        return str(last)
+    if any(folder.iterdir()):
+        raise UserError(
+            f"--output_dir {folder} holds files but no complete checkpoint to resume from; name another folder, "
+            "or start anew with --overwrite_output_dir"
+        )
+    return None
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint with the highest step."""
+    numbered = {path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path for path in folder.iterdir()}
+    complete = [(int(step), path) for step, path in numbered.items() if step.isdigit() and is_complete(path)]
+    return max(complete)[1] if complete else None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: the trainer's state is its last file."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def train(trainer, checkpoint: str | None, most: int | None) -> None:
+    """Trains, and saves the model, the tokenizer, the trainer's state and `train_results.json`."""
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_model()
+    report(trainer, "train", metrics, trainer.train_dataset, most)
+    trainer.save_state()
+
+
+def report(trainer, stage: str, metrics: dict, features, most: int | None) -> None:
+    """Prints the metrics of a stage and writes them to `{stage}_results.json` and `all_results.json`."""
+    metrics[f"{stage}_samples"] = min(most or len(features), len(features))
+    trainer.log_metrics(stage, metrics)
+    trainer.save_metrics(stage, metrics)
+
+
+def run(
+    trainer, data: DataArguments, model: ModelArguments, checkpoint: str | None, test_features, test_examples
+) -> None:
+    """Trains, evaluates and predicts, as the flags say, and writes the model card."""
+    if trainer.args.do_train:
+        train(trainer, checkpoint, data.max_train_samples)
+    if trainer.args.do_eval:
+        report(trainer, "eval", trainer.evaluate(), trainer.eval_dataset, data.max_eval_samples)
+    if trainer.args.do_predict:
+        metrics = trainer.predict(test_features, test_examples).metrics
+        report(trainer, "predict", metrics, test_features, data.max_predict_samples)
+    card = {"tasks": "question-answering"}
+    if not Path(model.model_name_or_path).exists():  # a hub name; the card looks its licence up there
+        card["finetuned_from"] = model.model_name_or_path
+    if data.dataset_name is not None:
+        config = data.dataset_config_name
+        card |= {"dataset_tags": data.dataset_name, "dataset": " ".join(filter(None, (data.dataset_name, config)))}
+        card |= {"dataset_args": config} if config else {}
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)

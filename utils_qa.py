@@ -1,0 +1,666 @@
+"""Features from rows, and answers from logits: pure functions on arrays.
+
+A *feature* is one window of an example (a row): question, a stretch of the context and special tokens, at most
+`max_seq_length` tokens. Every distinct context and question is tokenized once, windows are index ranges into those
+tokens, and nothing is padded before it is batched.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+
+logger = logging.getLogger(__name__)
+
+# How many rows are tokenized the slow way too, to see that both ways agree.
+CHECKED_ROWS = 16
+# How many examples are post-processed together: it bounds memory (1,000 windows of 384 tokens take 20 MB).
+EXAMPLES_AT_ONCE = 1000
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+LABELS = ("start_positions", "end_positions")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows -> features
+
+
+@dataclass
+class Template:
+    """What a tokenizer puts around a pair of texts: `before first between second after`, ids and token types of each."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    types: tuple[list[int], int, list[int], int, list[int]]  # of before, first, between, second, after
+    context_first: bool  # left-padding tokenizers put the context in front of the question
+
+    @property
+    def special_tokens(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+@dataclass
+class Texts:
+    """Distinct texts, tokenized one behind the other: text i holds the tokens `splits[i]` to `splits[i + 1]`."""
+
+    of_row: np.ndarray  # (rows,) which text a row has
+    splits: np.ndarray  # (texts + 1,)
+    ids: np.ndarray  # (tokens,)
+    starts: np.ndarray  # (tokens,) first character of each token in its text
+    ends: np.ndarray  # (tokens,) the one after its last
+
+    def __len__(self) -> int:
+        return len(self.splits) - 1
+
+
+class Features(torch.utils.data.Dataset):
+    """Features as index ranges; item i is a dict of unpadded arrays for a collator.
+
+    Items hold `input_ids`, `attention_mask` and `token_type_ids` as far as the tokenizer's models take them, and
+    `start_positions`, `end_positions` where labels are known. `as_dict(i)` adds what people look at.
+    """
+
+    def __init__(self, rows, questions: Texts, contexts: Texts, template: Template, names: list[str], **arrays):
+        self.row_ids = [row["id"] for row in rows]
+        self.questions, self.contexts, self.template, self.names = questions, contexts, template, names
+        self.row = arrays["row"]  # (features,) which row a feature is a window of
+        self.first, self.last = arrays["first"], arrays["last"]  # (features,) its tokens in contexts.ids
+        self.question_length = arrays["question_length"]  # (rows,) tokens kept of each row's question
+        self.labels = None  # or (features, 2): first and last token of the answer
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, index: int) -> dict:
+        template, row = self.template, self.row[index]
+        begin = self.questions.splits[self.questions.of_row[row]]
+        question = self.questions.ids[begin : begin + self.question_length[row]]
+        context = self.contexts.ids[self.first[index] : self.last[index]]
+        first, second = (context, question) if template.context_first else (question, context)
+        parts = (template.before, first, template.between, second, template.after)
+        item = {"input_ids": np.concatenate(parts, dtype=np.int64, casting="unsafe")}
+        if "attention_mask" in self.names:
+            item["attention_mask"] = np.ones(len(item["input_ids"]), dtype=np.int64)
+        if "token_type_ids" in self.names:
+            types = (np.broadcast_to(kind, len(part)) for kind, part in zip(template.types, parts))
+            item["token_type_ids"] = np.concatenate(list(types), dtype=np.int64, casting="unsafe")
+        if self.labels is not None:
+            item["start_positions"], item["end_positions"] = self.labels[index]
+        return item
+
+    def as_dict(self, index: int) -> dict:
+        """Feature `index` as plain lists, with `example_id`, `offset_mapping` (None outside the context), `cls_index`."""
+        item = {name: value.tolist() for name, value in self[index].items()}
+        begin, length = self.context_begin()[index], len(item["input_ids"])
+        tokens = slice(self.first[index], self.last[index])
+        spans = list(zip(self.contexts.starts[tokens].tolist(), self.contexts.ends[tokens].tolist()))
+        offsets = [None] * begin + spans + [None] * (length - begin - len(spans))
+        identity = self.row_ids[self.row[index]]
+        return item | {"example_id": identity, "offset_mapping": offsets, "cls_index": int(self.cls_index[index])}
+
+    def lengths(self) -> np.ndarray:
+        """(features,) tokens of each feature."""
+        return self.last - self.first + self.question_length[self.row] + self.template.special_tokens
+
+    def context_begin(self) -> np.ndarray:
+        """(features,) position of the first context token of each feature."""
+        if self.template.context_first:
+            return np.full(len(self), len(self.template.before))
+        return len(self.template.before) + self.question_length[self.row] + len(self.template.between)
+
+    def offsets(self, chosen: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(len(chosen), width) first character, and the one after the last, of each position; -1 outside the context."""
+        position = np.arange(width) - self.context_begin()[chosen, None]
+        inside = (position >= 0) & (position < (self.last - self.first)[chosen, None])
+        token = np.where(inside, position + self.first[chosen, None], 0)
+        return np.where(inside, self.contexts.starts[token], -1), np.where(inside, self.contexts.ends[token], -1)
+
+
+def prepare_features(
+    rows: Sequence[dict], tokenizer: PreTrainedTokenizerFast, max_seq_length: int, doc_stride: int
+) -> "Features | list[dict]":
+    """The windows of all rows, with labels where any row has an answer.
+
+    Windows, ids, masks, types and offsets are those of the tokenizer's own `return_overflowing_tokens`. Where a check
+    on the first rows finds a difference (a tokenizer whose tokens depend on the other text of the pair), the tokenizer
+    does the work itself, and the features are a list of dicts with the same content.
+
+    Args:
+        rows: `{"id", "question", "context", "answers": {"text", "answer_start"}}` each; the question is left-stripped.
+        tokenizer: a fast one; `padding_side` decides which text comes first.
+        max_seq_length: tokens of a feature at most.
+        doc_stride: tokens that neighbouring windows of one context share.
+
+    A question that leaves no room for a window to move on is cut to half the room (counted in the log). Labels are
+    the first and last token of the first gold answer, or the no-answer position (CLS, else BOS, else 0) in both places
+    when the window does not hold the whole answer.
+    """
+    template = read_template(tokenizer)
+    features = array_features(rows, tokenizer, template, max_seq_length, doc_stride)
+    if features is None or not same_features(features, rows, tokenizer, max_seq_length, doc_stride):
+        logger.warning(
+            "This tokenizer treats pairs in a way of its own; it builds every feature itself, which is slower"
+        )
+        return own_features(rows, tokenizer, max_seq_length, doc_stride)
+    return features
+
+
+def array_features(rows, tokenizer, template: Template, max_seq_length: int, doc_stride: int) -> "Features | None":
+    """`prepare_features` by index arithmetic; None for a tokenizer that it cannot describe."""
+    if tokenizer.truncation_side != "right":
+        return None
+    questions = tokenize_distinct([row["question"].lstrip() for row in rows], tokenizer)
+    contexts = tokenize_distinct([row["context"] for row in rows], tokenizer)
+    length = np.diff(questions.splits)[questions.of_row]
+    most = max_seq_length - template.special_tokens
+    length = trim_questions(length, np.diff(contexts.splits)[contexts.of_row], most, doc_stride)
+    row, first, last = cut_windows(contexts, most - length, doc_stride)
+    names = [name for name in tokenizer.model_input_names if name in ("attention_mask", "token_type_ids")]
+    features = Features(
+        rows, questions, contexts, template, names, row=row, first=first, last=last, question_length=length
+    )
+    features.cls_index = no_answer_positions(tokenizer, template, features.lengths())
+    if any(row["answers"]["text"] for row in rows):
+        features.labels = label_windows(rows, features)
+    return features
+
+
+def read_template(tokenizer) -> Template:
+    """Reads off a probe pair where the tokenizer puts special tokens and which types it gives."""
+    probe = tokenizer("a", "b", return_token_type_ids=True)
+    of_text = [2 if sequence is None else sequence for sequence in probe.sequence_ids()]
+    first, second = of_text.index(0), of_text.index(1)
+    first_end = len(of_text) - of_text[::-1].index(0)
+    second_end = len(of_text) - of_text[::-1].index(1)
+    ids, types = probe["input_ids"], probe["token_type_ids"]
+    return Template(
+        before=ids[:first],
+        between=ids[first_end:second],
+        after=ids[second_end:],
+        types=(types[:first], types[first], types[first_end:second], types[second], types[second_end:]),
+        context_first=tokenizer.padding_side == "left",
+    )
+
+
+def tokenize_distinct(texts: list[str], tokenizer) -> Texts:
+    """Tokenizes each distinct text once, without special tokens."""
+    distinct = dict.fromkeys(texts)
+    number = {text: index for index, text in enumerate(distinct)}
+    encoded = tokenizer.backend_tokenizer
+    encoded.no_truncation()
+    encoded.no_padding()
+    splits, ids, spans = [0], [], []
+    for encoding in encoded.encode_batch(list(distinct), add_special_tokens=False):
+        ids.append(np.array(encoding.ids, dtype=np.int32))
+        spans.append(np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2))
+        splits.append(splits[-1] + len(ids[-1]))
+    spans = np.concatenate(spans)
+    return Texts(
+        of_row=np.array([number[text] for text in texts], dtype=np.int32),
+        splits=np.array(splits, dtype=np.int64),
+        ids=np.concatenate(ids),
+        starts=np.ascontiguousarray(spans[:, 0]),
+        ends=np.ascontiguousarray(spans[:, 1]),
+    )
+
+
+def trim_questions(questions: np.ndarray, contexts: np.ndarray, most: int, doc_stride: int) -> np.ndarray:
+    """(rows,) tokens to keep of questions of the given lengths, when `most` tokens hold question and context window.
+
+    A context that does not fit beside its question is cut into windows that share `doc_stride` tokens, so the question
+    must leave more room than that. One that does not is cut so that half of the rest goes to new tokens.
+    """
+    stuck = (questions + contexts > most) & (most - questions <= doc_stride)
+    if stuck.any():
+        logger.warning(
+            f"{stuck.sum()} questions are too long for their windows and were cut to {(most - doc_stride) // 2} tokens"
+        )
+    return np.where(stuck, np.minimum(questions, (most - doc_stride) // 2), questions).astype(np.int32)
+
+
+def cut_windows(contexts: Texts, room: np.ndarray, doc_stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The windows of every row, in order: which row, its first token, the one after its last.
+
+    The rule of the tokenizers library (0.21, `Encoding.truncate`): windows of `room` tokens start every
+    `room - doc_stride` tokens until one reaches the end of the context.
+    """
+    begin = contexts.splits[contexts.of_row]
+    length = contexts.splits[contexts.of_row + 1] - begin
+    step = np.maximum(room - doc_stride, 1)  # where a context fits whole, room may be less than doc_stride
+    count = 1 + np.maximum(0, -(-(length - room) // step))
+    row = np.repeat(np.arange(len(count), dtype=np.int32), count)
+    window = np.arange(len(row)) - (np.cumsum(count) - count)[row]
+    first = window * step[row]
+    last = np.minimum(first + room[row], length[row])
+    return row, (begin[row] + first).astype(np.int32), (begin[row] + last).astype(np.int32)
+
+
+def no_answer_tokens(tokenizer) -> list[int]:
+    """The special tokens that stand for "no answer", the preferred one first."""
+    return [token for token in (tokenizer.cls_token_id, tokenizer.bos_token_id) if token is not None]
+
+
+def no_answer_positions(tokenizer, template: Template, lengths: np.ndarray) -> np.ndarray:
+    """(features,) position of the CLS token, else of the BOS token, else 0."""
+    for token in no_answer_tokens(tokenizer):
+        if token in template.before:
+            return np.full(len(lengths), template.before.index(token), dtype=np.int32)
+        if token in template.after:
+            return (lengths - len(template.after) + template.after.index(token)).astype(np.int32)
+    return np.zeros(len(lengths), dtype=np.int32)
+
+
+def label_windows(rows, features: Features) -> np.ndarray:
+    """(features, 2) first and last token of each row's first answer, or the no-answer position twice.
+
+    Tokens are found by one binary search over all contexts: a token's key is its context's number above its character.
+    """
+    contexts = features.contexts
+    above = np.repeat(np.arange(len(contexts), dtype=np.int64) << 32, np.diff(contexts.splits))
+    answered = np.array([bool(row["answers"]["text"]) for row in rows])
+    begin = np.array([row["answers"]["answer_start"][0] if row["answers"]["text"] else 0 for row in rows])
+    end = begin + [len(row["answers"]["text"][0]) if row["answers"]["text"] else 0 for row in rows]
+    above_row = contexts.of_row.astype(np.int64) << 32
+    start_token = np.searchsorted(contexts.starts + above, above_row + begin, side="right") - 1
+    end_token = np.searchsorted(contexts.ends + above, above_row + end, side="left")
+    row, first, last = features.row, features.first, features.last
+    filled = last > first
+    left, right = np.where(filled, first, 0), np.where(filled, last - 1, 0)
+    holds = filled & answered[row] & (contexts.starts[left] <= begin[row]) & (contexts.ends[right] >= end[row])
+    shift = features.context_begin() - first
+    start = np.where(holds, np.minimum(start_token[row], right) + shift, features.cls_index)
+    stop = np.where(holds, np.maximum(end_token[row], left) + shift, features.cls_index)
+    return np.stack([start, stop], axis=1).astype(np.int32)
+
+
+def same_features(features: Features, rows, tokenizer, max_seq_length: int, doc_stride: int) -> bool:
+    """Whether the first rows (those with whole questions) come out as from the tokenizer itself."""
+    whole = np.diff(features.questions.splits)[features.questions.of_row] == features.question_length
+    checked = np.flatnonzero(whole)[:CHECKED_ROWS]
+    own = own_features([rows[index] for index in checked], tokenizer, max_seq_length, doc_stride)
+    mine = np.flatnonzero(np.isin(features.row, checked))
+    return len(own) == len(mine) and all(features.as_dict(index) == other for index, other in zip(mine, own))
+
+
+def own_features(rows, tokenizer, max_seq_length: int, doc_stride: int) -> list[dict]:
+    """`prepare_features` by the tokenizer's own `return_overflowing_tokens`, one row at a time."""
+    questions = tokenize_distinct([row["question"].lstrip() for row in rows], tokenizer)
+    contexts = tokenize_distinct([row["context"] for row in rows], tokenizer)
+    lengths = np.diff(questions.splits)[questions.of_row]
+    most = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True)
+    kept = trim_questions(lengths, np.diff(contexts.splits)[contexts.of_row], most, doc_stride)
+    labelled = any(row["answers"]["text"] for row in rows)
+    features = []
+    for index, row in enumerate(rows):
+        question = row["question"].lstrip()
+        if kept[index] < lengths[index]:
+            question = question[: questions.ends[questions.splits[questions.of_row[index]] + kept[index] - 1]]
+        features += own_windows(row, question, tokenizer, max_seq_length, doc_stride, labelled)
+    return features
+
+
+def own_windows(
+    row: dict, question: str, tokenizer, max_seq_length: int, doc_stride: int, labelled: bool
+) -> list[dict]:
+    """The windows of one row, as the tokenizer cuts them."""
+    right = tokenizer.padding_side == "right"
+    encoding = tokenizer(
+        *((question, row["context"]) if right else (row["context"], question)),
+        truncation="only_second" if right else "only_first",
+        max_length=max_seq_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    windows = []
+    for window, ids in enumerate(encoding["input_ids"]):
+        of_text = encoding.sequence_ids(window)
+        inside = [sequence == int(right) for sequence in of_text]
+        offsets = [span if here else None for span, here in zip(encoding["offset_mapping"][window], inside)]
+        feature = {name: encoding[name][window] for name in MODEL_INPUTS if name in encoding}
+        special = [token if sequence is None else None for token, sequence in zip(ids, of_text)]
+        feature["cls_index"] = next(
+            (special.index(token) for token in no_answer_tokens(tokenizer) if token in special), 0
+        )
+        if labelled:
+            positions = answer_positions(offsets, row["answers"]) or (feature["cls_index"],) * 2
+            feature["start_positions"], feature["end_positions"] = positions
+        windows.append(feature | {"example_id": row["id"], "offset_mapping": offsets})
+    return windows
+
+
+def answer_positions(offsets: list[tuple[int, int] | None], answers: dict) -> tuple[int, int] | None:
+    """First and last token of the first gold answer in one window; None when the window does not hold all of it."""
+    context = [position for position, span in enumerate(offsets) if span is not None]
+    if not answers["text"] or not context:
+        return None
+    begin = answers["answer_start"][0]
+    end = begin + len(answers["text"][0])
+    if offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
+        return None
+    start = max(position for position in context if offsets[position][0] <= begin)
+    return start, min(position for position in context if offsets[position][1] >= end)
+
+
+@dataclass
+class PaddingCollator:
+    """Batches features: pads them to `length` tokens, or to the batch's longest, on the tokenizer's side.
+
+    Labels move along when the padding is on the left. Returns (batch, length) int64 tensors of the model's inputs and
+    (batch,) labels; what else a feature carries is left behind.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    length: int | None = None
+    multiple_of: int = 1
+
+    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
+        lengths = [len(feature["input_ids"]) for feature in features]
+        width = self.length or -(-max(lengths) // self.multiple_of) * self.multiple_of
+        left = self.tokenizer.padding_side == "left"
+        padding = (self.tokenizer.pad_token_id, 0, self.tokenizer.pad_token_type_id)
+        batch = {}
+        for name, value in zip(MODEL_INPUTS, padding):
+            if name in features[0]:
+                table = np.full((len(features), width), value, dtype=np.int64)
+                for row, feature, length in zip(table, features, lengths):
+                    row[width - length if left else 0 :][:length] = feature[name]
+                batch[name] = torch.from_numpy(table)
+        for name in LABELS:
+            if name in features[0]:
+                shift = width - np.array(lengths) if left else 0
+                batch[name] = torch.from_numpy(
+                    np.array([feature[name] for feature in features], dtype=np.int64) + shift
+                )
+        return batch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logits -> answers
+
+
+@dataclass
+class Answers:
+    """What the model answers, by example id in the order of the examples."""
+
+    texts: dict[str, str]  # the answer, empty for "no answer"
+    nbest: dict[str, list[dict]]  # {start_logit, end_logit, text, probability} from best to worst
+    null_odds: dict[str, float]  # with negatives: score of no answer minus score of the best text
+    best_texts: dict[str, str]  # the best non-empty text, whatever the null score
+
+
+class ListedFeatures:
+    """The arrays that answers need (as `Features` has them) out of features in dicts."""
+
+    def __init__(self, features: Sequence[dict], ids: list[str]):
+        number = {identity: index for index, identity in enumerate(ids)}
+        columns = getattr(features, "column_names", None) or features[0].keys()
+        self.row = np.array([number[identity] for identity in column_of(features, "example_id")], dtype=np.int32)
+        self.spans = column_of(features, "offset_mapping")
+        self.max_context = column_of(features, "token_is_max_context") if "token_is_max_context" in columns else None
+        self.cls_index = np.array(
+            column_of(features, "cls_index") if "cls_index" in columns else np.zeros(len(self.row), int)
+        )
+
+    def offsets(self, chosen: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `Features.offsets`; a token that has more context in another window is no start either."""
+        starts = np.full((len(chosen), width), -1)
+        ends = starts.copy()
+        for line, index in enumerate(chosen):
+            allowed = self.max_context[index] if self.max_context is not None else None
+            for position, span in enumerate(self.spans[index][:width]):
+                if span is not None and len(span) >= 2:
+                    ends[line, position] = span[1]
+                    if allowed is None or allowed.get(str(position), False):
+                        starts[line, position] = span[0]
+        return starts, ends
+
+
+def column_of(table, name: str) -> list:
+    """A column of a `datasets.Dataset` or of a list of dicts."""
+    return list(table[name]) if hasattr(table, "column_names") else [row[name] for row in table]
+
+
+def postprocess_qa_predictions(
+    examples,
+    features,
+    predictions: tuple[np.ndarray, np.ndarray],
+    version_2_with_negative: bool = False,
+    n_best_size: int = 20,
+    max_answer_length: int = 30,
+    null_score_diff_threshold: float = 0.0,
+    output_dir: str | None = None,
+    prefix: str | None = None,
+    log_level: int = logging.WARNING,
+) -> dict[str, str]:
+    """The answer of every example, `{id: text}`, cut from its context.
+
+    Per window the `n_best_size` best starts are paired with the `n_best_size` best ends; pairs outside the context,
+    reversed or longer than `max_answer_length` tokens are dropped, and the rest is ranked by the sum of its logits over
+    all windows of the example. With negatives the answer is empty when the null score (the lowest over the windows)
+    exceeds the best text's score by more than `null_score_diff_threshold` logits.
+
+    Args:
+        examples: rows with `id` and `context`, a `datasets.Dataset` or a list of dicts.
+        features: what `prepare_features` made, or a `datasets.Dataset` or list of dicts with `example_id`,
+            `offset_mapping` (None outside the context), and optionally `token_is_max_context` and `cls_index` (the
+            position of the null score, 0 without it).
+        predictions: start and end logits, (features, length) each, aligned with the features' first tokens.
+        output_dir: where `predictions.json`, `nbest_predictions.json` and, with negatives, `null_odds.json` go, with
+            `prefix` and an underscore in front of their names.
+
+    Raises:
+        ValueError: `predictions` do not match the features, or with negatives an example has no feature.
+    """
+    logger.setLevel(log_level)
+    answers = find_answers(
+        examples,
+        features,
+        predictions,
+        version_2_with_negative,
+        n_best_size,
+        max_answer_length,
+        null_score_diff_threshold,
+    )
+    if output_dir is not None:
+        write_answers(answers, output_dir, prefix)
+    return answers.texts
+
+
+def find_answers(
+    examples,
+    features,
+    predictions: tuple[np.ndarray, np.ndarray],
+    version_2_with_negative: bool = False,
+    n_best_size: int = 20,
+    max_answer_length: int = 30,
+    null_score_diff_threshold: float = 0.0,
+) -> Answers:
+    """What `postprocess_qa_predictions` writes and returns, and the best non-empty texts."""
+    if len(predictions) != 2:
+        raise ValueError("`predictions` should be a tuple with two elements (start_logits, end_logits)")
+    if len(predictions[0]) != len(features):
+        raise ValueError(f"got {len(predictions[0])} predictions and {len(features)} features")
+    ids, contexts = column_of(examples, "id"), column_of(examples, "context")
+    if not (isinstance(features, Features) and features.row_ids == ids):
+        features = (
+            [features.as_dict(index) for index in range(len(features))] if isinstance(features, Features) else features
+        )
+        features = ListedFeatures(features, ids)
+    answers = Answers({}, {}, {}, {})
+    order = np.argsort(features.row, kind="stable")
+    bounds = np.searchsorted(features.row[order], np.arange(len(ids) + 1))
+    if version_2_with_negative and (np.diff(bounds) == 0).any():
+        raise ValueError(f"example {ids[np.flatnonzero(np.diff(bounds) == 0)[0]]!r} has no feature")
+    for begin in range(0, len(ids), EXAMPLES_AT_ONCE):
+        end = min(begin + EXAMPLES_AT_ONCE, len(ids))
+        chosen = order[bounds[begin] : bounds[end]]
+        logits = tuple(np.asarray(values)[chosen] for values in predictions)
+        spans = window_spans(logits, features.offsets(chosen, logits[0].shape[1]), n_best_size, max_answer_length)
+        spans["example"] = (features.row[chosen] - begin)[spans.pop("window")]
+        null = (
+            null_spans(logits, features.row[chosen] - begin, features.cls_index[chosen])
+            if version_2_with_negative
+            else None
+        )
+        kept = rank_spans(spans, null, n_best_size)
+        collect_answers(answers, ids[begin:end], contexts[begin:end], kept, null, null_score_diff_threshold)
+    return answers
+
+
+def window_spans(logits, offsets, n_best_size: int, max_answer_length: int) -> dict[str, np.ndarray]:
+    """The candidate spans of every window, window by window, the best starts first and for each the best ends first.
+
+    Columns: `window`, `begin`, `end` (characters), `start_logit`, `end_logit`, `score`.
+    """
+    # The same argsort as a loop over windows would call, so that ties fall as they do there; argpartition's do not.
+    start, end = (np.argsort(values, axis=1)[:, : -n_best_size - 1 : -1] for values in logits)
+    begin_char = np.take_along_axis(offsets[0], start, axis=1)
+    end_char = np.take_along_axis(offsets[1], end, axis=1)
+    tokens = end[:, None, :] - start[:, :, None] + 1
+    allowed = (
+        (begin_char >= 0)[:, :, None] & (end_char >= 0)[:, None, :] & (tokens >= 1) & (tokens <= max_answer_length)
+    )
+    window, row, column = np.nonzero(allowed)
+    start_logit, end_logit = logits[0][window, start[window, row]], logits[1][window, end[window, column]]
+    return {
+        "window": window,
+        "begin": begin_char[window, row],
+        "end": end_char[window, column],
+        "start_logit": start_logit,
+        "end_logit": end_logit,
+        "score": start_logit + end_logit,
+    }
+
+
+def null_spans(logits, example: np.ndarray, cls_index: np.ndarray) -> dict[str, np.ndarray]:
+    """The no-answer candidate of every example: that of its window with the lowest null score, the first of equals."""
+    every = np.arange(len(example))
+    start_logit, end_logit = logits[0][every, cls_index], logits[1][every, cls_index]
+    score = start_logit + end_logit
+    order = np.lexsort((score, example))
+    lowest = order[np.flatnonzero(np.diff(example[order], prepend=-1))]
+    return {
+        "example": example[lowest],
+        "begin": np.zeros(len(lowest), dtype=np.int64),
+        "end": np.zeros(len(lowest), dtype=np.int64),
+        "start_logit": start_logit[lowest],
+        "end_logit": end_logit[lowest],
+        "score": score[lowest],
+    }
+
+
+def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np.ndarray]:
+    """The `n_best_size` best candidates of every example, best first; the null candidate last when it is not among them."""
+    if null is not None:
+        spans = {name: np.concatenate([spans[name], null[name]]) for name in null}
+    order = np.lexsort((-spans["score"], spans["example"]))
+    example = spans["example"][order]
+    rank = np.arange(len(order)) - np.searchsorted(example, example)
+    kept = {name: column[order[rank < n_best_size]] for name, column in spans.items()}
+    if null is not None:
+        empty = (kept["begin"] == 0) & (kept["end"] == 0)
+        lost = ~np.isin(null["example"], kept["example"][empty])
+        kept = {name: np.concatenate([column, null[name][lost]]) for name, column in kept.items()}
+        order = np.argsort(kept["example"], kind="stable")
+        kept = {name: column[order] for name, column in kept.items()}
+    return kept
+
+
+def collect_answers(answers: Answers, ids, contexts, kept: dict, null: dict | None, threshold: float) -> None:
+    """Adds the examples `ids` to `answers`: texts, n-best rows with probabilities, null odds."""
+    bounds = np.searchsorted(kept["example"], np.arange(len(ids) + 1)).tolist()
+    columns = (kept[name].tolist() for name in ("example", "begin", "end"))
+    texts = [contexts[example][begin:end] for example, begin, end in zip(*columns)]
+    start_logits, end_logits = (kept[name].astype(np.float64).tolist() for name in ("start_logit", "end_logit"))
+    probabilities = softmax_of_groups(kept["score"], np.array(bounds))
+    for index, identity in enumerate(ids):
+        group = slice(bounds[index], bounds[index + 1])
+        names = ("start_logit", "end_logit", "text", "probability")
+        columns = (start_logits[group], end_logits[group], texts[group], probabilities[group])
+        rows = [dict(zip(names, row)) for row in zip(*columns)]
+        if not any(texts[group]) and (len(rows) <= 1 or null is not None):
+            rows = with_empty_row(rows, kept["score"][group])
+        answers.nbest[identity] = rows
+        best = next((row["text"] for row in rows if row["text"]), "")
+        answers.best_texts[identity] = best
+        answers.texts[identity] = rows[0]["text"]
+    if null is not None:
+        add_null_odds(answers, ids, texts, kept, bounds, null["score"], threshold)
+
+
+def add_null_odds(answers: Answers, ids, texts, kept, bounds, null_score: np.ndarray, threshold: float) -> None:
+    """With negatives: null score minus best text's score, and "" as the answer where that exceeds the threshold."""
+    score = null_score.dtype.type
+    for index, identity in enumerate(ids):
+        best = next((place for place in range(bounds[index], bounds[index + 1]) if texts[place]), None)
+        start, end = (score(0), score(0)) if best is None else (kept["start_logit"][best], kept["end_logit"][best])
+        odds = null_score[index] - start - end
+        answers.null_odds[identity] = float(odds)
+        answers.texts[identity] = "" if odds > threshold else answers.best_texts[identity]
+
+
+def softmax_of_groups(scores: np.ndarray, bounds: np.ndarray) -> list[float]:
+    """The softmax of every group `scores[bounds[i]:bounds[i + 1]]`.
+
+    Groups of one size are rows of one table, so that each is summed in the order in which numpy sums it alone.
+    """
+    result = np.empty(len(scores))
+    sizes = np.diff(bounds)
+    for size in np.unique(sizes[sizes > 0]):
+        places = bounds[:-1][sizes == size, None] + np.arange(size)
+        table = scores[places]
+        table = np.exp(table - table.max(axis=1, keepdims=True))
+        result[places] = table / table.sum(axis=1, keepdims=True)
+    return result.tolist()
+
+
+def with_empty_row(rows: list[dict], scores: np.ndarray) -> list[dict]:
+    """N-best rows that hold no text, behind the reference's row for that case: the text "empty" with score 0."""
+    rows = [{"text": "empty", "start_logit": 0.0, "end_logit": 0.0}, *rows]
+    probabilities = softmax_of_groups(np.array([0.0, *scores]), np.array([0, len(rows)]))
+    return [row | {"probability": probability} for row, probability in zip(rows, probabilities)]
+
+
+def write_answers(answers: Answers, output_dir: str, prefix: str | None = None) -> None:
+    """Writes `predictions.json`, `nbest_predictions.json` and, where there are any, `null_odds.json`.
+
+    The bytes are those of `json.dumps(..., indent=4)`, which has no fast encoder for indented output.
+    """
+    folder, before = Path(output_dir), "" if prefix is None else f"{prefix}_"
+    os.makedirs(folder, exist_ok=True)
+    text = encode_basestring_ascii
+    write_object(folder / f"{before}predictions.json", answers.texts, text)
+    write_object(folder / f"{before}nbest_predictions.json", answers.nbest, json_of_rows)
+    if answers.null_odds:
+        write_object(folder / f"{before}null_odds.json", answers.null_odds, json_of_float)
+
+
+def write_object(path: Path, content: dict, encode) -> None:
+    lines = (f"    {encode_basestring_ascii(str(key))}: {encode(value)}" for key, value in content.items())
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n" if content else "{}\n")
+
+
+def json_of_rows(rows: list[dict]) -> str:
+    return "[\n" + ",\n".join(map(json_of_row, rows)) + "\n    ]"
+
+
+def json_of_row(row: dict) -> str:
+    lines = (
+        f'            "{name}": {encode_basestring_ascii(value) if name == "text" else json_of_float(value)}'
+        for name, value in row.items()
+    )
+    return "        {\n" + ",\n".join(lines) + "\n        }"
+
+
+def json_of_float(value: float) -> str:
+    return repr(value) if value - value == 0 else json.dumps(value)  # NaN and Infinity are spelt JSON's way
