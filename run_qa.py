@@ -83,7 +83,7 @@ def score_answers(data: DataArguments, answers: EvalPrediction) -> dict[str, flo
 
 
 def sigmoid(odds: float) -> float:
-    return float(1 / (1 + np.exp(-np.float64(odds))))
+    return float(np.exp(-np.logaddexp(0.0, -odds)))  # without overflow
 
 
 if __name__ == "__main__":

@@ -155,11 +155,13 @@ def prepare_features(
 
 
 def array_features(rows, tokenizer, template: Template, max_seq_length: int, doc_stride: int) -> "Features | None":
-    """`prepare_features` by index arithmetic; None for a tokenizer that it cannot describe."""
+    """`prepare_features` by index arithmetic; None for tokenizers or texts that it cannot describe."""
     if tokenizer.truncation_side != "right":
         return None
     questions = tokenize_distinct([row["question"].lstrip() for row in rows], tokenizer)
     contexts = tokenize_distinct([row["context"] for row in rows], tokenizer)
+    if not len(contexts.ids):  # a handful of contexts that the tokenizer's normalizer leaves nothing of
+        return None
     length = np.diff(questions.splits)[questions.of_row]
     most = max_seq_length - template.special_tokens
     length = trim_questions(length, np.diff(contexts.splits)[contexts.of_row], most, doc_stride)

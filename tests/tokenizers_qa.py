@@ -115,6 +115,8 @@ def make_tokenizers(corpus: list[str]) -> dict[str, PreTrainedTokenizerFast]:
 
     The llamas have no pad token: set `pad_token = eos_token` where padding is needed.
     """
+    # No trained piece may be called like a special token or a byte, whose names the corpus has too.
+    corpus = [text.replace("<", " ").replace("[", " ") for text in corpus]
     wordpiece = train_wordpiece(corpus)
     llama_vocab, llama_merges = train_llama(corpus)
     return {
@@ -231,9 +233,7 @@ def settled_scores(tokenizer: Tokenizer, special: list[str]) -> list[tuple[str, 
 
 def train_llama(corpus: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A BPE vocabulary with <unk> <s> </s> and the 256 bytes in front, and its merges."""
-    # No piece may be called like a special token or a byte, which the corpus has too.
-    texts = [text.replace("<", " ") for text in corpus]
-    pieces, merges = train_pieces(texts, pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first"))
+    pieces, merges = train_pieces(corpus, pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first"))
     return numbered(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]), merges
 
 

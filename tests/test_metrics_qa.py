@@ -1,0 +1,67 @@
+"""EM and F1 against the plain evaluators of the oracle, through the metric object that the scripts use."""
+
+import metrics_qa
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+WORDS = "the a an The A. river Rivers river's 42 4,2 é–a the–end “the” of\tthe —  ' - $5 €5 a€an \x00 京都 x_y".split(" ")
+answers = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
+
+
+def predictions_of(texts: dict[str, str], probabilities: dict[str, float] | None = None) -> list[dict]:
+    extra = {} if probabilities is None else {name: {"no_answer_probability": value} for name, value in probabilities.items()}
+    return [{"id": name, "prediction_text": text} | extra.get(name, {}) for name, text in texts.items()]
+
+
+def references_of(golds: dict[str, list[str]]) -> list[dict]:
+    return [{"id": name, "answers": {"text": texts, "answer_start": [0] * len(texts)}} for name, texts in golds.items()]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.tuples(answers, st.lists(answers, min_size=1, max_size=4)), min_size=1, max_size=12))
+def test_version_1_equals_the_official_evaluator(cases):
+    texts = {str(number): text for number, (text, _) in enumerate(cases)}
+    golds = {str(number): list(gold) for number, (_, gold) in enumerate(cases)}
+    scores = metrics_qa.load_metric().compute(predictions=predictions_of(texts), references=references_of(golds))
+    assert scores == pytest.approx(oracle.squad_v1(texts, golds), abs=1e-9)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    st.lists(st.tuples(answers, st.lists(answers, max_size=4), st.integers(0, 5)), min_size=1, max_size=12),
+    st.sampled_from([1.0, 0.5, 0.2]),
+)
+def test_version_2_equals_the_official_evaluator(cases, threshold):
+    texts = {str(number): text for number, (text, _, _) in enumerate(cases)}
+    golds = {str(number): list(gold) for number, (_, gold, _) in enumerate(cases)}
+    probabilities = {str(number): tenths / 5 for number, (_, _, tenths) in enumerate(cases)}
+    scores = metrics_qa.load_metric(version_2_with_negative=True).compute(
+        predictions=predictions_of(texts, probabilities),
+        references=references_of(golds),
+        no_answer_threshold=threshold,
+    )
+    expected = oracle.squad_v2(texts, golds, probabilities, threshold)
+    assert list(scores) == list(expected)
+    assert scores == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("text", ["the–a end", "“The” a", "a€an", "x_y's A.", "the\x1cend", "ⅻ the½", ""])
+def test_normalization(text):
+    assert " ".join(metrics_qa.normalized_words(text)) == oracle.normalize(text)
+
+
+def test_added_one_by_one_it_is_an_evaluate_metric():
+    """`add` and a bare `compute` go by way of evaluate's own Arrow files."""
+    metric = metrics_qa.load_metric(version_2_with_negative=True)
+    texts, golds, probabilities = {"a": "river", "b": "sea"}, {"a": ["the river"], "b": []}, {"a": 0.1, "b": 0.9}
+    for prediction, reference in zip(predictions_of(texts, probabilities), references_of(golds)):
+        metric.add(prediction=prediction, reference=reference)
+    assert metric.compute() == pytest.approx(oracle.squad_v2(texts, golds, probabilities))
+
+
+def test_version_1_refuses_a_question_without_answer():
+    with pytest.raises(ValueError, match="'a' has no gold answer"):
+        metrics_qa.squad_scores({"a": "x"}, {"a": []})

@@ -1,0 +1,244 @@
+"""The script itself, in process, on a tiny model: files, scores, resuming, and defects of the reference."""
+
+import json
+import shutil
+
+import corpus
+import numpy as np
+import oracle
+import pytest
+import run_qa
+import torch
+import trainer_qa
+import utils_qa
+from conftest import rows_of
+from errors_qa import UserError
+from safetensors.torch import load_file
+
+
+TRAINED_FILES = {
+    "README.md", "all_results.json", "config.json", "eval_nbest_predictions.json", "eval_predictions.json",
+    "eval_results.json", "model.safetensors", "predict_nbest_predictions.json", "predict_predictions.json",
+    "predict_results.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "train_results.json",
+    "trainer_state.json", "training_args.bin", "vocab.txt",
+}  # fmt: skip
+
+
+def run(model, output_dir, *flags) -> None:
+    settings = ["--max_seq_length", "96", "--doc_stride", "32", "--report_to", "none", "--disable_tqdm", "True"]
+    run_qa.main(["--model_name_or_path", str(model), "--output_dir", str(output_dir), *settings, *map(str, flags)])
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+def golds_of(path) -> dict[str, list[str]]:
+    """Gold texts by question id of a file in SQuAD's own layout."""
+    paragraphs = [paragraph for article in load(path)["data"] for paragraph in article["paragraphs"]]
+    return {qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, squad_files, tmp_path_factory):
+    """The output of a run that trains 3 epochs with a checkpoint each, evaluates and predicts."""
+    folder = tmp_path_factory.mktemp("trained")
+    run(tiny_model, folder, *training_flags(squad_files), "--do_eval", "--do_predict", "--validation_file",
+        squad_files / "dev.json", "--test_file", squad_files / "dev.json")  # fmt: skip
+    return folder
+
+
+def training_flags(squad_files) -> list:
+    return ["--do_train", "--train_file", squad_files / "train.json", "--num_train_epochs", "3", "--save_strategy", "epoch",
+            "--learning_rate", "1e-3", "--per_device_train_batch_size", "8", "--logging_steps", "5"]  # fmt: skip
+
+
+def test_the_files_of_a_run(trained):
+    names = {path.name for path in trained.iterdir()}
+    checkpoints = {name for name in names if name.startswith("checkpoint-")}
+    assert names - checkpoints == TRAINED_FILES
+    assert len(checkpoints) == 3
+
+
+def test_the_results_of_a_run(trained, squad_files):
+    """Defect 2, in part: the reference never reports eval_loss."""
+    golds = golds_of(squad_files / "dev.json")
+    for stage, prefix in (("eval", "eval"), ("predict", "test")):
+        results, texts = load(trained / f"{stage}_results.json"), load(trained / f"{stage}_predictions.json")
+        assert list(texts) == list(golds)
+        scores = oracle.squad_v1(texts, golds)
+        assert {name: results[f"{prefix}_{name}"] for name in scores} == pytest.approx(scores)
+        assert results[f"{prefix}_loss"] > 0
+        nbest = load(trained / f"{stage}_nbest_predictions.json")
+        assert {name: rows[0]["text"] for name, rows in nbest.items()} == texts
+    train_results = load(trained / "train_results.json")
+    assert {"train_loss", "train_runtime", "train_samples", "train_samples_per_second"} <= train_results.keys()
+    assert load(trained / "all_results.json").keys() >= results.keys() | train_results.keys()
+
+
+def test_training_learns_something(trained):
+    losses = [entry["loss"] for entry in load(trained / "trainer_state.json")["log_history"] if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_training_arguments_can_be_loaded_again(trained):
+    arguments = torch.load(trained / "training_args.bin", weights_only=False)
+    assert arguments.num_train_epochs == 3
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(tiny_model, squad_files, trained, tmp_path):
+    """Also defect 14: the newest checkpoint was being written when the run died, and must not be taken."""
+    steps = sorted(int(path.name.split("-")[1]) for path in trained.glob("checkpoint-*"))
+    shutil.copytree(trained / f"checkpoint-{steps[0]}", tmp_path / f"checkpoint-{steps[0]}")
+    shutil.copytree(trained / f"checkpoint-{steps[1]}", tmp_path / f"checkpoint-{steps[1]}")
+    (tmp_path / f"checkpoint-{steps[1]}" / "trainer_state.json").unlink()
+    assert trainer_qa.last_checkpoint(tmp_path) == tmp_path / f"checkpoint-{steps[0]}"
+    run(tiny_model, tmp_path, *training_flags(squad_files))
+    expected, found = load_file(trained / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_folder_with_other_files_is_left_alone(tiny_model, squad_files, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds files but no complete checkpoint.*--overwrite_output_dir"):
+        run(tiny_model, tmp_path, *training_flags(squad_files))
+    with pytest.raises(UserError, match="--resume_from_checkpoint .* no complete checkpoint"):
+        run(tiny_model, tmp_path, *training_flags(squad_files), "--resume_from_checkpoint", tmp_path / "gone")
+
+
+def test_the_best_checkpoint_by_f1_is_kept(tiny_model, squad_files, tmp_path):
+    run(tiny_model, tmp_path, *training_flags(squad_files), "--validation_file", squad_files / "dev.json", "--do_eval",
+        "--eval_strategy", "epoch", "--load_best_model_at_end", "--metric_for_best_model", "f1")  # fmt: skip
+    history = [entry["eval_f1"] for entry in load(tmp_path / "trainer_state.json")["log_history"] if "eval_f1" in entry]
+    assert load(tmp_path / "eval_results.json")["eval_f1"] == pytest.approx(max(history[:3]))
+
+
+def test_capped_samples_keep_all_their_windows(tiny_model, squad_files, tmp_path):
+    """Defect 3: the reference caps the examples and then the windows again; here contexts have several windows."""
+    flags = ["--validation_file", squad_files / "dev.json", "--test_file", squad_files / "dev.json", "--max_seq_length", "40",
+             "--doc_stride", "8"]  # fmt: skip
+    run(tiny_model, tmp_path / "all", "--do_eval", *flags)
+    run(tiny_model, tmp_path / "some", "--do_eval", "--do_predict", "--max_eval_samples", 7, "--max_predict_samples", 10**6, *flags)
+    every, some = (load(tmp_path / name / "eval_predictions.json") for name in ("all", "some"))
+    assert some == dict(list(every.items())[:7])
+    assert load(tmp_path / "some" / "predict_predictions.json") == every
+    dev = golds_of(squad_files / "dev.json")
+    assert load(tmp_path / "some" / "eval_results.json")["eval_exact_match"] == pytest.approx(
+        oracle.squad_v1(some, {name: dev[name] for name in some})["exact_match"]
+    )
+
+
+@pytest.fixture(scope="module")
+def negatives(squad_files, tmp_path_factory):
+    """A SQuAD 2.0 file: every third question of the corpus asks about somebody of another paragraph."""
+    squad = load(squad_files / "dev.json")
+    for paragraph in squad["data"][0]["paragraphs"]:
+        for qa in paragraph["qas"][::3]:
+            qa["answers"], qa["is_impossible"] = [], True
+    path = tmp_path_factory.mktemp("negatives") / "dev.json"
+    path.write_text(json.dumps(squad))
+    return path
+
+
+def test_questions_without_an_answer(trained, negatives, tmp_path):
+    """Defect 6: the reference's no-answer probabilities are all 0, so the best thresholds mean nothing."""
+    flags = ["--version_2_with_negative", "--do_eval", "--validation_file", negatives]
+    run(trained, tmp_path, *flags)
+    odds, texts = load(tmp_path / "eval_null_odds.json"), load(tmp_path / "eval_predictions.json")
+    assert all((text == "") == (odds[name] > 0) for name, text in texts.items())
+    golds, results = golds_of(negatives), load(tmp_path / "eval_results.json")
+    probabilities = {name: 1 / (1 + np.exp(-value)) for name, value in odds.items()}
+    scores = oracle.squad_v2(texts, golds, dict.fromkeys(texts, 0.0))
+    thresholded = {name: value for name, value in scores.items() if "best" not in name}
+    assert {name: results[f"eval_{name}"] for name in thresholded} == pytest.approx(thresholded)
+    nbest = load(tmp_path / "eval_nbest_predictions.json")
+    best_texts = {name: next(row["text"] for row in rows if row["text"]) for name, rows in nbest.items()}
+    best = oracle.squad_v2(best_texts, golds, probabilities)
+    assert {name: results[f"eval_{name}"] for name in best if "best" in name} == pytest.approx(
+        {name: value for name, value in best.items() if "best" in name}
+    )
+    # The promise of the best threshold is kept when a run uses it.
+    threshold = results["eval_best_f1_thresh"]
+    logit = float(np.log(threshold / (1 - threshold))) + 1e-6 if 0 < threshold < 1 else -1e9
+    run(trained, tmp_path / "best", *flags, f"--null_score_diff_threshold={logit}")
+    assert load(tmp_path / "best" / "eval_results.json")["eval_f1"] == pytest.approx(results["eval_best_f1"])
+
+
+def test_predicting_questions_whose_answers_nobody_knows(trained, squad_files, tmp_path):
+    """Also defect 11: the reference loads its metric from a hub. Here there is none, and none is asked."""
+    squad = load(squad_files / "dev.json")
+    for paragraph in squad["data"][0]["paragraphs"]:
+        for qa in paragraph["qas"]:
+            del qa["answers"]
+    (tmp_path / "test.json").write_text(json.dumps(squad))
+    run(trained, tmp_path / "out", "--do_predict", "--test_file", tmp_path / "test.json")
+    assert load(tmp_path / "out" / "predict_predictions.json") == load(trained / "predict_predictions.json")
+    results = load(tmp_path / "out" / "predict_results.json")
+    assert "test_f1" not in results and results["predict_samples"] > 0
+
+
+def test_padding_to_the_batch_gives_the_same_answers(trained, squad_files, tmp_path):
+    run(trained, tmp_path, "--do_eval", "--validation_file", squad_files / "dev.json", "--pad_to_max_length", "False")
+    assert load(tmp_path / "eval_predictions.json") == load(trained / "eval_predictions.json")
+
+
+@pytest.mark.parametrize("kind", ["bert_left", "llama"])
+@pytest.mark.parametrize("pad", ["True", "False"])
+def test_left_padding_answers_like_no_padding(tokenizers, tmp_path, kind, pad):
+    """Logits move with the padding; answers must not. One feature at a time is never padded."""
+    from transformers import LlamaConfig, LlamaForQuestionAnswering, set_seed
+
+    tokenizer = tokenizers[kind]
+    set_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                         intermediate_size=64, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    model = LlamaForQuestionAnswering(config).eval()  # rotary positions: padding on the left changes nothing
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    squad = corpus.make_part("dev", 12, seed=3)
+    (tmp_path / "dev.json").write_text(json.dumps(squad))
+    flags = ["--validation_file", tmp_path / "dev.json", "--max_seq_length", "384", "--pad_to_max_length", pad]
+    run(tmp_path / "model", tmp_path / "out", "--do_eval", *flags)
+    paragraphs = squad["data"][0]["paragraphs"]
+    examples = [(qa["question"], p["context"], None, qa["id"]) for p in paragraphs for qa in p["qas"]]
+    rows = rows_of(*([example[part] for example in examples] for part in range(3)))
+    rows = [row | {"id": example[3], "answers": {"text": [], "answer_start": []}} for row, example in zip(rows, examples)]
+    features = utils_qa.prepare_features(rows, tokenizer, 384, 32)
+    logits = np.zeros((2, len(features), 384), dtype=np.float32)
+    for index in range(len(features)):
+        ids = torch.from_numpy(features[index]["input_ids"])[None]
+        with torch.no_grad():
+            output = model(input_ids=ids)
+        logits[0, index, : ids.shape[1]], logits[1, index, : ids.shape[1]] = output.start_logits[0].numpy(), output.end_logits[0].numpy()
+    logits[:, np.arange(384) >= features.lengths()[:, None]] = -1e4  # stands for what the padding's logits do not reach
+    alone = oracle.answers(rows, [features.as_dict(index) for index in range(len(features))], tuple(logits))[1]
+    together = load(tmp_path / "out" / "eval_nbest_predictions.json")
+    for name, best in together.items():
+        assert best[0]["text"] == alone[name][0]["text"]
+        assert best[0]["start_logit"] == pytest.approx(alone[name][0]["start_logit"], abs=1e-4)
+
+
+def test_limits_of_the_model_are_told(tiny_model, squad_files, tmp_path, caplog):
+    """Defect 9: windows without room, and windows longer than the model's position table."""
+    flags = ["--do_eval", "--validation_file", squad_files / "dev.json"]
+    run(tiny_model, tmp_path, *flags, "--max_seq_length", "600", "--max_eval_samples", "2")
+    assert "--max_seq_length 600 is more than the model's 512 tokens; using 512" in caplog.text
+    with pytest.raises(UserError, match="--doc_stride 45 leaves no room in a window of 48 tokens, special tokens included"):
+        run(tiny_model, tmp_path, *flags, "--max_seq_length", "48", "--doc_stride", "45")
+
+
+def test_models_that_cannot_be_loaded_are_told_in_one_line(squad_files, tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("no-such-model", tmp_path / "model"):
+        with pytest.raises(UserError, match="cannot be loaded with AutoConfig") as caught:
+            run(name, tmp_path, "--do_eval", "--validation_file", squad_files / "dev.json")
+        assert len(caught.value.problems) == 1 and "\n" not in caught.value.problems[0]
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_model, squad_files, tmp_path):
+    """Ids past the end of the embedding matrix would end training in an IndexError, or in garbage on a card."""
+    config = load(tiny_model / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] - 1}))
+    flags = ["--do_eval", "--validation_file", squad_files / "dev.json", "--config_name", tmp_path]
+    with pytest.raises(UserError, match="tokens, but the model embeds only"):
+        run(tiny_model, tmp_path / "out", *flags)
