@@ -45,7 +45,11 @@ def tiny_model(tmp_path_factory):
     from transformers import BertConfig, BertForQuestionAnswering, set_seed
 
     squad = corpus.make_part("train", 400, seed=5)
-    texts = [text for paragraph in squad["data"][0]["paragraphs"] for text in (paragraph["context"], *questions_of(paragraph))]
+    texts = [
+        text
+        for paragraph in squad["data"][0]["paragraphs"]
+        for text in (paragraph["context"], *questions_of(paragraph))
+    ]
     tokenizer = make_tokenizers(texts)["bert"]
     set_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

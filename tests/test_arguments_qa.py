@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from arguments_qa import DataArguments, ModelArguments, check_arguments, parse_command_line
 from conftest import ROOT
+
+from arguments_qa import DataArguments, ModelArguments, check_arguments, parse_command_line
 from device_qa import GAUDI_DEFAULTS, GAUDI_FLAGS, training_arguments
 from errors_qa import UserError
 
@@ -26,7 +27,9 @@ DEFAULTS = {
 
 
 def parse(*argv: str) -> tuple:
-    return parse_command_line(["--model_name_or_path", "m", *argv], ModelArguments, DataArguments, training_arguments())
+    return parse_command_line(
+        ["--model_name_or_path", "m", *argv], ModelArguments, DataArguments, training_arguments()
+    )
 
 
 def problems_of(*argv: str) -> list[str]:
@@ -48,7 +51,9 @@ def test_gaudi_flags_are_those_of_optimum_habana():
     """Read from its source, since the package cannot be imported without a Gaudi."""
     folder = importlib.util.find_spec("optimum").submodule_search_locations[0]
     tree = ast.parse(open(f"{folder}/habana/transformers/training_args.py", encoding="utf-8").read())
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "GaudiTrainingArguments")
+    (body,) = (
+        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "GaudiTrainingArguments"
+    )
     fields = {node.target.id: node.value for node in body if isinstance(node, ast.AnnAssign)}
     defaults = {
         name: ast.literal_eval(next(keyword.value for keyword in value.keywords if keyword.arg == "default"))
@@ -64,7 +69,13 @@ def test_without_a_gaudi_its_flags_are_named_once_and_ignored(caplog):
         "3", "--torch_compile_backend", "hpu_backend", "--bf16", "--do_eval",
     )  # fmt: skip
     (record,) = (record for record in caplog.records if record.name == "device_qa")
-    for name in ("use_lazy_mode", "use_hpu_graphs_for_inference", "gaudi_config_name", "throughput_warmup_steps", "torch_compile_backend"):
+    for name in (
+        "use_lazy_mode",
+        "use_hpu_graphs_for_inference",
+        "gaudi_config_name",
+        "throughput_warmup_steps",
+        "torch_compile_backend",
+    ):
         assert f"--{name}" in record.message
         assert not getattr(training, name)
     assert training.do_eval and "do_eval" not in record.message
@@ -78,7 +89,13 @@ def test_use_habana_without_a_gaudi_ends_at_once():
 
 @pytest.mark.parametrize("suffix", ["json", "yaml", "yml"])
 def test_a_file_of_arguments_and_flags_that_override_it(tmp_path, suffix):
-    settings = {"model_name_or_path": "m", "do_train": True, "max_seq_length": 128, "learning_rate": 1e-4, "pad_to_max_length": False}
+    settings = {
+        "model_name_or_path": "m",
+        "do_train": True,
+        "max_seq_length": 128,
+        "learning_rate": 1e-4,
+        "pad_to_max_length": False,
+    }
     settings |= {"label_names": ["a b", "c"], "lr_scheduler_kwargs": {"num_cycles": 2}, "seed": None}
     path = tmp_path / f"arguments.{suffix}"
     path.write_text(json.dumps(settings))  # JSON is YAML
@@ -115,7 +132,9 @@ def test_nothing_to_do_is_an_error():
 
 def test_misspelt_flags_and_values():
     assert problems_of("--do_trian") == ["unknown argument --do_trian (did you mean --do_train?)"]
-    assert problems_of("--max_seq_length", "many") == ["argument --max_seq_length/--max-seq-length: invalid int value: 'many' (see --help)"]
+    assert problems_of("--max_seq_length", "many") == [
+        "argument --max_seq_length/--max-seq-length: invalid int value: 'many' (see --help)"
+    ]
     (problem,) = problems_of("--load_best_model_at_end", "--eval_strategy", "epoch")
     assert problem.startswith("--load_best_model_at_end requires the save and eval strategy to match")
     with pytest.raises(UserError, match="required: --model_name_or_path"):

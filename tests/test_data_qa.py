@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
+
 from arguments_qa import DataArguments, ModelArguments
 from data_qa import load_rows
 from errors_qa import UserError
@@ -118,7 +119,10 @@ def test_other_columns_and_plain_answers(tmp_path):
     assert row["answers"] == {"text": ["Nile"], "answer_start": [4]} and row["id"] == "0"
     with pytest.raises(UserError) as caught:
         load(train_file=str(path))
-    assert [f"no column `{name}`" in problem for name, problem in zip(("question", "context", "answers"), caught.value.problems)] == [True] * 3
+    assert [
+        f"no column `{name}`" in problem
+        for name, problem in zip(("question", "context", "answers"), caught.value.problems)
+    ] == [True] * 3
 
 
 def test_columns_are_read_from_each_split_of_its_own(tmp_path):
@@ -128,7 +132,9 @@ def test_columns_are_read_from_each_split_of_its_own(tmp_path):
     training = SimpleNamespace(do_train=True, do_eval=False, do_predict=True)
     data = DataArguments(train_file=str(tmp_path / "train.json"), test_file=str(tmp_path / "test.json"))
     rows = load_rows(data, ModelArguments("model"), training)
-    assert rows["test"] == [{"id": "0", "title": "", "context": "Here.", "question": "Where?", "answers": {"text": [], "answer_start": []}}]
+    assert rows["test"] == [
+        {"id": "0", "title": "", "context": "Here.", "question": "Where?", "answers": {"text": [], "answer_start": []}}
+    ]
 
 
 def bad(row: dict, **changes) -> dict:

@@ -1,23 +1,32 @@
 """EM and F1 against the plain evaluators of the oracle, through the metric object that the scripts use."""
 
-import metrics_qa
 import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import metrics_qa
 
-WORDS = "the a an The A. river Rivers river's 42 4,2 é–a the–end “the” of\tthe —  ' - $5 €5 a€an \x00 京都 x_y".split(" ")
+
+WORDS = "the a an The A. river Rivers river's 42 4,2 é–a the–end “the” of\tthe —  ' - $5 €5 a€an \x00 京都 x_y".split(
+    " "
+)
 answers = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
 
 
 def predictions_of(texts: dict[str, str], probabilities: dict[str, float] | None = None) -> list[dict]:
-    extra = {} if probabilities is None else {name: {"no_answer_probability": value} for name, value in probabilities.items()}
+    extra = (
+        {}
+        if probabilities is None
+        else {name: {"no_answer_probability": value} for name, value in probabilities.items()}
+    )
     return [{"id": name, "prediction_text": text} | extra.get(name, {}) for name, text in texts.items()]
 
 
 def references_of(golds: dict[str, list[str]]) -> list[dict]:
-    return [{"id": name, "answers": {"text": texts, "answer_start": [0] * len(texts)}} for name, texts in golds.items()]
+    return [
+        {"id": name, "answers": {"text": texts, "answer_start": [0] * len(texts)}} for name, texts in golds.items()
+    ]
 
 
 @settings(max_examples=1000, deadline=None)

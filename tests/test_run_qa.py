@@ -7,13 +7,14 @@ import corpus
 import numpy as np
 import oracle
 import pytest
-import run_qa
 import torch
+from conftest import rows_of
+from safetensors.torch import load_file
+
+import run_qa
 import trainer_qa
 import utils_qa
-from conftest import rows_of
 from errors_qa import UserError
-from safetensors.torch import load_file
 
 
 TRAINED_FILES = {
@@ -36,7 +37,9 @@ def load(path):
 def golds_of(path) -> dict[str, list[str]]:
     """Gold texts by question id of a file in SQuAD's own layout."""
     paragraphs = [paragraph for article in load(path)["data"] for paragraph in article["paragraphs"]]
-    return {qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]}
+    return {
+        qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,9 @@ def test_a_folder_with_other_files_is_left_alone(tiny_model, squad_files, tmp_pa
 def test_the_best_checkpoint_by_f1_is_kept(tiny_model, squad_files, tmp_path):
     run(tiny_model, tmp_path, *training_flags(squad_files), "--validation_file", squad_files / "dev.json", "--do_eval",
         "--eval_strategy", "epoch", "--load_best_model_at_end", "--metric_for_best_model", "f1")  # fmt: skip
-    history = [entry["eval_f1"] for entry in load(tmp_path / "trainer_state.json")["log_history"] if "eval_f1" in entry]
+    history = [
+        entry["eval_f1"] for entry in load(tmp_path / "trainer_state.json")["log_history"] if "eval_f1" in entry
+    ]
     assert load(tmp_path / "eval_results.json")["eval_f1"] == pytest.approx(max(history[:3]))
 
 
@@ -118,7 +123,17 @@ def test_capped_samples_keep_all_their_windows(tiny_model, squad_files, tmp_path
     flags = ["--validation_file", squad_files / "dev.json", "--test_file", squad_files / "dev.json", "--max_seq_length", "40",
              "--doc_stride", "8"]  # fmt: skip
     run(tiny_model, tmp_path / "all", "--do_eval", *flags)
-    run(tiny_model, tmp_path / "some", "--do_eval", "--do_predict", "--max_eval_samples", 7, "--max_predict_samples", 10**6, *flags)
+    run(
+        tiny_model,
+        tmp_path / "some",
+        "--do_eval",
+        "--do_predict",
+        "--max_eval_samples",
+        7,
+        "--max_predict_samples",
+        10**6,
+        *flags,
+    )
     every, some = (load(tmp_path / name / "eval_predictions.json") for name in ("all", "some"))
     assert some == dict(list(every.items())[:7])
     assert load(tmp_path / "some" / "predict_predictions.json") == every
@@ -202,15 +217,22 @@ def test_left_padding_answers_like_no_padding(tokenizers, tmp_path, kind, pad):
     paragraphs = squad["data"][0]["paragraphs"]
     examples = [(qa["question"], p["context"], None, qa["id"]) for p in paragraphs for qa in p["qas"]]
     rows = rows_of(*([example[part] for example in examples] for part in range(3)))
-    rows = [row | {"id": example[3], "answers": {"text": [], "answer_start": []}} for row, example in zip(rows, examples)]
+    rows = [
+        row | {"id": example[3], "answers": {"text": [], "answer_start": []}} for row, example in zip(rows, examples)
+    ]
     features = utils_qa.prepare_features(rows, tokenizer, 384, 32)
     logits = np.zeros((2, len(features), 384), dtype=np.float32)
     for index in range(len(features)):
         ids = torch.from_numpy(features[index]["input_ids"])[None]
         with torch.no_grad():
             output = model(input_ids=ids)
-        logits[0, index, : ids.shape[1]], logits[1, index, : ids.shape[1]] = output.start_logits[0].numpy(), output.end_logits[0].numpy()
-    logits[:, np.arange(384) >= features.lengths()[:, None]] = -1e4  # stands for what the padding's logits do not reach
+        logits[0, index, : ids.shape[1]], logits[1, index, : ids.shape[1]] = (
+            output.start_logits[0].numpy(),
+            output.end_logits[0].numpy(),
+        )
+    logits[
+        :, np.arange(384) >= features.lengths()[:, None]
+    ] = -1e4  # stands for what the padding's logits do not reach
     alone = oracle.answers(rows, [features.as_dict(index) for index in range(len(features))], tuple(logits))[1]
     together = load(tmp_path / "out" / "eval_nbest_predictions.json")
     for name, best in together.items():
@@ -223,7 +245,9 @@ def test_limits_of_the_model_are_told(tiny_model, squad_files, tmp_path, caplog)
     flags = ["--do_eval", "--validation_file", squad_files / "dev.json"]
     run(tiny_model, tmp_path, *flags, "--max_seq_length", "600", "--max_eval_samples", "2")
     assert "--max_seq_length 600 is more than the model's 512 tokens; using 512" in caplog.text
-    with pytest.raises(UserError, match="--doc_stride 45 leaves no room in a window of 48 tokens, special tokens included"):
+    with pytest.raises(
+        UserError, match="--doc_stride 45 leaves no room in a window of 48 tokens, special tokens included"
+    ):
         run(tiny_model, tmp_path, *flags, "--max_seq_length", "48", "--doc_stride", "45")
 
 

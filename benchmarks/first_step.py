@@ -1,0 +1,29 @@
+"""Runs run_qa.py on a tiny model up to its first training step: `python first_step.py FOLDER` (see __main__.py)."""
+
+import os
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from transformers import TrainerCallback  # noqa: E402
+
+import run_qa  # noqa: E402
+import trainer_qa  # noqa: E402
+
+
+class StopAfterFirstStep(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        os._exit(0)  # what follows is not measured
+
+
+class StoppingTrainer(trainer_qa.QuestionAnsweringTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, callbacks=[StopAfterFirstStep()], **kwargs)
+
+
+run_qa.QuestionAnsweringTrainer = StoppingTrainer
+folder = sys.argv[1]
+flags = ["--model_name_or_path", folder, "--train_file", f"{folder}/train.json", "--do_train", "--report_to", "none"]
+run_qa.main([*flags, "--output_dir", f"{folder}/out", "--max_seq_length", "128", "--doc_stride", "32"])
