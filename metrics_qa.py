@@ -8,8 +8,8 @@ Rules: evaluate-v1.1.py and evaluate-v2.0.py of the SQuAD website (Rajpurkar et 
 
 import re
 import string
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Iterable
+from itertools import chain
 
 import datasets
 import evaluate
@@ -17,15 +17,26 @@ import evaluate
 
 ARTICLES = {"a", "an", "the"}
 ARTICLE = re.compile(r"\b(a|an|the)\b")
-WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+PUNCTUATION = string.punctuation.encode()
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 
 
-def normalized_words(text: str) -> list[str]:
-    """The words that count: lower case, without ASCII punctuation, without articles."""
-    words = text.lower().translate(WITHOUT_PUNCTUATION).split()
-    if not "".join(words).isalnum():  # an article may stand inside a word, beside what is no letter: "the–end"
-        return ARTICLE.sub(" ", " ".join(words)).split()
-    return [word for word in words if word not in ARTICLES]
+def normalized_words(texts: Iterable[str]) -> dict[str, list[str]]:
+    """The words that count of each text: lower case, without ASCII punctuation, without articles.
+
+    Case and punctuation are dealt with for all texts in one string; a newline parts them, and is white space anyway.
+    """
+    texts = list(dict.fromkeys(texts))
+    lines = "\n".join(text.replace("\n", " ") for text in texts).lower()
+    lines = lines.encode("utf-8", "surrogatepass").translate(None, PUNCTUATION).decode("utf-8", "surrogatepass")
+    # Of ASCII nothing is left but letters, digits and white space; other signs part words too: "the–end", "\x00an".
+    plain = str.isascii if CONTROL.search(lines) is None else str.isalnum
+    return {
+        text: [word for word in line.split() if word not in ARTICLES]
+        if plain(line)
+        else ARTICLE.sub(" ", line).split()
+        for text, line in zip(texts, lines.split("\n"))
+    }
 
 
 def f1_of_words(predicted: list[str], gold: list[str]) -> float:
@@ -37,30 +48,37 @@ def f1_of_words(predicted: list[str], gold: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def score_answer(answer: str, golds: list[str], version_2: bool, words_of: Callable) -> tuple[int, float]:
-    """EM and F1 of an answer, the best over the gold answers (at least one; an empty one for "no answer")."""
-    predicted = words_of(answer)
-    if answer not in golds or not predicted:
-        normalized = [words_of(gold) for gold in golds]
-        if version_2:  # golds that normalize to nothing do not count beside others
-            normalized = [gold for gold in normalized if gold] or [[]]
-        if predicted not in normalized:
-            return 0, max(f1_of_words(predicted, gold) for gold in normalized)
-    return 1, float(bool(predicted) or version_2)  # two empty ones have no common word: an F1 of 0 in version 1.1
-
-
 def score_answers(
     predictions: dict[str, str], golds: dict[str, list[str]], version_2: bool
 ) -> dict[str, tuple[int, float]]:
-    """(EM, F1) of every predicted id; each distinct text is normalized once."""
-    words_of = lru_cache(maxsize=None)(normalized_words)
-    scores = {}
-    for identity, texts in golds.items():
-        if not texts and not version_2:
-            raise ValueError(f"question {identity!r} has no gold answer; pass --version_2_with_negative for such data")
-        if identity in predictions:
-            scores[identity] = score_answer(predictions[identity], texts or [""], version_2, words_of)
+    """(EM, F1) of every predicted id, the best over its gold answers."""
+    unanswered = next((identity for identity, texts in golds.items() if not texts), None)
+    if unanswered is not None and not version_2:
+        raise ValueError(f"question {unanswered!r} has no gold answer; pass --version_2_with_negative for such data")
+    asked = {identity: texts or [""] for identity, texts in golds.items() if identity in predictions}
+    words = normalized_words(predictions[identity] for identity in asked)
+    # A prediction that is one of the golds to the letter is right, and they need not be looked at.
+    open_cases = {
+        identity: texts
+        for identity, texts in asked.items()
+        if predictions[identity] not in texts or not words[predictions[identity]]
+    }
+    words |= normalized_words(chain.from_iterable(open_cases.values()))
+    scores = dict.fromkeys(asked, (1, 1.0))
+    for identity, texts in open_cases.items():
+        distinct = [words[text] for text in dict.fromkeys(texts)]
+        scores[identity] = score_words(words[predictions[identity]], distinct, version_2)
     return scores
+
+
+def score_words(predicted: list[str], golds: list[list[str]], version_2: bool) -> tuple[int, float]:
+    """EM and F1 of a normalized answer, the best over the normalized gold answers."""
+    if version_2:  # golds that normalize to nothing do not count beside others
+        golds = [gold for gold in golds if gold] or [[]]
+    if predicted in golds:
+        return 1, float(bool(predicted) or version_2)  # two empty ones have no common word: in version 1.1 an F1 of 0
+    words = set(predicted)
+    return 0, max((f1_of_words(predicted, gold) for gold in golds if not words.isdisjoint(gold)), default=0.0)
 
 
 def mean_scores(scores: list[tuple[float, float]], count: int) -> tuple[float, float]:

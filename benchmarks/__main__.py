@@ -5,6 +5,7 @@ the medians of their CPU seconds (wall time is noise on a shared machine). Data:
 is present, else questions of the quickstart's generator.
 """
 
+import gc
 import platform
 import statistics
 import subprocess
@@ -42,6 +43,8 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def compare(name: str, plain: Callable, ours: Callable, rounds: int = 5) -> None:
     """Prints one row: median CPU seconds of both, run in turns, and their ratio."""
+    gc.collect()
+    gc.freeze()  # the garbage collector shall not go through the oracle's millions of tuples while our code runs
     seconds = [(cpu_seconds(plain), cpu_seconds(ours)) for _ in range(rounds)]
     slow, fast = (statistics.median(column) for column in zip(*seconds))
     print(f"| {name:<44} | {slow:8.3f} | {fast:8.3f} | {slow / fast:6.1f}x |", flush=True)

@@ -1,6 +1,6 @@
 """Generate the quickstart's question-answering corpus (SQuAD v1.1 format).
 
-    python quickstart/corpus.py OUT_DIR [--train 4000] [--dev 500] [--seed 0]
+    python quickstart/corpus.py OUT_DIR [--train 20000] [--dev 500] [--seed 0]
 
 Every context tells of three or four people, towns, rivers, books or companies, and gives each of them the same kinds
 of facts, in mixed order. A question asks for one kind of fact about one of them, so knowing the kind is not enough:
@@ -483,7 +483,7 @@ def main() -> None:
     """Write train.json and dev.json."""
     parser = argparse.ArgumentParser(description="Generate the quickstart's corpus.")
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--train", type=int, default=4000, help="questions to train on (about)")
+    parser.add_argument("--train", type=int, default=20_000, help="questions to train on (about)")
     parser.add_argument("--dev", type=int, default=500, help="questions to evaluate on (about)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -57,9 +57,12 @@ def test_version_2_equals_the_official_evaluator(cases, threshold):
     assert scores == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("text", ["the–a end", "“The” a", "a€an", "x_y's A.", "the\x1cend", "ⅻ the½", ""])
+@pytest.mark.parametrize(
+    "text", ["the–a end", "“The” a", "a€an", "x_y's A.", "the\x1cend", "ⅻ the½", "", "a\nthe b\n", "ΟΔΟΣ", "\ud800 x"]
+)
 def test_normalization(text):
-    assert " ".join(metrics_qa.normalized_words(text)) == oracle.normalize(text)
+    words = metrics_qa.normalized_words([text, "the other"])
+    assert " ".join(words[text]) == oracle.normalize(text) and words["the other"] == ["other"]
 
 
 def test_added_one_by_one_it_is_an_evaluate_metric():

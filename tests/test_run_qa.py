@@ -192,8 +192,17 @@ def test_predicting_questions_whose_answers_nobody_knows(trained, squad_files, t
     assert "test_f1" not in results and results["predict_samples"] > 0
 
 
-def test_padding_to_the_batch_gives_the_same_answers(trained, squad_files, tmp_path):
-    run(trained, tmp_path, "--do_eval", "--validation_file", squad_files / "dev.json", "--pad_to_max_length", "False")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--pad_to_max_length", "False"],
+        ["--group_by_length"],
+        ["--use_legacy_prediction_loop"],
+        ["--eval_accumulation_steps", "1"],
+    ],
+)
+def test_batching_does_not_change_the_answers(trained, squad_files, tmp_path, flags):
+    run(trained, tmp_path, "--do_eval", "--validation_file", squad_files / "dev.json", *flags)
     assert load(tmp_path / "eval_predictions.json") == load(trained / "eval_predictions.json")
 
 

@@ -28,7 +28,9 @@ def expected(tokenizer, rows: list[dict], max_seq_length: int, doc_stride: int) 
     features = [feature | {"example_id": rows[feature.pop("example_index")]["id"]} for feature in features]
     if utils_qa.has_answers(rows):
         return features
-    return [{name: value for name, value in feature.items() if not name.endswith("_positions")} for feature in features]
+    return [
+        {name: value for name, value in feature.items() if not name.endswith("_positions")} for feature in features
+    ]
 
 
 def as_dicts(features) -> list[dict]:
