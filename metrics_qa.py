@@ -17,35 +17,44 @@ import evaluate
 
 ARTICLES = {"a", "an", "the"}
 ARTICLE = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = string.punctuation.encode()
-CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalized_words(texts: Iterable[str]) -> dict[str, list[str]]:
-    """The words that count of each text: lower case, without ASCII punctuation, without articles.
+def normalize(text: str) -> str:
+    """Lower case, without ASCII punctuation, without articles, words parted by single spaces."""
+    return " ".join(ARTICLE.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split())
 
-    Case and punctuation are dealt with for all texts in one string; a newline parts them, and is white space anyway.
-    """
+
+def normalize_all(texts: Iterable[str]) -> dict[str, str]:
+    """`normalize` of each text; those of plain ASCII, where articles are whole words, all in one string."""
     texts = list(dict.fromkeys(texts))
-    lines = "\n".join(text.replace("\n", " ") for text in texts).lower()
-    lines = lines.encode("utf-8", "surrogatepass").translate(None, PUNCTUATION).decode("utf-8", "surrogatepass")
-    # Of ASCII nothing is left but letters, digits and white space; other signs part words too: "the–end", "\x00an".
-    plain = str.isascii if CONTROL.search(lines) is None else str.isalnum
-    return {
-        text: [word for word in line.split() if word not in ARTICLES]
-        if plain(line)
-        else ARTICLE.sub(" ", line).split()
-        for text, line in zip(texts, lines.split("\n"))
-    }
+    plain = [text for text in texts if text.isascii() and text.isprintable()]
+    words = "\n \0 ".join(plain).lower().translate(WITHOUT_PUNCTUATION).split()
+    lines = " ".join([word for word in words if word not in ARTICLES]).split("\0") if plain else []
+    normalized = dict(zip(plain, map(str.strip, lines)))
+    return {text: normalized[text] if text in normalized else normalize(text) for text in texts}
 
 
 def f1_of_words(predicted: list[str], gold: list[str]) -> float:
-    """The harmonic mean of precision and recall of two bags of words; 0 without a common one."""
+    """The harmonic mean of precision and recall of two bags of words with at least one in common."""
     common = sum(min(predicted.count(word), gold.count(word)) for word in set(predicted).intersection(gold))
-    if common == 0:
-        return 0.0
     precision, recall = common / len(predicted), common / len(gold)
     return 2 * precision * recall / (precision + recall)
+
+
+def score_answer(predicted: str, golds: list[str], version_2: bool) -> tuple[int, float]:
+    """EM and F1 of a normalized answer, the best over the normalized gold answers."""
+    if version_2:  # golds that normalize to nothing do not count beside others
+        golds = [gold for gold in golds if gold] or [""]
+    if predicted in golds:
+        return 1, float(bool(predicted) or version_2)  # two empty ones have no common word: in version 1.1 an F1 of 0
+    words = predicted.split()
+    distinct, best = set(words), 0.0
+    for gold in dict.fromkeys(golds):
+        gold_words = gold.split()
+        if not distinct.isdisjoint(gold_words):
+            best = max(best, f1_of_words(words, gold_words))
+    return 0, best
 
 
 def score_answers(
@@ -56,34 +65,24 @@ def score_answers(
     if unanswered is not None and not version_2:
         raise ValueError(f"question {unanswered!r} has no gold answer; pass --version_2_with_negative for such data")
     asked = {identity: texts or [""] for identity, texts in golds.items() if identity in predictions}
-    words = normalized_words(predictions[identity] for identity in asked)
+    normalized = normalize_all(predictions[identity] for identity in asked)
     # A prediction that is one of the golds to the letter is right, and they need not be looked at.
     open_cases = {
         identity: texts
         for identity, texts in asked.items()
-        if predictions[identity] not in texts or not words[predictions[identity]]
+        if predictions[identity] not in texts or not normalized[predictions[identity]]
     }
-    words |= normalized_words(chain.from_iterable(open_cases.values()))
+    normalized |= normalize_all(chain.from_iterable(open_cases.values()))
     scores = dict.fromkeys(asked, (1, 1.0))
     for identity, texts in open_cases.items():
-        distinct = [words[text] for text in dict.fromkeys(texts)]
-        scores[identity] = score_words(words[predictions[identity]], distinct, version_2)
+        predicted = normalized[predictions[identity]]
+        scores[identity] = score_answer(predicted, [normalized[text] for text in texts], version_2)
     return scores
-
-
-def score_words(predicted: list[str], golds: list[list[str]], version_2: bool) -> tuple[int, float]:
-    """EM and F1 of a normalized answer, the best over the normalized gold answers."""
-    if version_2:  # golds that normalize to nothing do not count beside others
-        golds = [gold for gold in golds if gold] or [[]]
-    if predicted in golds:
-        return 1, float(bool(predicted) or version_2)  # two empty ones have no common word: in version 1.1 an F1 of 0
-    words = set(predicted)
-    return 0, max((f1_of_words(predicted, gold) for gold in golds if not words.isdisjoint(gold)), default=0.0)
 
 
 def mean_scores(scores: list[tuple[float, float]], count: int) -> tuple[float, float]:
     """EM and F1 in percent, over `count` questions."""
-    return tuple(100.0 * sum(values) / count for values in zip(*scores)) if scores else (0.0, 0.0)
+    return 100.0 * sum(exact for exact, _ in scores) / count, 100.0 * sum(f1 for _, f1 in scores) / count
 
 
 def squad_scores(predictions: dict[str, str], golds: dict[str, list[str]]) -> dict[str, float]:
