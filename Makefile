@@ -11,6 +11,9 @@ OUT ?= .out/quickstart
 QUICKSTART_MODEL ?=
 QUICKSTART_DATA ?=
 
+# Threads that wait do not spin, which slows everything where the machine is busy with something else.
+export OMP_WAIT_POLICY := PASSIVE
+
 .PHONY: setup quickstart test check style bench
 
 setup: .venv/installed
