@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # How many rows are tokenized the slow way too, to see that both ways agree.
 CHECKED_ROWS = 16
 # How many examples are post-processed together: it bounds memory (1,000 windows of 384 tokens take 20 MB).
-EXAMPLES_AT_ONCE = 1000
+EXAMPLES_AT_ONCE = 1000  # must fit 16 bits
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LABELS = ("start_positions", "end_positions")
@@ -585,9 +585,10 @@ def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np
     """The `n_best_size` best candidates of every example, best first; the null candidate last when it is not among them."""
     if null is not None:
         spans = {name: np.concatenate([spans[name], null[name]]) for name in null}
-    order = np.lexsort((-spans["score"], spans["example"]))
+    order = np.argsort(-spans["score"], kind="stable")
+    order = order[np.argsort(spans["example"][order].astype(np.uint16), kind="stable")]  # a radix sort, for 16 bits
     example = spans["example"][order]
-    rank = np.arange(len(order)) - np.searchsorted(example, example)
+    rank = np.arange(len(order)) - np.searchsorted(example, np.arange(EXAMPLES_AT_ONCE))[example]
     kept = {name: column[order[rank < n_best_size]] for name, column in spans.items()}
     if null is not None:
         empty = (kept["begin"] == 0) & (kept["end"] == 0)
@@ -601,7 +602,8 @@ def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np
 def collect_answers(answers: Answers, ids, contexts, kept: dict, null: dict | None, threshold: float) -> None:
     """Adds the examples `ids` to `answers`: texts, n-best rows with probabilities, null odds."""
     bounds = np.searchsorted(kept["example"], np.arange(len(ids) + 1))
-    spans = list(zip(*(kept[name].tolist() for name in ("example", "begin", "end"))))
+    begins, ends = kept["begin"].tolist(), kept["end"].tolist()
+    spans = zip(kept["example"].tolist(), begins, ends)
     texts = [encode_basestring_ascii(contexts[example][begin:end]) for example, begin, end in spans]
     rows = nbest_rows(kept["start_logit"], kept["end_logit"], texts, softmax_of_groups(kept["score"], bounds))
     nbest = json_of_groups(rows, bounds)
@@ -610,8 +612,7 @@ def collect_answers(answers: Answers, ids, contexts, kept: dict, null: dict | No
         first, last = edges[index], edges[index + 1]
         best = next((place for place in range(first, last) if texts[place] != '""'), None)
         if best is not None:
-            _, begin, end = spans[best]
-            answers.best_texts[identity] = contexts[index][begin:end]
+            answers.best_texts[identity] = contexts[index][begins[best] : ends[best]]
             answers.texts[identity] = answers.best_texts[identity] if best == first else ""
         elif last - first <= 1 or null is not None:
             answers.best_texts[identity] = answers.texts[identity] = "empty"
