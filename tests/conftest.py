@@ -3,10 +3,12 @@
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+CACHE = tempfile.TemporaryDirectory()  # or the user's own would keep the tests' "squad", and pass it for the hub's
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
 
