@@ -110,12 +110,13 @@ def test_a_disagreement_on_the_first_rows_is_noticed(tokenizers, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["bert", "bert_left", "llama"])
-def test_long_questions_are_trimmed_and_counted(tokenizers, kind, caplog):
+@pytest.mark.parametrize("words", [100, 50])  # longer than a window; so long that windows could not move on
+def test_long_questions_are_trimmed_and_counted(tokenizers, kind, words, caplog):
     """Defect 9: a question that leaves no room for windows to move on panics inside the tokenizers library."""
     tokenizer = tokenizers[kind]
     context = "the river and the bridge of the old city " * 9
     rows = rows_of(
-        ["water " * 100, "where is the bridge"], [context] * 2, [{"text": ["bridge"], "answer_start": [18]}] * 2
+        ["water " * words, "where is the bridge"], [context] * 2, [{"text": ["bridge"], "answer_start": [18]}] * 2
     )
     with caplog.at_level(logging.WARNING):
         features = utils_qa.prepare_features(rows, tokenizer, 64, 16)
