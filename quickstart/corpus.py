@@ -489,8 +489,9 @@ def main() -> None:
     args = parser.parse_args()
 
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    for part, questions in (("train", args.train), ("dev", args.dev)):
-        squad = make_part(part, questions, args.seed)
+    # The settings of the quickstart were tried out on the dev parts of seeds 0 and 100; this is one nobody looked at.
+    for part, questions, seed in (("train", args.train, args.seed), ("dev", args.dev, args.seed + 1000)):
+        squad = make_part(part, questions, seed)
         path = args.out_dir / f"{part}.json"
         path.write_text(json.dumps(squad, indent=1) + "\n", encoding="utf-8")
         print(f"{path}: {sum(len(p['qas']) for p in squad['data'][0]['paragraphs'])} questions")
