@@ -100,7 +100,7 @@ def test_local_dataset_folders(tmp_path, save):
         (folder / "train.json").write_text("\n".join(map(json.dumps, ROWS)))
     else:
         save(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)), str(folder))
-    assert load(dataset_name=str(folder), **({} if save else {})) == ROWS
+    assert load(dataset_name=str(folder)) == ROWS
     with pytest.raises(UserError, match="has no validation part, only train; give it with --validation_file"):
         load("validation", dataset_name=str(folder))
 
