@@ -144,7 +144,8 @@ def parse_command_line(argv: list[str], *dataclass_types: type) -> tuple:
         raise UserError(" ".join(str(error).split())) from error
     if unknown:
         known = [f"--{f.name}" for dataclass_type in dataclass_types for f in fields(dataclass_type)]
-        raise UserError(*(unknown_argument(word, known) for word in unknown))
+        flags = [word for word in unknown if word.startswith("-")]  # what else is unknown are their values
+        raise UserError(*(unknown_argument(word, known) for word in flags or unknown))
     return tuple(parsed)
 
 

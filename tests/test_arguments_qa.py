@@ -132,6 +132,8 @@ def test_nothing_to_do_is_an_error():
 
 def test_misspelt_flags_and_values():
     assert problems_of("--do_trian") == ["unknown argument --do_trian (did you mean --do_train?)"]
+    assert problems_of("--learnin_rate", "1") == ["unknown argument --learnin_rate (did you mean --learning_rate?)"]
+    assert problems_of("stray") == ["unknown argument stray (see --help)"]
     assert problems_of("--max_seq_length", "many") == [
         "argument --max_seq_length/--max-seq-length: invalid int value: 'many' (see --help)"
     ]
