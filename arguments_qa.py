@@ -20,6 +20,9 @@ from errors_qa import UserError
 
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 FILE_KINDS = (".json", ".jsonl", ".csv", ".parquet")
+# The smallest value of each number among the data's arguments.
+LEAST = {"max_seq_length": 8, "doc_stride": 0, "n_best_size": 1, "max_answer_length": 1, "val_max_answer_length": 2}
+LEAST |= dict.fromkeys(("num_beams", "max_train_samples", "max_eval_samples", "max_predict_samples"), 1)
 
 
 @dataclass
@@ -121,11 +124,61 @@ class DataArguments:
     )
 
 
+@dataclass
+class Seq2SeqModelArguments(ModelArguments):
+    """Which encoder-decoder to start from."""
+
+    use_fast_tokenizer: bool = field(
+        default=True,
+        metadata={
+            "help": "Without effect, kept for old commands: the fast tokenizer is used, windows need its offsets."
+        },
+    )
+
+
+@dataclass
+class Seq2SeqDataArguments(DataArguments):
+    """What an encoder-decoder needs to know beside: how answers are written."""
+
+    val_max_answer_length: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "Longest answer that evaluation and prediction write, in tokens, the one that starts it included; "
+            "by default `max_answer_length`. `--generation_max_length` overrides it."
+        },
+    )
+    num_beams: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "Beams that evaluation and prediction write with; by default what the model says (mostly 1)."
+        },
+    )
+    ignore_pad_token_for_loss: bool = field(
+        default=True, metadata={"help": "Leave the padding of the answers out of the loss."}
+    )
+
+    def __post_init__(self):
+        if self.val_max_answer_length is None:
+            self.val_max_answer_length = self.max_answer_length
+
+
 class CommandLine(HfArgumentParser):
     """`HfArgumentParser` whose mistakes are `UserError`s of one line instead of pages of usage."""
 
     def error(self, message: str):
         raise UserError(f"{message} (see --help)")
+
+
+def start(argv: list[str] | None, *dataclass_types: type) -> tuple:
+    """What a script does first: reads and checks its command line, starts the log and seeds.
+
+    The three types are those of the model's, the data's and the training's arguments.
+    """
+    model, data, training = parse_command_line(sys.argv[1:] if argv is None else argv, *dataclass_types)
+    check_arguments(data, training)
+    start_logging(training)
+    transformers.set_seed(training.seed)
+    return model, data, training
 
 
 def parse_command_line(argv: list[str], *dataclass_types: type) -> tuple:
@@ -195,17 +248,15 @@ def check_arguments(data: DataArguments, training) -> None:
             problems.append(f"no data for the {split} part: give --{flag} or --dataset_name")
         if path is not None:
             problems += check_file(flag, Path(path))
-    for name, least in (("max_seq_length", 8), ("doc_stride", 0), ("n_best_size", 1), ("max_answer_length", 1)):
-        if getattr(data, name) < least:
-            problems.append(f"--{name} is {getattr(data, name)}, it must be {least} or more")
+    for name, least in LEAST.items():
+        value = getattr(data, name, None)
+        if value is not None and value < least:
+            problems.append(f"--{name} is {value}, it must be {least} or more")
     if data.doc_stride >= data.max_seq_length:
         problems.append(
             f"--doc_stride {data.doc_stride} leaves no room in a window of --max_seq_length {data.max_seq_length}: "
             "windows overlap by doc_stride tokens, so it must be smaller"
         )
-    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
-        if getattr(data, name) is not None and getattr(data, name) < 1:
-            problems.append(f"--{name} is {getattr(data, name)}, it must be 1 or more")
     if problems:
         raise UserError(*problems)
 

@@ -25,6 +25,8 @@ def load_config_and_tokenizer(model: ModelArguments):
         UserError: neither a folder nor a hub that answers holds them, the tokenizer is a slow one, or it knows ids
             that the model has no embedding for.
     """
+    if not getattr(model, "use_fast_tokenizer", True):
+        logger.warning("--use_fast_tokenizer False has no effect: windows are cut by the offsets of a fast tokenizer")
     hub = hub_arguments(model)
     config = from_pretrained(AutoConfig, model.config_name or model.model_name_or_path, hub)
     tokenizer = from_pretrained(
@@ -72,15 +74,18 @@ def from_pretrained(auto_class: type, name: str, arguments: dict):
         raise UserError(f"{name}: cannot be loaded with {auto_class.__name__}: {reason}") from error
 
 
-def sequence_limit(data: DataArguments, config, tokenizer) -> int:
-    """`--max_seq_length`, or what the model allows when that is less (told in the log)."""
+def sequence_limit(data: DataArguments, config, tokenizer, special_tokens: int) -> int:
+    """`--max_seq_length`, or what the model allows when that is less (told in the log).
+
+    `special_tokens` is how many stand around question and context in every window.
+    """
     limit = min(tokenizer.model_max_length, position_limit(config))
     if data.max_seq_length > limit:
         logger.warning(
             f"--max_seq_length {data.max_seq_length} is more than the model's {limit} tokens; using {limit}"
         )
     length = min(data.max_seq_length, limit)
-    if data.doc_stride + tokenizer.num_special_tokens_to_add(pair=True) >= length:
+    if data.doc_stride + special_tokens >= length:
         raise UserError(
             f"--doc_stride {data.doc_stride} leaves no room in a window of {length} tokens, special tokens included; "
             "windows overlap by doc_stride tokens, so make it smaller"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput, speed_metrics
@@ -14,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, Pr
 from arguments_qa import DataArguments, ModelArguments
 from device_qa import trainer_class
 from errors_qa import UserError
+from utils_qa import Answers, write_answers
 
 
 logger = logging.getLogger(__name__)
@@ -152,6 +154,37 @@ def is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def hand_in(answers: Answers, examples, data: DataArguments, output_dir: str, stage: str) -> EvalPrediction:
+    """Writes the answer files of a stage; returns answers and gold answers (None where not known) in the metrics' form.
+
+    With negatives the metric gets the best text and, from its null odds, the probability that there is no answer; its
+    threshold then empties the same answers as `null_score_diff_threshold` does in the files.
+    """
+    write_answers(answers, output_dir, prefix=stage)
+    predictions = [{"id": identity, "prediction_text": text} for identity, text in answers.texts.items()]
+    if data.version_2_with_negative:
+        for prediction, odds in zip(predictions, answers.null_odds.values()):
+            prediction["prediction_text"] = answers.best_texts[prediction["id"]]
+            prediction["no_answer_probability"] = sigmoid(odds)
+    answered = [bool(example["answers"]["text"]) for example in examples]
+    known = any(answered) if data.version_2_with_negative else all(answered)
+    references = [{"id": example["id"], "answers": example["answers"]} for example in examples] if known else None
+    return EvalPrediction(predictions=predictions, label_ids=references)
+
+
+def score_answers(data: DataArguments, answers: EvalPrediction) -> dict[str, float]:
+    """EM and F1, with negatives those of SQuAD 2.0."""
+    from metrics_qa import load_metric  # imports evaluate, which only a scored run needs
+
+    options = {"no_answer_threshold": sigmoid(data.null_score_diff_threshold)} if data.version_2_with_negative else {}
+    metric = load_metric(data.version_2_with_negative)
+    return metric.compute(predictions=answers.predictions, references=answers.label_ids, **options)
+
+
+def sigmoid(odds: float) -> float:
+    return float(np.exp(-np.logaddexp(0.0, -odds)))  # without overflow
 
 
 def train(trainer, checkpoint: str | None, most: int | None) -> None:

@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
 import corpus  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tokenizers_qa import SENTENCES, make_tokenizers  # noqa: E402
+from tokenizers_qa import SENTENCES, make_tokenizers, make_writers  # noqa: E402
 
 
 torch.set_num_threads(1)  # tiny models are faster so, and a busy machine does not slow them down
@@ -42,17 +42,17 @@ def tokenizers():
 
 
 @pytest.fixture(scope="session")
+def writers():
+    """One small trained tokenizer of each kind of encoder-decoder, by name."""
+    return make_writers(SENTENCES)
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """Folder of a BERT of 2 layers, 32 wide, with a tokenizer that knows the corpus."""
     from transformers import BertConfig, BertForQuestionAnswering, set_seed
 
-    squad = corpus.make_part("train", 400, seed=5)
-    texts = [
-        text
-        for paragraph in squad["data"][0]["paragraphs"]
-        for text in (paragraph["context"], *questions_of(paragraph))
-    ]
-    tokenizer = make_tokenizers(texts)["bert"]
+    tokenizer = make_tokenizers(corpus_texts())["bert"]
     set_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     model = BertForQuestionAnswering(BertConfig(vocab_size=len(tokenizer), **sizes))
@@ -63,12 +63,75 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_writers(tmp_path_factory):
+    """Folders of a T5 and a BART of 2 + 2 layers, 32 wide, by name, with tokenizers that know the corpus.
+
+    Their initial weights are so large that they write something else for every text, untrained as they are.
+    """
+    from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration, set_seed
+
+    tokenizers = make_writers(corpus_texts())
+    t5, bart = tokenizers["t5"], tokenizers["bart"]
+    set_seed(0)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "initializer_factor": 3}
+    models = {"t5": T5ForConditionalGeneration(T5Config(vocab_size=len(t5), decoder_start_token_id=0, **sizes))}
+    sizes = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes |= {
+        "d_model": 32,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "max_position_embeddings": 512,
+        "init_std": 0.3,
+    }
+    ends = {"bos_token_id": bart.bos_token_id, "eos_token_id": bart.eos_token_id, "pad_token_id": bart.pad_token_id}
+    ends |= {"decoder_start_token_id": bart.eos_token_id, "forced_eos_token_id": bart.eos_token_id}
+    models["bart"] = BartForConditionalGeneration(BartConfig(vocab_size=len(bart), **sizes, **ends))
+    folders = {}
+    for kind, model in models.items():
+        folders[kind] = tmp_path_factory.mktemp(f"tiny_{kind}")
+        model.save_pretrained(folders[kind])
+        tokenizers[kind].save_pretrained(folders[kind])
+    return folders
+
+
+@pytest.fixture(scope="session")
 def squad_files(tmp_path_factory):
     """`train.json` and `dev.json` of the corpus, in SQuAD's own layout: 64 and 32 questions or a few more."""
     folder = tmp_path_factory.mktemp("squad")
     for part, questions in (("train", 64), ("dev", 32)):
         (folder / f"{part}.json").write_text(json.dumps(corpus.make_part(part, questions, seed=1)))
     return folder
+
+
+@pytest.fixture(scope="session")
+def negatives(squad_files, tmp_path_factory):
+    """A SQuAD 2.0 file: `dev.json`, every other question of a paragraph without an answer."""
+    squad = load(squad_files / "dev.json")
+    for paragraph in squad["data"][0]["paragraphs"]:
+        for qa in paragraph["qas"][::2]:
+            qa["answers"], qa["is_impossible"] = [], True
+    path = tmp_path_factory.mktemp("negatives") / "dev.json"
+    path.write_text(json.dumps(squad))
+    return path
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+def golds_of(path) -> dict[str, list[str]]:
+    """Gold texts by question id of a file in SQuAD's own layout."""
+    paragraphs = [paragraph for article in load(path)["data"] for paragraph in article["paragraphs"]]
+    return {
+        qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]
+    }
+
+
+def corpus_texts() -> list[str]:
+    """Contexts and questions to train tokenizers on."""
+    squad = corpus.make_part("train", 400, seed=5)
+    paragraphs = squad["data"][0]["paragraphs"]
+    return [text for paragraph in paragraphs for text in (paragraph["context"], *questions_of(paragraph))]
 
 
 def questions_of(paragraph: dict) -> list[str]:

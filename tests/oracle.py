@@ -129,6 +129,44 @@ def answer_positions(
     return start - 1, end + 1
 
 
+def seq2seq_features(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[Row], max_seq_length: int, doc_stride: int
+) -> list[Row]:
+    """The windows of what an encoder-decoder reads, one example and one window at a time.
+
+    A text that fits is the reference's: `question: Q context: C`, both left-stripped (rule: run_seq2seq_qa.py). Of a
+    longer one the tokens of the context, those that end behind "context:", are cut into windows, and every window gets
+    the rest of the text in front of it and the same special tokens around it. `holds` is whether a window's tokens
+    cover the first answer.
+    """
+    rows = []
+    for example_index, example in enumerate(examples):
+        front = f"question: {example['question'].lstrip()} context:"
+        text = f"{front} {example['context'].lstrip()}"
+        encoding = tokenizer(text, return_offsets_mapping=True)
+        ids, spans, own = encoding["input_ids"], encoding["offset_mapping"], encoding.sequence_ids()
+        context = [i for i in range(len(ids)) if own[i] is not None and spans[i][1] > len(front)]
+        end = context[-1] + 1 if context else len(ids) - own[::-1].index(0)
+        begin = context[0] if context else end
+        room = max_seq_length - (len(ids) - len(context))
+        first = begin
+        while True:
+            last = min(first + room, end)
+            window = spans[first:last]
+            row = {"example_index": example_index, "input_ids": ids[:begin] + ids[first:last] + ids[end:]}
+            row["holds"] = False
+            if example["answers"]["text"] and window:
+                moved = len(text) - len(example["context"])
+                answer_begin = example["answers"]["answer_start"][0] + moved
+                answer_end = answer_begin + len(example["answers"]["text"][0])
+                row["holds"] = window[0][0] <= answer_begin and answer_end <= window[-1][1]
+            rows.append(row)
+            if last == end:
+                break
+            first += room - doc_stride
+    return rows
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Answers
 # ---------------------------------------------------------------------------------------------------------------------

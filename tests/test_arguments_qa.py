@@ -120,7 +120,7 @@ def test_mistakes_are_told_together_and_name_their_flag(tmp_path):
     problems = problems_of("--do_train", "--do_predict", "--train_file", str(tmp_path / "a.txt"), "--validation_file",
                            "nowhere.json", "--doc_stride", "400", "--n_best_size", "0", "--max_eval_samples", "0")  # fmt: skip
     starts = ["--train_file", "--validation_file nowhere.json: there is no such file", "no data for the test part",
-              "--n_best_size is 0", "--doc_stride 400 leaves no room", "--max_eval_samples is 0"]  # fmt: skip
+              "--n_best_size is 0", "--max_eval_samples is 0", "--doc_stride 400 leaves no room"]  # fmt: skip
     assert len(problems) == len(starts)
     assert all(problem.startswith(start) for problem, start in zip(problems, starts))
 

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import rows_of
+from conftest import golds_of, load, rows_of
 from safetensors.torch import load_file
 
 import run_qa
@@ -28,18 +28,6 @@ TRAINED_FILES = {
 def run(model, output_dir, *flags) -> None:
     settings = ["--max_seq_length", "96", "--doc_stride", "32", "--report_to", "none", "--disable_tqdm", "True"]
     run_qa.main(["--model_name_or_path", str(model), "--output_dir", str(output_dir), *settings, *map(str, flags)])
-
-
-def load(path):
-    return json.loads(path.read_text())
-
-
-def golds_of(path) -> dict[str, list[str]]:
-    """Gold texts by question id of a file in SQuAD's own layout."""
-    paragraphs = [paragraph for article in load(path)["data"] for paragraph in article["paragraphs"]]
-    return {
-        qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]
-    }
 
 
 @pytest.fixture(scope="module")
@@ -141,18 +129,6 @@ def test_capped_samples_keep_all_their_windows(tiny_model, squad_files, tmp_path
     assert load(tmp_path / "some" / "eval_results.json")["eval_exact_match"] == pytest.approx(
         oracle.squad_v1(some, {name: dev[name] for name in some})["exact_match"]
     )
-
-
-@pytest.fixture(scope="module")
-def negatives(squad_files, tmp_path_factory):
-    """A SQuAD 2.0 file: every third question of the corpus asks about somebody of another paragraph."""
-    squad = load(squad_files / "dev.json")
-    for paragraph in squad["data"][0]["paragraphs"]:
-        for qa in paragraph["qas"][::3]:
-            qa["answers"], qa["is_impossible"] = [], True
-    path = tmp_path_factory.mktemp("negatives") / "dev.json"
-    path.write_text(json.dumps(squad))
-    return path
 
 
 def test_questions_without_an_answer(trained, negatives, tmp_path):

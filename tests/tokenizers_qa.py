@@ -24,12 +24,14 @@ from tokenizers import (
 )
 from transformers import (
     AlbertTokenizerFast,
+    BartTokenizerFast,
     BertTokenizerFast,
     DistilBertTokenizerFast,
     LlamaTokenizerFast,
     PreTrainedTokenizerFast,
     Qwen2TokenizerFast,
     RobertaTokenizerFast,
+    T5TokenizerFast,
     XLNetTokenizerFast,
 )
 
@@ -132,6 +134,19 @@ def make_tokenizers(corpus: list[str]) -> dict[str, PreTrainedTokenizerFast]:
     }
 
 
+def make_writers(corpus: list[str]) -> dict[str, PreTrainedTokenizerFast]:
+    """Tokenizers of encoder-decoders by name: T5 in its two forms, BART."""
+    corpus = [text.replace("<", " ").replace("[", " ") for text in corpus]
+    t5 = train_t5(corpus)
+    t5_old = Tokenizer.from_str(t5.to_str())
+    t5_old.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), t5.pre_tokenizer])
+    return {
+        "t5": T5TokenizerFast(tokenizer_object=t5, extra_ids=0),
+        "t5_old": T5TokenizerFast(tokenizer_object=t5_old, extra_ids=0),
+        "bart": BartTokenizerFast(tokenizer_object=train_roberta(corpus)),
+    }
+
+
 def train_wordpiece(corpus: list[str]) -> Tokenizer:
     """BERT: lower case without accents, pieces of words, [CLS] A [SEP] B [SEP], an unknown token.
 
@@ -162,6 +177,13 @@ def train_roberta(corpus: list[str]) -> Tokenizer:
     train_bpe(tokenizer, corpus, special, pre_tokenizers.ByteLevel.alphabet())
     sep, cls = (("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")))
     tokenizer.post_processor = processors.RobertaProcessing(sep, cls, trim_offsets=True, add_prefix_space=False)
+    return tokenizer
+
+
+def train_t5(corpus: list[str]) -> Tokenizer:
+    """T5: Unigram pieces, A </s>, no token types. (t5-small's own file splits at white space first: `t5_old`.)"""
+    tokenizer = train_unigram(corpus, ["<pad>", "</s>", "<unk>"], lowercase=False)
+    set_template(tokenizer, "$A </s>", " $B </s>", ["</s>"])
     return tokenizer
 
 

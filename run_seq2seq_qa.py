@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""Fine-tunes and evaluates an encoder-decoder (T5, BART) that reads a question and a text and writes the answer.
+
+    python run_seq2seq_qa.py --model_name_or_path t5-small --dataset_name squad_v2 --version_2_with_negative \\
+        --do_train --do_eval --predict_with_generate --output_dir out
+    python run_seq2seq_qa.py --model_name_or_path out --test_file my_questions.json --do_predict \\
+        --predict_with_generate --output_dir answers
+
+Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md tells the rest; --help lists the flags.
+"""
+
+import logging
+from functools import partial
+
+import numpy as np
+from transformers import AutoModelForSeq2SeqLM, EvalPrediction
+
+from arguments_qa import Seq2SeqDataArguments, Seq2SeqModelArguments, start
+from data_qa import load_rows
+from device_qa import trainer_extras, training_arguments
+from errors_qa import UserError, run_or_exit
+from models_qa import load_config_and_tokenizer, load_model, sequence_limit
+from trainer_qa import checkpoint_to_resume, hand_in, run, score_answers
+from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
+from utils_qa import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
+
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> None:
+    model_args, data_args, args = start(argv, Seq2SeqModelArguments, Seq2SeqDataArguments, training_arguments(True))
+    settle_generation(data_args, args)
+    checkpoint = checkpoint_to_resume(args)
+    rows = load_rows(data_args, model_args, args)
+    config, tokenizer = load_config_and_tokenizer(model_args)
+    check_writer(config, model_args.model_name_or_path)
+    length = sequence_limit(data_args, config, tokenizer, read_seq2seq_template(tokenizer).special_tokens)
+    settings = (
+        tokenizer,
+        length,
+        data_args.doc_stride,
+        data_args.max_answer_length,
+        data_args.version_2_with_negative,
+    )
+    features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
+
+    model = load_model(AutoModelForSeq2SeqLM, config, model_args)
+    trainer = QuestionAnsweringSeq2SeqTrainer(
+        model=model,
+        args=args,
+        train_dataset=features.get("train"),
+        eval_dataset=features.get("validation"),
+        eval_examples=rows.get("validation"),
+        processing_class=tokenizer,
+        data_collator=Seq2SeqCollator(
+            tokenizer,
+            length=length if data_args.pad_to_max_length else None,
+            multiple_of=8 if args.fp16 else 1,
+            label_length=data_args.max_answer_length if data_args.pad_to_max_length else None,
+            label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
+            decoder_inputs=model.prepare_decoder_input_ids_from_labels if args.label_smoothing_factor else None,
+        ),
+        post_process_function=partial(answers_of_tokens, data_args, args, tokenizer),
+        compute_metrics=partial(score_answers, data_args),
+        empty_answer=tokenizer(text_target="")["input_ids"] if data_args.version_2_with_negative else None,
+        **trainer_extras(args, model_args),
+    )
+    run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
+
+
+def settle_generation(data: Seq2SeqDataArguments, args) -> None:
+    """Puts length and beams of what is written where the trainer looks; tells what a run without writing cannot give.
+
+    Raises:
+        UserError: the best checkpoint is to be chosen by a score of answers that are not written.
+    """
+    args.generation_max_length = args.generation_max_length or data.val_max_answer_length
+    args.generation_num_beams = data.num_beams or args.generation_num_beams
+    if args.predict_with_generate:
+        return
+    best = args.metric_for_best_model
+    if best is not None and best.removeprefix("eval_") in ("f1", "exact_match", "exact"):
+        raise UserError(f"--metric_for_best_model {best} needs written answers: add --predict_with_generate")
+    if args.do_eval or args.do_predict:
+        logger.warning(
+            "Without --predict_with_generate no answers are written: there will be a loss (where answers are known), "
+            "but no EM, no F1 and no files of predictions"
+        )
+
+
+def check_writer(config, name: str) -> None:
+    """Raises a UserError for a model that does not write."""
+    if not config.is_encoder_decoder or config.decoder_start_token_id is None:
+        lacks = "has no decoder_start_token_id" if config.is_encoder_decoder else "is no encoder-decoder"
+        raise UserError(
+            f"--model_name_or_path {name}: a {config.model_type} model that {lacks} cannot write answers; "
+            "models that mark them in the text are for run_qa.py"
+        )
+
+
+def answers_of_tokens(
+    data: Seq2SeqDataArguments, args, tokenizer, examples, features, written, stage: str
+) -> EvalPrediction:
+    """What was written for the best window of every example, in files and in the metrics' form."""
+    tokens, scores, *null_scores = written
+    tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens)  # batches of different widths are filled with -100
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    null_scores = null_scores[0] if data.version_2_with_negative else None
+    answers = choose_windows(examples, features, texts, scores, null_scores, data.null_score_diff_threshold)
+    return hand_in(answers, examples, data, args.output_dir, stage)
+
+
+if __name__ == "__main__":
+    run_or_exit(main)

@@ -1,0 +1,64 @@
+"""The trainer of encoder-decoders: writes an answer for every window, and says how sure it is of it."""
+
+import torch
+
+from device_qa import trainer_class
+from trainer_qa import AnswerEvaluation
+
+
+class QuestionAnsweringSeq2SeqTrainer(AnswerEvaluation, trainer_class(seq2seq=True)):
+    """Trains and evaluates models that write the answer: GaudiSeq2SeqTrainer's or Seq2SeqTrainer's subclass.
+
+    Args (beyond those of `AnswerEvaluation` and the base):
+        empty_answer: with negatives, the tokens that stand for "no answer" as a label. The model then writes its best
+            text that is not empty, and the empty answer is scored beside it.
+
+    `args.generation_max_length` and `args.generation_num_beams` hold for evaluation and prediction alike.
+    """
+
+    def __init__(self, *args, empty_answer: list[int] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.empty_answer = empty_answer
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, and with --predict_with_generate what the model writes, (batch, length), its log-probability, (batch,),
+        and with negatives that of the empty answer, (batch,)."""
+        inputs = self._prepare_inputs(inputs)
+        if not self.args.predict_with_generate:
+            prediction_loss_only = True
+        settings = {} if prediction_loss_only else self.generation_settings()
+        loss, tokens, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **settings)
+        if prediction_loss_only or tokens is None:
+            return loss, None, None
+        if self.args.use_habana:  # one shape
+            tokens = self._pad_tensors_to_max_len(tokens, self.args.generation_max_length)
+        read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**read, decoder_input_ids=tokens[:, :-1])
+            scores = [log_probability(output.logits, tokens[:, 1:], self.written(tokens[:, 1:]))]
+            if self.empty_answer is not None:
+                empty = torch.tensor(self.empty_answer, device=tokens.device).expand(len(tokens), -1)
+                encoded = {"encoder_outputs": (output.encoder_last_hidden_state,)}
+                before = torch.cat([tokens[:, :1], empty[:, :-1]], dim=1)
+                output = model(**encoded, attention_mask=read["attention_mask"], decoder_input_ids=before)
+                scores.append(log_probability(output.logits, empty, torch.ones_like(empty)))
+        return loss, (tokens, *scores), None
+
+    def generation_settings(self) -> dict:
+        settings = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
+        if self.empty_answer is not None:
+            settings["min_new_tokens"] = len(self.empty_answer)
+        return settings
+
+    def written(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(batch, length) whether a token belongs to the answer: up to its end token, and not the padding behind it."""
+        ends = torch.tensor(self.model.generation_config.eos_token_id, device=tokens.device).reshape(-1)
+        end = torch.isin(tokens, ends)
+        behind = end.cumsum(1) - end.long() > 0
+        return ~behind & (end | (tokens != self.processing_class.pad_token_id))
+
+
+def log_probability(logits: torch.Tensor, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """(batch,) log-probability of `tokens` (batch, length) under `logits` (batch, length, vocabulary), of those `counted`."""
+    losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")
+    return -torch.where(counted.bool(), losses, 0.0).sum(1)
