@@ -15,6 +15,7 @@ from typing import Optional
 import transformers
 from transformers import HfArgumentParser
 
+from device_qa import settle_lazy_mode, training_arguments
 from errors_qa import UserError
 
 
@@ -122,6 +123,12 @@ class DataArguments:
             "choices": ["stop", "skip"],
         },
     )
+    check: bool = field(
+        default=False,
+        metadata={
+            "help": "Only check device, arguments, data and tokenizer; exit with 0 if a run could start, else 2."
+        },
+    )
 
 
 @dataclass
@@ -169,16 +176,24 @@ class CommandLine(HfArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def start(argv: list[str] | None, *dataclass_types: type) -> tuple:
-    """What a script does first: reads and checks its command line, starts the log and seeds.
+def start(argv: list[str] | None, model_type: type, data_type: type, seq2seq: bool = False) -> tuple:
+    """What a script does first: reads and checks its command line, and the device; starts the log and seeds.
 
-    The three types are those of the model's, the data's and the training's arguments.
+    Returns the model's, the data's and the training's arguments.
     """
-    model, data, training = parse_command_line(sys.argv[1:] if argv is None else argv, *dataclass_types)
+    argv = settle_lazy_mode(with_file(sys.argv[1:] if argv is None else argv))
+    model, data, training = parse_command_line(argv, model_type, data_type, training_arguments(seq2seq))
     check_arguments(data, training)
     start_logging(training)
     transformers.set_seed(training.seed)
     return model, data, training
+
+
+def with_file(argv: list[str]) -> list[str]:
+    """The command line with the flags of the file that its first argument names, if it does, in front."""
+    if argv and argv[0].endswith((".json", ".yaml", ".yml")):
+        return flags_of_file(Path(argv[0])) + argv[1:]
+    return argv
 
 
 def parse_command_line(argv: list[str], *dataclass_types: type) -> tuple:
@@ -188,11 +203,9 @@ def parse_command_line(argv: list[str], *dataclass_types: type) -> tuple:
         UserError: unknown flags (with the nearest known one), values of the wrong type, missing ones, a file of
             arguments that cannot be read, and combinations that the dataclasses themselves refuse.
     """
-    if argv and argv[0].endswith((".json", ".yaml", ".yml")):
-        argv = flags_of_file(Path(argv[0])) + argv[1:]
     parser = CommandLine(dataclass_types)
     try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        *parsed, unknown = parser.parse_args_into_dataclasses(with_file(argv), return_remaining_strings=True)
     except (ValueError, ImportError) as error:
         raise UserError(" ".join(str(error).split())) from error
     if unknown:

@@ -4,14 +4,20 @@ Everything that depends on whether this machine has a Gaudi stands here, and so 
 The same command line parses in both cases: where optimum-habana cannot be used, its flags are declared with its defaults.
 """
 
+import argparse
 import dataclasses
 import importlib.util
 import logging
+import os
 from functools import cache
+from importlib.metadata import requires, version
+from pathlib import Path
 from typing import Optional
 
 import torch
 import transformers.utils.import_utils
+from packaging.version import Version
+from transformers.hf_argparser import string_to_bool
 
 from errors_qa import UserError
 
@@ -21,6 +27,7 @@ transformers.utils.import_utils._sklearn_available = False
 
 logger = logging.getLogger(__name__)
 
+OLDEST_OPTIMUM_HABANA = "1.21.0"
 # The flags that GaudiTrainingArguments (optimum-habana 1.21.2) adds to TrainingArguments, with type and default.
 GAUDI_FLAGS = {
     "use_habana": (bool, False),
@@ -72,28 +79,165 @@ GAUDI_DEFAULTS = {
 }
 
 
+HPU_GRAPH_FLAGS = ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_graphs_for_training")
+# What Habana's driver offers a process for each card.
+CARDS = "/dev/accel/accel"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whether there is a Gaudi, and whether a run fits it
+
+
 @cache
-def gaudi_is_usable() -> bool:
-    """Whether optimum-habana can run here: it needs Habana's PyTorch plugin and a card that the plugin sees."""
+def why_no_gaudi() -> str | None:
+    """Why optimum-habana cannot run here, None where it can; loads Habana's plugin, which registers the device."""
     if importlib.util.find_spec("habana_frameworks") is None:
-        return False
-    import habana_frameworks.torch.hpu as hpu  # registers the device with PyTorch
-
-    return hpu.is_available()
-
-
-def what_is_missing() -> str:
-    """Why `--use_habana` cannot be served here, and what to do."""
-    if importlib.util.find_spec("habana_frameworks") is None:
-        missing = "Habana's PyTorch plugin (habana_frameworks) is not installed in this Python"
-    else:
-        missing = (
-            "Habana's PyTorch plugin is installed but sees no card (`hl-smi` shows which are there and who uses them)"
+        return "Habana's PyTorch plugin (habana_frameworks) is not installed in this Python"
+    try:
+        import habana_frameworks.torch.hpu as hpu
+    except (ImportError, OSError) as error:
+        return (
+            f"Habana's PyTorch plugin cannot be loaded into PyTorch {torch.__version__} ({one_line(error)}); if pip has "
+            "replaced the PyTorch of the image, which is built for Habana, start from a fresh image"
         )
-    return (
-        f"--use_habana: {missing}. Run inside Habana's PyTorch image on a Gaudi node, "
-        "or leave --use_habana away to run on this machine's GPU or CPU."
-    )
+    if not hpu.is_available() or hpu.device_count() == 0:
+        return "Habana's PyTorch plugin sees no card (`hl-smi` shows which are there and who uses them)"
+    try:
+        import optimum.habana  # noqa: F401
+    except (ImportError, IndexError) as error:  # its version check takes the first line of `pip list | grep`
+        return (
+            f"optimum-habana cannot be imported ({one_line(error)}); `pip list` in this shell must show it and "
+            "habana-torch-plugin, so `pip` and `python` have to be of the same installation"
+        )
+    return None
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def gaudi_is_usable() -> bool:
+    """Whether optimum-habana can run here."""
+    return why_no_gaudi() is None
+
+
+def settle_lazy_mode(argv: list[str]) -> list[str]:
+    """Sets PT_HPU_LAZY_MODE as a command line asks, before the plugin reads it, or --use_lazy_mode as the variable asks.
+
+    The variable's default was 1 up to SynapseAI 1.18 and is 0 since; optimum-habana 1.21.2 takes it for 1, and lazy mode
+    for the flag's default. Here, where one of both is given the other follows, and without either a run is lazy unless
+    it compiles. `lazy_problems` tells when they contradict each other.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("use_habana", "use_lazy_mode", "torch_compile"):
+        parser.add_argument(f"--{flag}", type=string_to_bool, nargs="?", const=True)
+    for flag in ("torch_compile_backend", "torch_compile_mode"):
+        parser.add_argument(f"--{flag}")
+    try:
+        given, _ = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return argv  # the script's own parser will tell
+    if not given.use_habana:
+        return argv
+    compiles = given.torch_compile or given.torch_compile_backend is not None or given.torch_compile_mode is not None
+    lazy = not compiles if given.use_lazy_mode is None else given.use_lazy_mode
+    variable = os.environ.setdefault("PT_HPU_LAZY_MODE", str(int(lazy)))
+    return argv if given.use_lazy_mode is not None else [*argv, f"--use_lazy_mode={variable != '0'}"]
+
+
+def lazy_problems(args) -> list[str]:
+    """Where PT_HPU_LAZY_MODE, --use_lazy_mode and --torch_compile contradict each other."""
+    variable = os.environ.get("PT_HPU_LAZY_MODE")
+    if args.torch_compile or args.torch_compile_backend is not None or args.torch_compile_mode is not None:
+        if args.use_lazy_mode or variable != "0":
+            return ["--torch_compile does not go with lazy mode: set PT_HPU_LAZY_MODE=0 and --use_lazy_mode false"]
+    elif args.use_lazy_mode != (variable != "0"):
+        return [
+            f"PT_HPU_LAZY_MODE={variable} contradicts --use_lazy_mode {args.use_lazy_mode}: set it to "
+            f"{int(args.use_lazy_mode)}, or unset it, and it follows the flags"
+        ]
+    elif not args.use_lazy_mode and any(getattr(args, flag) for flag in HPU_GRAPH_FLAGS):
+        return [f"PT_HPU_LAZY_MODE={variable}: HPU graphs need lazy mode (1, with --use_lazy_mode) or --torch_compile"]
+    return []
+
+
+def gaudi_problems(args) -> list[str]:
+    """What stands in the way of a run with `--use_habana`, as far as it can be known at once."""
+    problems = lazy_problems(args)
+    missing = why_no_gaudi()
+    if missing is not None:
+        advice = "Run inside Habana's PyTorch image on a Gaudi node, or leave --use_habana away"
+        return [f"--use_habana: {missing}. {advice} to run on this machine's GPU or CPU.", *problems]
+    problems += version_problems()
+    busy = why_busy()
+    if busy is not None:
+        problems.append(busy)
+    elif args.bf16 and not bf16_is_supported():
+        problems.append("--bf16: this card does not support it; leave it away")
+    return problems
+
+
+def version_problems() -> list[str]:
+    """Versions that do not belong together; those that probably do are told in the log."""
+    from packaging.requirements import Requirement
+
+    habana = version("optimum-habana")
+    problems = [
+        f"transformers {version('transformers')} is installed, but optimum-habana {habana} needs {needed.specifier}: "
+        "pip install -r requirements.txt"
+        for needed in map(Requirement, requires("optimum-habana"))
+        if needed.name == "transformers" and not needed.specifier.contains(version("transformers"))
+    ]
+    if Version(habana) < Version(OLDEST_OPTIMUM_HABANA):
+        problems.append(
+            f"optimum-habana {habana} is installed, but these scripts need {OLDEST_OPTIMUM_HABANA} or newer: "
+            "pip install -r requirements.txt"
+        )
+    from optimum.habana.utils import get_driver_version
+
+    driver, plugin = get_driver_version(), Version(version("habana-torch-plugin"))
+    if driver is not None and driver.release[:2] != plugin.release[:2]:
+        logger.warning(
+            f"Habana's driver is {driver}, its PyTorch plugin {plugin}: they should be of one release. "
+            "Update the driver of the node, or use the image of its release"
+        )
+    return problems
+
+
+def why_busy() -> str | None:
+    """Tries to take a card, which fails where others hold all of them. Ranks of a launched run take theirs later."""
+    if any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")):
+        return None
+    try:
+        torch.zeros(1, device="hpu")
+    except RuntimeError as error:
+        holders = ", ".join(processes_at(CARDS)) or "`hl-smi` shows by whom"
+        return f"--use_habana: no card can be taken ({one_line(error)}); held by: {holders}"
+    return None
+
+
+def processes_at(devices: str) -> list[str]:
+    """The other processes that have a device open whose path begins with `devices`, as far as this user may know."""
+    found = {}
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        process = link.parts[2]
+        try:
+            if process != str(os.getpid()) and os.readlink(link).startswith(devices):
+                words = (Path("/proc") / process / "cmdline").read_bytes().split(b"\0")
+                found[process] = f"process {process} ({b' '.join(words[:2]).decode(errors='replace')})"
+        except OSError:  # it has ended, or belongs to somebody else
+            continue
+    return list(found.values())
+
+
+def bf16_is_supported() -> bool:
+    import habana_frameworks.torch.hpu as hpu
+
+    return not hasattr(hpu, "is_bf16_supported") or hpu.is_bf16_supported()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The classes that serve a run
 
 
 @cache
@@ -130,8 +274,8 @@ class DeviceChoice:
             self.leave_gaudi_flags()
             # Without this transformers refuses --bf16 on a machine that has nothing but a CPU.
             self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        elif not gaudi_is_usable():
-            raise UserError(what_is_missing())
+        elif problems := gaudi_problems(self):
+            raise UserError(*problems)
         super().__post_init__()
 
     def leave_gaudi_flags(self) -> None:

@@ -14,20 +14,22 @@ from transformers import AutoModelForQuestionAnswering, EvalPrediction
 
 from arguments_qa import DataArguments, ModelArguments, start
 from data_qa import load_rows
-from device_qa import trainer_extras, training_arguments
+from device_qa import trainer_extras
 from errors_qa import run_or_exit
 from models_qa import load_config_and_tokenizer, load_model, sequence_limit
-from trainer_qa import QuestionAnsweringTrainer, checkpoint_to_resume, hand_in, run, score_answers
+from trainer_qa import QuestionAnsweringTrainer, checkpoint_to_resume, hand_in, run, score_answers, tell_checked
 from utils_qa import PaddingCollator, find_answers, prepare_features, read_template
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, args = start(argv, ModelArguments, DataArguments, training_arguments())
+    model_args, data_args, args = start(argv, ModelArguments, DataArguments)
     checkpoint = checkpoint_to_resume(args)
     rows = load_rows(data_args, model_args, args)
     config, tokenizer = load_config_and_tokenizer(model_args)
     length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
+    if data_args.check:
+        return tell_checked(features)
 
     trainer = QuestionAnsweringTrainer(
         model=load_model(AutoModelForQuestionAnswering, config, model_args),

@@ -17,10 +17,10 @@ from transformers import AutoModelForSeq2SeqLM, EvalPrediction
 
 from arguments_qa import Seq2SeqDataArguments, Seq2SeqModelArguments, start
 from data_qa import load_rows
-from device_qa import trainer_extras, training_arguments
+from device_qa import trainer_extras
 from errors_qa import UserError, run_or_exit
 from models_qa import load_config_and_tokenizer, load_model, sequence_limit
-from trainer_qa import checkpoint_to_resume, hand_in, run, score_answers
+from trainer_qa import checkpoint_to_resume, hand_in, run, score_answers, tell_checked
 from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 from utils_qa import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, args = start(argv, Seq2SeqModelArguments, Seq2SeqDataArguments, training_arguments(True))
+    model_args, data_args, args = start(argv, Seq2SeqModelArguments, Seq2SeqDataArguments, seq2seq=True)
     settle_generation(data_args, args)
     checkpoint = checkpoint_to_resume(args)
     rows = load_rows(data_args, model_args, args)
@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         data_args.version_2_with_negative,
     )
     features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
+    if data_args.check:
+        return tell_checked(features)
 
     model = load_model(AutoModelForSeq2SeqLM, config, model_args)
     trainer = QuestionAnsweringSeq2SeqTrainer(
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
             multiple_of=8 if args.fp16 else 1,
             label_length=data_args.max_answer_length if data_args.pad_to_max_length else None,
             label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
-            decoder_inputs=model.prepare_decoder_input_ids_from_labels if args.label_smoothing_factor else None,
+            decoder_inputs=model.prepare_decoder_input_ids_from_labels,
         ),
         post_process_function=partial(answers_of_tokens, data_args, args, tokenizer),
         compute_metrics=partial(score_answers, data_args),

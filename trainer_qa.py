@@ -187,6 +187,12 @@ def sigmoid(odds: float) -> float:
     return float(np.exp(-np.logaddexp(0.0, -odds)))  # without overflow
 
 
+def tell_checked(features: dict) -> None:
+    """What `--check` ends with: how much there is of each part."""
+    counts = ", ".join(f"{len(part)} {split} features" for split, part in features.items())
+    print(f"checked, a run could start: {counts}")
+
+
 def train(trainer, checkpoint: str | None, most: int | None) -> None:
     """Trains, and saves the model, the tokenizer, the trainer's state and `train_results.json`."""
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics

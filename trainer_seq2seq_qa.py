@@ -19,6 +19,21 @@ class QuestionAnsweringSeq2SeqTrainer(AnswerEvaluation, trainer_class(seq2seq=Tr
     def __init__(self, *args, empty_answer: list[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.empty_answer = empty_answer
+        self.compute_loss_func = self.token_loss
+
+    def token_loss(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
+        """The mean loss of the labels' tokens; in training that over all ranks and accumulated steps, by their number.
+
+        The models' own loss is a mean over one batch of one rank: batches of short answers would count as much as those
+        of long ones. transformers 4.55 multiplies what this returns by the number of ranks, as it should; the loss of
+        T5 itself, which optimum-habana 1.21.2 lets through as if it were of this kind, comes out that many times too
+        large.
+        """
+        if self.label_smoother is not None:
+            mean = self.label_smoother(outputs, labels)
+        else:
+            mean = torch.nn.functional.cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten())
+        return mean if num_items_in_batch is None else mean * labels.ne(-100).sum() / num_items_in_batch
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss, and with --predict_with_generate what the model writes, (batch, length), its log-probability, (batch,),

@@ -562,7 +562,7 @@ def tokenize_targets(texts: list[str], tokenizer, max_length: int) -> Texts:
 class Seq2SeqCollator(PaddingCollator):
     """`PaddingCollator` that also pads `labels`, to `label_length` tokens or to the batch's longest answer.
 
-    Where it is given, `decoder_inputs` (labels -> ids) makes `decoder_input_ids`, which label smoothing needs.
+    `decoder_inputs` (labels -> ids, both padded) makes `decoder_input_ids`, for a loss that the model does not compute.
     """
 
     label_length: int | None = None

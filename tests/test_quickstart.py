@@ -1,15 +1,10 @@
-"""The quickstart's parts: a corpus that leaks nothing, a small checkpoint, the report; and the README's commands."""
+"""The quickstart's parts: a corpus that leaks nothing, a small checkpoint, the report."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import corpus
-import pytest
 import report
 from conftest import ROOT
 
@@ -101,42 +96,3 @@ def test_pretraining_runs_and_its_documents_hold_their_answers(tmp_path):
         assert len(document["ids"]) == len(document["types"]) == len(document["about"])
         assert document["about"][document["start"]] == 1
     pretrain.pretrain(pretrain.make_model(tokenizer), tokenizer, steps=2, seed=0)
-
-
-def readme_commands() -> list[str]:
-    """The shell blocks of README.md that run the script."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [block for block in blocks if "run_qa.py" in block]
-
-
-@pytest.fixture(scope="module")
-def stand_ins(tiny_model, squad_files, tmp_path_factory):
-    """A folder where the README's names are small stand-ins: model and dataset folders, a file of arguments."""
-    folder = tmp_path_factory.mktemp("readme")
-    for path in [*ROOT.glob("*.py")]:
-        (folder / path.name).symlink_to(path)
-    shutil.copytree(tiny_model, folder / "bert-large-uncased-whole-word-masking")
-    (folder / "squad").mkdir()
-    for split, part in (("train", "train"), ("validation", "dev")):
-        squad = json.loads((squad_files / f"{part}.json").read_text())
-        rows = data_qa.checked_rows(data_qa.flatten_squad(squad["data"]), part, data_qa.DataArguments(), True)[:24]
-        (folder / "squad" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = {
-        "model_name_or_path": "bert-large-uncased-whole-word-masking",
-        "dataset_name": "squad",
-        "do_train": True,
-    }
-    (folder / "my_run.yaml").write_text(json.dumps(settings | {"max_steps": 1, "output_dir": "my_run"}))
-    return folder
-
-
-@pytest.mark.parametrize("number", range(len(readme_commands())))
-def test_the_readmes_commands_run(stand_ins, number, monkeypatch):
-    """Byte for byte, in a shell, with this Python first on the path."""
-
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    command = readme_commands()[number]
-    done = subprocess.run(["bash", "-c", command], cwd=stand_ins, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    if "--do_eval" in command:
-        assert "eval_f1" in done.stdout

@@ -1,0 +1,88 @@
+"""What run_seq2seq_qa.py makes of contexts that are longer than its window, and of real questions without an answer.
+
+    python -m benchmarks.writing long      # invented documents of four windows: the best window beside the last one
+    python -m benchmarks.writing squad_v2  # real questions of ../shared/data, split by article
+
+Both train a T5 from scratch, by the script itself, with the quickstart's model and settings; `long` takes some minutes,
+`squad_v2` half an hour. A model of that size learns little of real language; what `squad_v2` shows is that the script
+goes through real data by itself.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
+
+import seq2seq_corpus  # noqa: E402
+import seq2seq_model  # noqa: E402
+
+import data_qa  # noqa: E402
+import run_seq2seq_qa  # noqa: E402
+from metrics_qa import squad_scores  # noqa: E402
+
+
+SHARED_DEV = ROOT.parent / "shared" / "data" / "squad-v2.0-dev.json.gz"
+SETTINGS = ROOT / "quickstart" / "seq2seq.yaml"
+EVALUATION_ARTICLES = 4
+
+
+def train_and_score(folder: Path, train: dict, dev: dict, vocabulary: int, *flags: str) -> dict:
+    """Runs the script on two SQuAD files; returns the scores. The model and the answers are in `folder`/out."""
+    for name, squad in (("train", train), ("dev", dev)):
+        (folder / f"{name}.json").write_text(json.dumps(squad))
+    tokenizer = seq2seq_model.train_tokenizer(seq2seq_model.texts_of(train), vocabulary)
+    for saved in (tokenizer, seq2seq_model.make_model(tokenizer)):
+        saved.save_pretrained(folder / "model")
+    files = ["--train_file", str(folder / "train.json"), "--validation_file", str(folder / "dev.json")]
+    files += ["--model_name_or_path", str(folder / "model"), "--output_dir", str(folder / "out")]
+    run_seq2seq_qa.main([str(SETTINGS), *files, *flags])
+    return json.loads((folder / "out" / "eval_results.json").read_text())
+
+
+def long_documents(folder: Path) -> None:
+    """The asked fact stands in any of four windows; prints EM of the best window and of the last one."""
+    parts = {"train": (12_000, 0), "dev": (500, 1000)}
+    squads = {
+        part: seq2seq_corpus.make_part(part, questions, seed, windows=4, window_tokens=60)
+        for part, (questions, seed) in parts.items()
+    }
+    flags = ["--max_seq_length", "96", "--doc_stride", "16"]
+    train_and_score(folder, squads["train"], squads["dev"], seq2seq_model.VOCABULARY, *flags)
+    rows = data_qa.flatten_squad(squads["dev"]["data"])
+    golds = {row["id"]: [answer["text"] for answer in row["answers"]] for row in rows}
+    windows = json.loads((folder / "out" / "eval_nbest_predictions.json").read_text())
+    last = {name: max(entries, key=lambda entry: entry["window"])["text"] for name, entries in windows.items()}
+    best = json.loads((folder / "out" / "eval_predictions.json").read_text())
+    count = sum(map(len, windows.values())) / len(windows)
+    print(f"\n{len(rows)} questions on documents of {count:.1f} windows\n\n| answer of | EM |\n|---|---|")
+    scores = {name: squad_scores(texts, golds)["exact_match"] for name, texts in (("last", last), ("best", best))}
+    print(f"| the last window (the reference's rule) | {scores['last']:.1f} |\n| the best window | {scores['best']:.1f} |")
+    print(f"\nratio {scores['best'] / scores['last']:.1f}")
+
+
+def squad_v2(folder: Path) -> None:
+    """SQuAD 2.0 dev: all but the last articles train, those evaluate."""
+    articles = json.loads(data_qa.gzip.open(SHARED_DEV).read())["data"]
+    train, dev = ({"data": part} for part in (articles[:-EVALUATION_ARTICLES], articles[-EVALUATION_ARTICLES:]))
+    flags = ["--version_2_with_negative", "--max_seq_length", "384", "--doc_stride", "128", "--max_answer_length", "30"]
+    scores = train_and_score(folder, train, dev, 8000, *flags, "--num_train_epochs", "3", "--bf16")
+    print("\n| score | value |\n|---|---|")
+    for name, value in scores.items():
+        if any(word in name for word in ("exact", "f1", "total")):
+            print(f"| {name.removeprefix('eval_')} | {value:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["long", "squad_v2"])
+    with tempfile.TemporaryDirectory() as folder:
+        {"long": long_documents, "squad_v2": squad_v2}[parser.parse_args().what](Path(folder))
+
+
+if __name__ == "__main__":
+    main()
