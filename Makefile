@@ -1,4 +1,5 @@
 # make quickstart   build .venv, train and score a small model on this machine, offline
+# make quickstart-seq2seq   the same for a model that writes its answers
 # make setup        build .venv alone            make test    run the tests
 # make check        lint, change nothing         make style   lint and reformat
 # make bench        print the benchmark tables
@@ -14,7 +15,7 @@ QUICKSTART_DATA ?=
 # Threads that wait do not spin, which slows everything where the machine is busy with something else.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: setup quickstart test check style bench
+.PHONY: setup quickstart quickstart-seq2seq test check style bench
 
 setup: .venv/installed
 
@@ -33,6 +34,14 @@ quickstart: setup
 		$(if $(QUICKSTART_MODEL),--model_name_or_path $(QUICKSTART_MODEL)) \
 		$(if $(QUICKSTART_DATA),--dataset_name $(QUICKSTART_DATA),--train_file $(OUT)/data/train.json --validation_file $(OUT)/data/dev.json)
 	$(BIN)/python quickstart/report.py $(OUT)/model $(if $(QUICKSTART_DATA),,$(OUT)/data/dev.json)
+
+quickstart-seq2seq: OUT := .out/quickstart-seq2seq
+quickstart-seq2seq: setup
+	$(BIN)/python quickstart/seq2seq_corpus.py $(OUT)/data
+	$(BIN)/python quickstart/seq2seq_model.py $(OUT)/start --data $(OUT)/data/train.json
+	$(BIN)/python run_seq2seq_qa.py quickstart/seq2seq.yaml --output_dir $(OUT)/model \
+		--train_file $(OUT)/data/train.json --validation_file $(OUT)/data/dev.json
+	$(BIN)/python quickstart/report.py $(OUT)/model $(OUT)/data/dev.json
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q tests

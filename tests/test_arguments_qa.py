@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from arguments_qa import DataArguments, ModelArguments, check_arguments, parse_command_line
-from device_qa import GAUDI_DEFAULTS, GAUDI_FLAGS, training_arguments
+from device_qa import GAUDI_DEFAULTS, GAUDI_FLAGS, settle_lazy_mode, training_arguments
 from errors_qa import UserError
 
 
@@ -27,9 +27,8 @@ DEFAULTS = {
 
 
 def parse(*argv: str) -> tuple:
-    return parse_command_line(
-        ["--model_name_or_path", "m", *argv], ModelArguments, DataArguments, training_arguments()
-    )
+    argv = settle_lazy_mode(["--model_name_or_path", "m", *argv])
+    return parse_command_line(argv, ModelArguments, DataArguments, training_arguments())
 
 
 def problems_of(*argv: str) -> list[str]:
