@@ -1,0 +1,72 @@
+"""Builds device.cpp, once per PyTorch, into a cache that processes share."""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+SOURCE = Path(__file__).resolve().parent / "device.cpp"
+
+
+class CannotBuild(Exception):
+    """The device cannot be built here; the message says why and what to do."""
+
+
+def cache_folder() -> Path:
+    """Where what is built is kept: SIMULATED_GAUDI_CACHE, or a folder in the user's cache."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SIMULATED_GAUDI_CACHE") or Path(user) / "simulated_gaudi").absolute()
+
+
+def build_library() -> Path:
+    """The device's shared library; compiles it (20 to 60 s) where the cache has none for this source and PyTorch.
+
+    It needs neither Python's headers nor ninja, since PyTorch loads it as a library of operations.
+
+    Raises:
+        CannotBuild: there is no C++ compiler, or it fails.
+    """
+    source = SOURCE.read_bytes()
+    key = hashlib.sha256(source + " ".join(compile_command("c++", Path())).encode()).hexdigest()[:16]
+    library = cache_folder() / f"device-torch{importlib.metadata.version('torch')}-{key}.so"
+    if library.exists():
+        return library
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with open(library.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be building it: wait, and take what it made
+        if not library.exists():
+            compile_library(library)
+    return library
+
+
+def find_compiler() -> str | None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def compile_library(library: Path) -> None:
+    compiler = find_compiler()
+    if compiler is None:
+        raise CannotBuild(
+            "simulated Gaudi: no C++ compiler found; install one (on Debian: apt-get install g++) or name it by CXX"
+        )
+    print("simulated Gaudi: compiling its device, once (about a minute) ...", file=sys.stderr)
+    unfinished = library.with_suffix(f".{os.getpid()}")
+    done = subprocess.run(compile_command(compiler, unfinished), capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
+        raise CannotBuild(f"simulated Gaudi: {compiler} fails on {SOURCE}: {lines[0] if lines else 'no message'}")
+    unfinished.replace(library)
+
+
+def compile_command(compiler: str, library: Path) -> list[str]:
+    torch = Path(importlib.util.find_spec("torch").origin).parent  # not imported: that takes seconds
+    folders = [f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}", f"-L{torch / 'lib'}"]
+    options = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w"]
+    return [compiler, *options, *folders, str(SOURCE), "-o", str(library), "-ltorch_cpu", "-lc10"]

@@ -1,0 +1,3 @@
+"""`habana_frameworks.torch.utils.internal`."""
+
+from ..counting import is_lazy  # noqa: F401

@@ -1,0 +1,155 @@
+"""The simulated Gaudi does what it says, in few processes: on_card.py holds what one of them checks, ranks.py two."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests import gaudi_sim
+from tests.gaudi_sim import building
+
+
+ROOT = gaudi_sim.HERE.parent.parent
+TOUCH = "import torch; torch.zeros(1, device='hpu')"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    try:
+        return building.build_library()
+    except building.CannotBuild as error:
+        pytest.skip(str(error))
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, **options)
+
+
+def python(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """Runs Python on a simulated Gaudi; options as of `environment`."""
+    return run([sys.executable, *arguments], env=gaudi_sim.environment(**options))
+
+
+def test_everything_that_one_process_can_check():
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(gaudi_sim.HERE / "on_card.py")]
+    done = run([sys.executable, "-m", "tests.gaudi_sim", *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_two_ranks_exchange_tensors_and_gradients_and_count(tmp_path):
+    """With the ranks as mpirun gives them."""
+    env = gaudi_sim.environment(counts_file=tmp_path / "counts.jsonl") | {"MASTER_PORT": "29531"}
+    ranks = [
+        {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank, "OMPI_COMM_WORLD_SIZE": "2"}
+        for rank in "01"
+    ]
+    command = [sys.executable, str(gaudi_sim.HERE / "ranks.py")]
+    started = [subprocess.Popen(command, env=env | rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
+    told = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
+    counts = [json.loads(line) for line in (tmp_path / "counts.jsonl").read_text().splitlines()]
+    assert sorted(count["rank"] for count in counts) == [0, 1]
+    assert all(count["collectives"] >= 10 and count["device"] == "simulated Gaudi" for count in counts)
+
+
+def test_the_command_runs_a_script_and_tells_what_it_exercised(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; {TOUCH}; print(sys.argv[1:], __name__)")
+    done = run([sys.executable, "-m", "tests.gaudi_sim", str(script), "--flag", "a b"])
+    assert done.stdout == "['--flag', 'a b'] __main__\n"
+    line = done.stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"simulated Gaudi: ops [1-9]\d*, mark_steps 0, graph wraps 0, graph captures 0, graph replays 0, compiles 0, "
+        r"collectives 0, input shapes 0 \(train 0, eval 0, generate 0\)",
+        line,
+    )
+    assert run([sys.executable, "-m", "tests.gaudi_sim", "-c", "raise SystemExit(7)"]).returncode == 7
+
+
+def test_a_process_can_take_the_simulated_gaudi_itself():
+    script = (
+        "import tests.gaudi_sim as sim; sim.activate(cards=2); import torch; torch.ones(2, device='hpu').sum();"
+        "print(torch.hpu.device_count(), sim.counts()['ops'] > 0)"
+    )
+    assert run([sys.executable, "-c", script]).stdout == "2 True\n"
+    late = "import torch; torch.accelerator.is_available(); import tests.gaudi_sim as sim; sim.activate()"
+    assert "call activate() earlier" in run([sys.executable, "-c", late]).stderr
+
+
+def test_a_node_without_cards():
+    asked = "import torch; print(torch.hpu.is_available(), torch.hpu.device_count(), torch.accelerator.is_available())"
+    assert python("-c", asked, cards=0).stdout == "False 0 False\n"
+    done = python("-c", TOUCH, cards=0)
+    assert done.returncode == 1 and "Device acquire failed" in done.stderr
+
+
+def test_a_busy_card_cannot_be_taken():
+    done = python("-c", f"import torch; print(torch.hpu.is_available()); {TOUCH}", cards=1, busy=1)
+    assert done.stdout == "True\n"
+    assert re.search(r"RuntimeError: synStatus=8 \[Device not found\] Device acquire failed\.", done.stderr)
+    assert "simulated Gaudi" in done.stderr
+
+
+def test_visible_modules_and_lazy_mode_are_habanas_variables():
+    asked = "import sys, torch; loaded = hasattr(torch, 'hpu'); import habana_frameworks.torch as ht;"
+    asked += "print(loaded, ht.utils.internal.is_lazy(), ht.hpu.device_count())"
+    env = gaudi_sim.environment(lazy=True) | {"HABANA_VISIBLE_MODULES": "0,1,5"}
+    assert run([sys.executable, "-c", asked], env=env).stdout == "False True 3\n"
+    assert python("-c", asked, lazy=False).stdout == "True False 8\n"
+
+
+def test_versions_are_those_that_a_test_asks_for():
+    env = gaudi_sim.environment(plugin_version="1.21.0", driver_version="1.19.2", cards=2, busy=1)
+    listed = run(["pip", "list", "--disable-pip-version-check"], env=env).stdout
+    assert re.search(r"^habana-torch-plugin +1\.21\.0$", listed, re.MULTILINE)
+    told = run(["hl-smi"], env=env).stdout
+    assert told.splitlines()[2].replace(" ", "") == "|DriverVersion:1.19.2-simulated|"
+    assert re.search(r"\| +0 +N/A", told) and re.search(r"\| +1 +999", told)
+
+
+def test_environments_do_not_pile_up(monkeypatch):
+    for name, value in gaudi_sim.environment(plugin_version="1.0.0").items():
+        monkeypatch.setenv(name, value)
+    again = gaudi_sim.environment()["PYTHONPATH"].split(os.pathsep)
+    assert len(again) == len(set(again)) and not any(folder.endswith("1.0.0") for folder in again)
+
+
+def test_without_a_compiler_it_ends_with_one_line(tmp_path):
+    env = os.environ | {"SIMULATED_GAUDI_CACHE": str(tmp_path), "CXX": "no-such-compiler"}
+    done = run([sys.executable, "-m", "tests.gaudi_sim", "script.py"], env=env)
+    assert done.returncode == 2
+    assert re.fullmatch(r"simulated Gaudi: no C\+\+ compiler found; .*\n", done.stderr)
+
+
+def test_a_compiler_that_fails_is_named_with_its_error(tmp_path):
+    compiler = fake_compiler(tmp_path, "echo 'device.cpp:1: error: no such header' >&2; exit 1")
+    env = os.environ | {"SIMULATED_GAUDI_CACHE": str(tmp_path), "CXX": str(compiler)}
+    done = run([sys.executable, "-m", "tests.gaudi_sim", "script.py"], env=env)
+    assert done.returncode == 2
+    assert f"{compiler} fails" in done.stderr and "no such header" in done.stderr
+
+
+def test_processes_that_start_together_build_once(tmp_path):
+    compiler = fake_compiler(tmp_path, f"echo run >> {tmp_path}/runs; sleep 1; shift $(($# - 3)); echo made > $1")
+    env = os.environ | {"SIMULATED_GAUDI_CACHE": str(tmp_path), "CXX": str(compiler)}
+    command = [sys.executable, "-c", "from tests.gaudi_sim import building; print(building.build_library())"]
+    started = [subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    built = {process.communicate(timeout=60)[0] for process in started}
+    assert len(built) == 1 and (tmp_path / "runs").read_text() == "run\n"
+
+
+def fake_compiler(folder, script: str):
+    """An executable that runs a line of shell with a compiler's arguments, the library's name third from the end."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_stand_in_alone_says_how_to_use_it():
+    env = {**os.environ, "PYTHONPATH": str(gaudi_sim.HERE / "stand_in")}
+    done = run([sys.executable, "-c", "import habana_frameworks.torch"], env=env)
+    assert "run through `python -m tests.gaudi_sim`" in done.stderr.splitlines()[-1]

@@ -1,0 +1,1 @@
+"""Stands in for torchvision, which optimum-habana imports and question answering does not need."""
