@@ -1,0 +1,82 @@
+"""What the launcher's tests start in place of a training script: light, and it does what its first argument says.
+
+python echo_rank.py FOLDER DEED [anything]: writes FOLDER/RANK.json (process, arguments, environment, cores), then
+`echo` ends, `lines` prints (on two ranks), `fail` ends rank 1 with status 7 while the others wait, `wait` waits, `stubborn` waits and
+does not listen to signals.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+
+
+def main() -> None:
+    folder, deed = Path(sys.argv[1]), sys.argv[2]
+    rank = os.environ["RANK"]
+    if deed == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    waits = deed in ("fail", "wait", "stubborn")
+    child = subprocess.Popen(["sleep", "300"]) if waits else None  # as a data loader's worker would be
+    said = {
+        "pid": os.getpid(),
+        "worker": os.getppid(),
+        "parent": parent_of(os.getppid()),
+        "engine": parent_of(parent_of(os.getppid())),
+        "child": child.pid if child else None,
+        "arguments": sys.argv[3:],
+        "environment": {name: os.environ.get(name) for name in NAMES},
+        "cores": sorted(os.sched_getaffinity(0)),
+    }
+    (folder / f"{rank}.part").write_text(json.dumps(said))
+    (folder / f"{rank}.part").rename(folder / f"{rank}.json")
+    if deed == "lines":
+        interrupt_a_bar(folder, rank)
+        print_lines(int(rank))
+    while len(list(folder.glob("*.json"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.01)
+    if deed == "fail" and rank == "1":
+        sys.exit(7)
+    if waits:
+        time.sleep(300)
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def interrupt_a_bar(folder: Path, rank: str) -> None:
+    """Rank 1 prints a line while the progress bar of rank 0 stands in the middle of one."""
+    if rank == "0":
+        print("\r10%", end="", file=sys.stderr, flush=True)
+        (folder / "bar").touch()
+    while not (folder / ("bar" if rank == "1" else "line")).exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    if rank == "1":
+        print("rank 1 interrupts", file=sys.stderr, flush=True)
+        (folder / "line").touch()
+
+
+def print_lines(rank: int) -> None:
+    """Short lines in pieces, one longer than any pipe takes at once, one without an end, and a progress bar."""
+    for number in range(200):
+        for piece in (f"rank {rank}", f" line {number}", "\n"):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    print(f"rank {rank} " + "x" * 200_000)
+    for percent in (0, 50, 100):
+        print(f"\r{percent}%", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    print(f"rank {rank} has no end", end="")
+
+
+if __name__ == "__main__":
+    main()
