@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import logging
 import os
+import sys
 from functools import cache
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -141,8 +142,13 @@ def settle_lazy_mode(argv: list[str]) -> list[str]:
         return argv
     compiles = given.torch_compile or given.torch_compile_backend is not None or given.torch_compile_mode is not None
     lazy = not compiles if given.use_lazy_mode is None else given.use_lazy_mode
-    variable = os.environ.setdefault("PT_HPU_LAZY_MODE", str(int(lazy)))
-    return argv if given.use_lazy_mode is not None else [*argv, f"--use_lazy_mode={variable != '0'}"]
+    if "PT_HPU_LAZY_MODE" not in os.environ:
+        os.environ["PT_HPU_LAZY_MODE"] = str(int(lazy))
+        if lazy and "habana_frameworks.torch" in sys.modules:  # `import torch` has loaded it already, not lazy
+            sys.stdout.flush()
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    lazy = os.environ["PT_HPU_LAZY_MODE"] != "0"
+    return argv if given.use_lazy_mode is not None else [*argv, f"--use_lazy_mode={lazy}"]
 
 
 def lazy_problems(args) -> list[str]:
@@ -241,8 +247,11 @@ def bf16_is_supported() -> bool:
 
 
 @cache
-def training_arguments(seq2seq: bool = False) -> type:
-    """The training arguments of a script: optimum-habana's on a Gaudi, transformers' plus its flags elsewhere."""
+def training_arguments(seq2seq: bool, /) -> type:
+    """The training arguments of a script: optimum-habana's on a Gaudi, transformers' plus its flags elsewhere.
+
+    The same class every time (hence no keyword, which the cache would tell apart), or it could not be pickled.
+    """
     if gaudi_is_usable():
         from optimum.habana import GaudiSeq2SeqTrainingArguments, GaudiTrainingArguments
 
@@ -262,7 +271,7 @@ def training_arguments(seq2seq: bool = False) -> type:
 def __getattr__(name: str) -> type:
     """Lets `training_args.bin` be unpickled: its class is made by `training_arguments` when it is first asked for."""
     if name.startswith("Device") and name.endswith("TrainingArguments"):
-        return training_arguments(True) if "Seq2Seq" in name else training_arguments()
+        return training_arguments("Seq2Seq" in name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -272,15 +281,21 @@ class DeviceChoice:
     def __post_init__(self):
         if not self.use_habana:
             self.leave_gaudi_flags()
-            # Without this transformers refuses --bf16 on a machine that has nothing but a CPU.
-            self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+            # Without this transformers refuses --bf16 on a machine that has nothing but a CPU, or but unused Gaudis.
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            self.use_cpu = self.use_cpu or accelerator is None or accelerator.type == "hpu"
         elif problems := gaudi_problems(self):
             raise UserError(*problems)
         super().__post_init__()
+        if self.use_habana and self.device.type != "hpu":
+            raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
 
     def leave_gaudi_flags(self) -> None:
         """Without `--use_habana`, sets every flag that only a Gaudi knows back to its default and names those."""
-        given = [name for name, (_, default) in GAUDI_FLAGS.items() if getattr(self, name) != default]
+        own = type(self)  # optimum-habana's own default of --use_lazy_mode is another
+        given = [
+            name for name, (_, default) in GAUDI_FLAGS.items() if getattr(self, name) != getattr(own, name, default)
+        ]
         for name in given:
             setattr(self, name, GAUDI_FLAGS[name][1])
         self.use_lazy_mode = False  # GaudiTrainingArguments refuses its own default without use_habana

@@ -28,7 +28,7 @@ DEFAULTS = {
 
 def parse(*argv: str) -> tuple:
     argv = settle_lazy_mode(["--model_name_or_path", "m", *argv])
-    return parse_command_line(argv, ModelArguments, DataArguments, training_arguments())
+    return parse_command_line(argv, ModelArguments, DataArguments, training_arguments(False))
 
 
 def problems_of(*argv: str) -> list[str]:
@@ -98,7 +98,7 @@ def test_a_file_of_arguments_and_flags_that_override_it(tmp_path, suffix):
     settings |= {"label_names": ["a b", "c"], "lr_scheduler_kwargs": {"num_cycles": 2}, "seed": None}
     path = tmp_path / f"arguments.{suffix}"
     path.write_text(json.dumps(settings))  # JSON is YAML
-    types = (ModelArguments, DataArguments, training_arguments())
+    types = (ModelArguments, DataArguments, training_arguments(False))
     model, data, training = parse_command_line([str(path), "--max_seq_length", "64", "--seed", "7"], *types)
     assert (model.model_name_or_path, data.max_seq_length, data.pad_to_max_length) == ("m", 64, False)
     assert (training.do_train, training.learning_rate, training.seed) == (True, 1e-4, 7)
