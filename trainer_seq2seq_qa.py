@@ -6,7 +6,7 @@ from device_qa import trainer_class
 from trainer_qa import AnswerEvaluation
 
 
-class QuestionAnsweringSeq2SeqTrainer(AnswerEvaluation, trainer_class(seq2seq=True)):
+class QuestionAnsweringSeq2SeqTrainer(AnswerEvaluation, trainer_class(True)):
     """Trains and evaluates models that write the answer: GaudiSeq2SeqTrainer's or Seq2SeqTrainer's subclass.
 
     Args (beyond those of `AnswerEvaluation` and the base):
