@@ -12,10 +12,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Optional
 
+from device_qa import settle_lazy_mode, training_arguments  # before anything that imports PyTorch: see there
+
+
+# isort: split
 import transformers
 from transformers import HfArgumentParser
 
-from device_qa import settle_lazy_mode, training_arguments
 from errors_qa import UserError
 
 

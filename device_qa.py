@@ -9,18 +9,25 @@ import dataclasses
 import importlib.util
 import logging
 import os
-import sys
+import re
+import subprocess
 from functools import cache
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Optional
 
-import torch
-import transformers.utils.import_utils
 from packaging.version import Version
-from transformers.hf_argparser import string_to_bool
 
 from errors_qa import UserError
+
+
+# PyTorch would load Habana's plugin itself: before PT_HPU_LAZY_MODE is settled, and with a traceback where it cannot.
+# `why_no_gaudi` loads it. So nothing that the scripts import before this module may import PyTorch, or transformers.
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+import torch  # noqa: E402
+import transformers.utils.import_utils  # noqa: E402
+from transformers.hf_argparser import string_to_bool  # noqa: E402
 
 
 # transformers imports scikit-learn for one function of assisted generation, which nothing here uses: 1.5 s of CPU.
@@ -142,13 +149,8 @@ def settle_lazy_mode(argv: list[str]) -> list[str]:
         return argv
     compiles = given.torch_compile or given.torch_compile_backend is not None or given.torch_compile_mode is not None
     lazy = not compiles if given.use_lazy_mode is None else given.use_lazy_mode
-    if "PT_HPU_LAZY_MODE" not in os.environ:
-        os.environ["PT_HPU_LAZY_MODE"] = str(int(lazy))
-        if lazy and "habana_frameworks.torch" in sys.modules:  # `import torch` has loaded it already, not lazy
-            sys.stdout.flush()
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    lazy = os.environ["PT_HPU_LAZY_MODE"] != "0"
-    return argv if given.use_lazy_mode is not None else [*argv, f"--use_lazy_mode={lazy}"]
+    variable = os.environ.setdefault("PT_HPU_LAZY_MODE", str(int(lazy)))
+    return argv if given.use_lazy_mode is not None else [*argv, f"--use_lazy_mode={variable != '0'}"]
 
 
 def lazy_problems(args) -> list[str]:
@@ -180,6 +182,11 @@ def gaudi_problems(args) -> list[str]:
         problems.append(busy)
     elif args.bf16 and not bf16_is_supported():
         problems.append("--bf16: this card does not support it; leave it away")
+    if args.gaudi_config_name is not None:
+        try:
+            read_gaudi_config(args.gaudi_config_name)
+        except UserError as error:
+            problems += error.problems
     return problems
 
 
@@ -199,15 +206,23 @@ def version_problems() -> list[str]:
             f"optimum-habana {habana} is installed, but these scripts need {OLDEST_OPTIMUM_HABANA} or newer: "
             "pip install -r requirements.txt"
         )
-    from optimum.habana.utils import get_driver_version
-
-    driver, plugin = get_driver_version(), Version(version("habana-torch-plugin"))
+    driver, plugin = driver_version(), Version(version("habana-torch-plugin"))
     if driver is not None and driver.release[:2] != plugin.release[:2]:
         logger.warning(
             f"Habana's driver is {driver}, its PyTorch plugin {plugin}: they should be of one release. "
             "Update the driver of the node, or use the image of its release"
         )
     return problems
+
+
+def driver_version() -> Version | None:
+    """The version of Habana's driver on this node, as `hl-smi` tells it."""
+    try:
+        told = subprocess.run(["hl-smi"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"Driver Version:\s*(\d+(?:\.\d+)+)", told)
+    return Version(found[1]) if found else None
 
 
 def why_busy() -> str | None:
@@ -287,6 +302,8 @@ class DeviceChoice:
         elif problems := gaudi_problems(self):
             raise UserError(*problems)
         super().__post_init__()
+        if self.use_habana:
+            mend_bart()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
 
@@ -346,9 +363,67 @@ def trainer_extras(args, model_args) -> dict:
     """What GaudiTrainer wants beyond Trainer's own parameters: the Gaudi configuration that the flags name."""
     if not gaudi_is_usable():
         return {}
-    from optimum.habana import GaudiConfig
-
     if args.gaudi_config_name is None:
+        from optimum.habana import GaudiConfig
+
         return {"gaudi_config": GaudiConfig()}
     hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
-    return {"gaudi_config": GaudiConfig.from_pretrained(args.gaudi_config_name, **hub)}
+    return {"gaudi_config": read_gaudi_config(args.gaudi_config_name, **hub)}
+
+
+def read_gaudi_config(name: str, **hub):
+    """The Gaudi configuration of that name; a UserError where there is none, since optimum-habana gives a traceback."""
+    from optimum.habana import GaudiConfig
+
+    try:
+        return GaudiConfig.from_pretrained(name, **hub)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--gaudi_config_name {name}: no gaudi_config.json can be read ({one_line(error)})") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# BART on a Gaudi
+
+
+def mend_bart() -> None:
+    """Lets BART run on a Gaudi: optimum-habana 1.21.2's forwards expect an older BART than transformers 4.55.4 has.
+
+    They serve for static shapes in generation, which transformers' own cannot, so they get back what has gone: splitting
+    states into heads, attention over states that lie flat and are scaled already, a flag, and the reordering of cached
+    states between beams. Every new object of training arguments puts optimum-habana's forwards into transformers again.
+    tests/test_gaudi_models.py tells when this can go.
+    """
+    from optimum.habana.transformers.models.bart import modeling_bart as habana
+    from transformers.models.bart import modeling_bart as bart
+
+    bart.BartAttention._shape = split_heads
+    habana.eager_attention_forward = attention_of_flat_heads
+    bart.BartDecoder._use_sdpa = False
+    bart.BartModel.forward = bart_forward
+    bart.BartForConditionalGeneration._reorder_cache = staticmethod(reorder_beams)
+
+
+def split_heads(attention, states: torch.Tensor, length: int, batch: int) -> torch.Tensor:
+    """(batch, length, heads * size) -> (batch, heads, length, size)"""
+    return states.view(batch, length, attention.num_heads, attention.head_dim).transpose(1, 2).contiguous()
+
+
+def attention_of_flat_heads(attention, query, key, value, attention_mask, scaling=None, **settings):
+    """transformers' attention of BART for states of (batch * heads, length, size); `scaling` is in the query already."""
+    from transformers.models.bart.modeling_bart import eager_attention_forward
+
+    states = [flat.unflatten(0, (-1, attention.num_heads)) for flat in (query, key, value)]
+    return eager_attention_forward(attention, *states, attention_mask, scaling=1.0, **settings)
+
+
+def bart_forward(model, *args, use_cache: bool | None = None, token_idx: torch.Tensor | None = None, **kwargs):
+    """optimum-habana's forward of BartModel, which takes a cache's use for generation: there alone is a token_idx."""
+    from optimum.habana.transformers.models.bart.modeling_bart import gaudi_BartModel_forward
+
+    use_cache = use_cache if token_idx is not None else False
+    return gaudi_BartModel_forward(model, *args, use_cache=use_cache, token_idx=token_idx, **kwargs)
+
+
+def reorder_beams(past_key_values: tuple, beams: torch.Tensor) -> tuple:
+    """The decoder's own states of the beams that go on; those of the encoder are the same for all beams of a text."""
+    return tuple((*(states.index_select(0, beams) for states in layer[:2]), *layer[2:]) for layer in past_key_values)

@@ -3,7 +3,13 @@
 import logging
 import math
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from arguments_qa import DataArguments, ModelArguments
 from errors_qa import UserError
@@ -51,9 +57,15 @@ def load_config_and_tokenizer(model: ModelArguments):
     return config, tokenizer
 
 
-def load_model(auto_class: type, config, model: ModelArguments):
-    """The model itself, from safetensors where the checkpoint has them (else from weights-only pickle)."""
-    return from_pretrained(auto_class, model.model_name_or_path, hub_arguments(model) | {"config": config})
+def load_marker(config, model: ModelArguments):
+    """The model that marks answers, from safetensors where the checkpoint has them (else from weights-only pickle)."""
+    hub = hub_arguments(model) | {"config": config}
+    return from_pretrained(AutoModelForQuestionAnswering, model.model_name_or_path, hub)
+
+
+def load_writer(config, model: ModelArguments):
+    """The model that writes answers, as `load_marker` loads."""
+    return from_pretrained(AutoModelForSeq2SeqLM, model.model_name_or_path, hub_arguments(model) | {"config": config})
 
 
 def hub_arguments(model: ModelArguments) -> dict:

@@ -10,13 +10,11 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md tell
 
 from functools import partial
 
-from transformers import AutoModelForQuestionAnswering, EvalPrediction
-
 from arguments_qa import DataArguments, ModelArguments, start
 from data_qa import load_rows
 from device_qa import trainer_extras
 from errors_qa import run_or_exit
-from models_qa import load_config_and_tokenizer, load_model, sequence_limit
+from models_qa import load_config_and_tokenizer, load_marker, sequence_limit
 from trainer_qa import QuestionAnsweringTrainer, checkpoint_to_resume, hand_in, run, score_answers, tell_checked
 from utils_qa import PaddingCollator, find_answers, prepare_features, read_template
 
@@ -26,13 +24,14 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = checkpoint_to_resume(args)
     rows = load_rows(data_args, model_args, args)
     config, tokenizer = load_config_and_tokenizer(model_args)
+    extras = trainer_extras(args, model_args)
     length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
     if data_args.check:
         return tell_checked(features)
 
     trainer = QuestionAnsweringTrainer(
-        model=load_model(AutoModelForQuestionAnswering, config, model_args),
+        model=load_marker(config, model_args),
         args=args,
         train_dataset=features.get("train"),
         eval_dataset=features.get("validation"),
@@ -43,12 +42,12 @@ def main(argv: list[str] | None = None) -> None:
         ),
         post_process_function=partial(answers_of_logits, data_args, args),
         compute_metrics=partial(score_answers, data_args),
-        **trainer_extras(args, model_args),
+        **extras,
     )
     run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
 
 
-def answers_of_logits(data: DataArguments, args, examples, features, logits, stage: str) -> EvalPrediction:
+def answers_of_logits(data: DataArguments, args, examples, features, logits, stage: str):
     """The answers that the logits point at, in files and in the metrics' form."""
     settings = (data.version_2_with_negative, data.n_best_size, data.max_answer_length, data.null_score_diff_threshold)
     return hand_in(find_answers(examples, features, logits, *settings), examples, data, args.output_dir, stage)

@@ -13,13 +13,12 @@ import logging
 from functools import partial
 
 import numpy as np
-from transformers import AutoModelForSeq2SeqLM, EvalPrediction
 
 from arguments_qa import Seq2SeqDataArguments, Seq2SeqModelArguments, start
 from data_qa import load_rows
 from device_qa import trainer_extras
 from errors_qa import UserError, run_or_exit
-from models_qa import load_config_and_tokenizer, load_model, sequence_limit
+from models_qa import load_config_and_tokenizer, load_writer, sequence_limit
 from trainer_qa import checkpoint_to_resume, hand_in, run, score_answers, tell_checked
 from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 from utils_qa import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
@@ -34,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = checkpoint_to_resume(args)
     rows = load_rows(data_args, model_args, args)
     config, tokenizer = load_config_and_tokenizer(model_args)
+    extras = trainer_extras(args, model_args)
     check_writer(config, model_args.model_name_or_path)
     length = sequence_limit(data_args, config, tokenizer, read_seq2seq_template(tokenizer).special_tokens)
     settings = (
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     if data_args.check:
         return tell_checked(features)
 
-    model = load_model(AutoModelForSeq2SeqLM, config, model_args)
+    model = load_writer(config, model_args)
     trainer = QuestionAnsweringSeq2SeqTrainer(
         model=model,
         args=args,
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         post_process_function=partial(answers_of_tokens, data_args, args, tokenizer),
         compute_metrics=partial(score_answers, data_args),
         empty_answer=tokenizer(text_target="")["input_ids"] if data_args.version_2_with_negative else None,
-        **trainer_extras(args, model_args),
+        **extras,
     )
     run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
 
@@ -101,9 +101,7 @@ def check_writer(config, name: str) -> None:
         )
 
 
-def answers_of_tokens(
-    data: Seq2SeqDataArguments, args, tokenizer, examples, features, written, stage: str
-) -> EvalPrediction:
+def answers_of_tokens(data: Seq2SeqDataArguments, args, tokenizer, examples, features, written, stage: str):
     """What was written for the best window of every example, in files and in the metrics' form."""
     tokens, scores, *null_scores = written
     tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens)  # batches of different widths are filled with -100

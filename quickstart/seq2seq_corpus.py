@@ -1,6 +1,6 @@
 """Generate the corpus of the seq2seq quickstart (SQuAD v1.1 format, or 2.0 with --negatives).
 
-    python quickstart/seq2seq_corpus.py OUT_DIR [--train 48000] [--dev 500] [--seed 0]
+    python quickstart/seq2seq_corpus.py OUT_DIR [--train 64000] [--dev 500] [--seed 0]
         [--negatives 0.3] [--windows 4 --window_tokens 60]
 
 Every context tells of one person, of whom one is told one fact each of three or four kinds: profession, instrument, home
@@ -49,6 +49,7 @@ QUESTIONS = 2  # asked about a context, so that the same text has different answ
 
 # kind of fact -> (values, sentences, questions); {e} is the person and {v} the value. A word that says which kind is
 # asked stands in no sentence: a small model would take minutes to learn which of two equal words is the question's.
+# Every more wording of a question takes longer too: what costs the most is to learn which kind its words ask for.
 KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "profession": (
         PROFESSIONS,
@@ -58,7 +59,7 @@ KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
             "{e} is a {v} like both parents.",
             "{e} was trained to be a {v}.",
         ],
-        ["What is the profession of {e}?", "What is the job of {e}?", "As what does {e} work?"],
+        ["What is the profession of {e}?", "As what does {e} work?"],
     ),
     "instrument": (
         INSTRUMENTS,
@@ -68,7 +69,7 @@ KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
             "The sound of the {v} made {e} happy.",
             "{e} takes lessons on the {v}.",
         ],
-        ["Which instrument does {e} play?", "What does {e} play?", "What is the instrument of {e}?"],
+        ["Which instrument does {e} play?", "What is the instrument of {e}?"],
     ),
     "home": (
         TOWNS,
@@ -78,7 +79,7 @@ KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
             "{e} moved to {v} long ago.",
             "In {v} the door of {e} is always open.",
         ],
-        ["Where does {e} live?", "In which town does {e} live?", "Where is the home of {e}?"],
+        ["Where does {e} live?", "Where is the home of {e}?"],
     ),
     "collection": (
         PRODUCTS,
@@ -88,7 +89,7 @@ KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
             "Friends bring {v} whenever they visit {e}.",
             "{e} is always looking for old {v}.",
         ],
-        ["What does {e} collect?", "What is {e} a collector of?", "Of what does {e} have a collection?"],
+        ["What does {e} collect?", "Of what does {e} have a collection?"],
     ),
     "reading": (
         SUBJECTS,
@@ -98,7 +99,7 @@ KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
             "{e} knows every novel about {v}.",
             "At night {e} turns pages about {v}.",
         ],
-        ["Which subject interests {e}?", "On which subject does {e} read?", "What is the favourite subject of {e}?"],
+        ["On which subject does {e} read?", "What is the favourite subject of {e}?"],
     ),
 }
 
@@ -258,7 +259,7 @@ def main() -> None:
     """Write train.json and dev.json."""
     parser = argparse.ArgumentParser(description="Generate the seq2seq quickstart's corpus.")
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--train", type=int, default=48_000, help="questions to train on (about)")
+    parser.add_argument("--train", type=int, default=64_000, help="questions to train on (about)")
     parser.add_argument("--dev", type=int, default=500, help="questions to evaluate on (about)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--negatives", type=float, help="share of questions without an answer; writes SQuAD 2.0")
