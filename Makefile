@@ -56,3 +56,4 @@ style: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.writing long

@@ -1,9 +1,9 @@
-"""Show what a run of run_qa.py has learned: a few answered questions, then EM and F1.
+"""Show what a run of either script has learned: a few answered questions, then EM and F1.
 
     python quickstart/report.py OUTPUT_DIR [DEV_JSON]
 
-OUTPUT_DIR is the run's --output_dir; DEV_JSON the SQuAD file it was evaluated on. For the quickstart's own corpus the
-EM of a baseline follows, which knows the asked kind of fact and picks any fact of that kind in the context.
+OUTPUT_DIR is the run's --output_dir; DEV_JSON the SQuAD file it was evaluated on. For a corpus of the quickstarts the EM
+of a baseline follows: see `baseline_exact_match` of each.
 """
 
 import json
@@ -11,6 +11,13 @@ import sys
 from pathlib import Path
 
 import corpus
+import seq2seq_corpus
+
+
+BASELINES = {
+    corpus.VERSION: (corpus.baseline_exact_match, "ignores the entity"),
+    seq2seq_corpus.VERSION: (seq2seq_corpus.baseline_exact_match, "does not read the context"),
+}
 
 
 def load(path: Path):
@@ -36,8 +43,9 @@ def main() -> None:
         show_answers(squad, load(output_dir / "eval_predictions.json"))
     print(f"\nEM {scores.get('eval_exact_match', scores.get('eval_exact')):.1f}")
     print(f"F1 {scores['eval_f1']:.1f}")
-    if squad is not None and squad.get("version") == corpus.VERSION:
-        print(f"EM {corpus.baseline_exact_match(squad):.1f} of a baseline that ignores the entity")
+    if squad is not None and squad.get("version") in BASELINES:
+        exact_match, what = BASELINES[squad["version"]]
+        print(f"EM {exact_match(squad):.1f} of a baseline that {what}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generate the corpus of the seq2seq quickstart (SQuAD v1.1 format, or 2.0 with --negatives).
 
-    python quickstart/seq2seq_corpus.py OUT_DIR [--train 64000] [--dev 500] [--seed 0]
+    python quickstart/seq2seq_corpus.py OUT_DIR [--train 48000] [--dev 500] [--seed 0]
         [--negatives 0.3] [--windows 4 --window_tokens 60]
 
 Every context tells of one person, of whom one is told one fact each of three or four kinds: profession, instrument, home
@@ -259,7 +259,7 @@ def main() -> None:
     """Write train.json and dev.json."""
     parser = argparse.ArgumentParser(description="Generate the seq2seq quickstart's corpus.")
     parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--train", type=int, default=64_000, help="questions to train on (about)")
+    parser.add_argument("--train", type=int, default=48_000, help="questions to train on (about)")
     parser.add_argument("--dev", type=int, default=500, help="questions to evaluate on (about)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--negatives", type=float, help="share of questions without an answer; writes SQuAD 2.0")
