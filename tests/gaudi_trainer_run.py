@@ -14,6 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import trainer_qa  # noqa: E402
+from trainer_qa import train  # noqa: E402
+
+
 # corrections by name: where they are, and how a run does without (None: the attribute is deleted)
 CORRECTIONS = {
     "GaudiCorrections.compute_loss": ("device_qa", "GaudiCorrections", "compute_loss"),
@@ -48,7 +52,20 @@ def run(script: str, flags: list[str], without: list[str]) -> None:
             setattr(owner, method, function)
 
 
+def train_and_tell(trainer, checkpoint, most) -> None:
+    """`trainer_qa.train`, which also writes down what the trainer trained with."""
+    train(trainer, checkpoint, most)
+    told = {
+        "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
+        "fused_clip_norm": trainer.FusedNorm is not None,
+        "autocast": trainer.use_hpu_amp,
+        "device": trainer.model.device.type,
+    }
+    (Path(trainer.args.output_dir) / "settings.json").write_text(json.dumps(told))
+
+
 def main() -> None:
+    trainer_qa.train = train_and_tell
     for task in json.loads(Path(sys.argv[1]).read_text()).values():
         run(task["script"], task["flags"], task.get("without", []))
 

@@ -22,6 +22,7 @@ from tests.gaudi_sim import building
 
 SCRIPTS = {"run_qa": run_qa, "run_seq2seq_qa": run_seq2seq_qa}
 LOSS, BATCHES = "GaudiCorrections.compute_loss", "GaudiCorrections.get_batch_samples_transformers"
+GAUDI_CONFIG = ("use_fused_adam", "use_fused_clip_norm", "use_torch_autocast")
 TOKENS = "QuestionAnsweringSeq2SeqTrainer.token_loss"
 
 
@@ -104,6 +105,10 @@ def on_gaudi(library, steady_models, squad_files, tmp_path_factory):
                 "2",
             ]
         runs[number] = {"script": script, "flags": flags, "without": [without] if without else []}
+    (folder / "gaudi_config.json").write_text(json.dumps(dict.fromkeys(GAUDI_CONFIG, True)))
+    cases.append(("run_qa", 1, "fused"))
+    flags = flags_of("run_qa", steady_models, squad_files, folder / str(len(runs))) + gaudi
+    runs[len(runs)] = {"script": "run_qa", "flags": [*flags, "--gaudi_config_name", str(folder), "--bf16"]}
     (folder / "runs.json").write_text(json.dumps(runs))
     done = start_on_gaudi([sys.executable], folder / "runs.json")
     assert done.returncode == 0, done.stderr[-4000:]
@@ -151,6 +156,16 @@ def test_evaluation_speed_leaves_the_first_steps_out(on_gaudi, monkeypatch):
     results = load(on_gaudi["run_qa", 1, None] / "eval_results.json")
     assert not [name for name in results if name.endswith(trainer_qa.STRAY_METRICS)]
     assert results["eval_samples"] / results["eval_runtime"] < results["eval_samples_per_second"]
+
+
+def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
+    """Optimizer, clipping, autocast and device, as the flags and the file of --gaudi_config_name say."""
+    plain = load(on_gaudi["run_qa", 1, None] / "settings.json")
+    assert plain == {"optimizer": "AdamW", "fused_clip_norm": False, "autocast": False, "device": "hpu"}
+    fused = load(on_gaudi["run_qa", 1, "fused"] / "settings.json")
+    assert fused == {"optimizer": "FusedAdamW", "fused_clip_norm": True, "autocast": True, "device": "hpu"}
+    losses = losses_of(on_gaudi["run_qa", 1, "fused"])
+    assert losses != losses_of(on_gaudi["run_qa", 1, None]) and losses == pytest.approx(on_cpu["run_qa", 1], rel=0.02)
 
 
 @pytest.mark.parametrize("without", [None, TOKENS])
