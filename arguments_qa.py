@@ -292,6 +292,7 @@ def start_logging(training) -> None:
     logging.basicConfig(
         format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%m/%d/%Y %H:%M:%S", stream=sys.stdout
     )
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own would tell everything a second time
     level = training.get_process_log_level()
     if training.should_log and training.log_level == "passive":
         level = logging.INFO

@@ -8,7 +8,7 @@ evaluation part leave no trace in it.
 The weights are random, but the decoder starts out inclined to copy: values and outputs of its attention to the text begin
 near a multiple of the identity, so what it looks at goes straight to the words that it may write. It then has to learn only
 where to look. (The idea is that of "Mimetic Initialization of Self-Attention Layers", Trockman and Kolter, 2023.) From
-T5's own start the same model answers next to nothing in that time.
+T5's own start the same model reaches EM 43 in the time of the quickstart, instead of 98.
 """
 
 import argparse

@@ -1,59 +1,240 @@
-"""Every command of README.md that runs a script, byte for byte, in a folder where its names are small stand-ins."""
+"""Every command of README.md that runs a script, byte for byte, in a folder where its names are small stand-ins.
+
+Those with --use_habana run on the simulated Gaudi, which counts what they exercised: a recipe that names lazy mode,
+HPU graphs or torch.compile has to have used them, and to have shown a card one shape of batches.
+"""
 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, corpus_texts
+from tokenizers_qa import make_tokenizers
 
 import data_qa
+from tests import gaudi_sim
+
+
+# The design document's recipes, copied by hand: the README may say nothing else.
+BERT = """
+    --model_name_or_path bert-large-uncased-whole-word-masking
+    --gaudi_config_name Habana/bert-large-uncased-whole-word-masking --dataset_name squad"""
+RECIPES = {
+    "BERT-large on one card": f"""PT_HPU_LAZY_MODE=0 python run_qa.py {BERT} --do_train --do_eval
+        --per_device_train_batch_size 32 --per_device_eval_batch_size 8 --learning_rate 3e-5 --num_train_epochs 2
+        --max_seq_length 384 --doc_stride 128 --output_dir /tmp/squad/ --use_habana
+        --torch_compile_backend hpu_backend --torch_compile --use_lazy_mode false --throughput_warmup_steps 3 --bf16""",
+    # The same with the document's changes, and the batch sizes and the learning rate of its table.
+    "ALBERT-XXL with torch.compile": """PT_HPU_LAZY_MODE=0 PT_ENABLE_INT64_SUPPORT=1 python run_qa.py
+        --model_name_or_path albert-xxlarge-v1 --gaudi_config_name Habana/bert-large-uncased-whole-word-masking
+        --dataset_name squad --do_train --do_eval
+        --per_device_train_batch_size 16 --per_device_eval_batch_size 2 --learning_rate 5e-6 --num_train_epochs 2
+        --max_seq_length 384 --doc_stride 128 --output_dir /tmp/albert_squad/ --use_habana
+        --torch_compile_backend hpu_backend --torch_compile --use_lazy_mode False --throughput_warmup_steps 3 --bf16""",
+    "inference only": f"""python run_qa.py {BERT} --do_eval --per_device_eval_batch_size 8
+        --max_seq_length 384 --doc_stride 128 --output_dir /tmp/squad/ --use_habana --use_lazy_mode
+        --use_hpu_graphs_for_inference --bf16""",
+    "T5-small on SQuAD2.0": """python run_seq2seq_qa.py --model_name_or_path t5-small --gaudi_config_name Habana/t5
+        --dataset_name squad_v2 --version_2_with_negative --context_column context --question_column question
+        --answer_column answers --do_train --do_eval --per_device_train_batch_size 16 --per_device_eval_batch_size 33
+        --learning_rate 3e-5 --num_train_epochs 2 --max_seq_length 384 --doc_stride 128
+        --output_dir /tmp/seq2seq_squad/ --predict_with_generate --use_habana --use_lazy_mode
+        --use_hpu_graphs_for_inference --ignore_pad_token_for_loss False --pad_to_max_length --save_strategy epoch
+        --throughput_warmup_steps 3 --bf16""",
+}
+# learning_rate, num_train_epochs, per_device_train_batch_size, per_device_eval_batch_size
+HYPERPARAMETERS = """
+    BERT base | 3e-5 | 2 | 24 | 8
+    BERT large | 3e-5 | 2 | 24 | 8
+    RoBERTa base | 3e-5 | 2 | 12 | 8
+    RoBERTa large | 3e-5 | 2 | 12 | 8
+    ALBERT large (single-card) | 5e-5 | 2 | 32 | 4
+    ALBERT large (multi-card) | 6e-5 | 2 | 32 | 4
+    ALBERT XXL (single-card) | 5e-6 | 2 | 16 | 2
+    ALBERT XXL (multi-card) | 5e-5 | 2 | 16 | 2
+    DistilBERT | 5e-5 | 3 | 8 | 8
+    meta-llama/Llama-2-13b-chat-hf (multi-card) | 3e-5 | 2 | 8 | 8
+    FlagAlpha/Llama2-Chinese-13b-Chat (multi-card) | 3e-5 | 2 | 8 | 8
+"""
+# What the folders Habana/... of the hub hold: no model, only this file.
+GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
+# /tmp is the machine's, and may hold what a user trained: the commands' Python writes below the test's folder instead.
+PYTHON = """#!/bin/sh
+for word; do
+  case "$word" in /tmp/*) word="{folder}$word" ;; esac
+  shift
+  set -- "$@" "$word"
+done
+exec {python} "$@"
+"""
 
 
 def readme_commands() -> list[str]:
     """The shell blocks of README.md that run a script."""
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [block for block in blocks if "python run_" in block]
+    return [block for block in blocks if re.search(r"\brun_\w+\.py\b", block)]
 
 
-def make_dataset(folder: Path, files: dict[str, Path]) -> None:
-    """A dataset folder: the first 24 questions of each file, by split, as `load_dataset` gives the hub's."""
+def words_of(command: str) -> list[str]:
+    return shlex.split(command.replace("\\\n", " "))
+
+
+COMMANDS = readme_commands()
+
+
+def make_dataset(folder: Path, files: dict[str, Path], most: dict[str, int]) -> None:
+    """A dataset folder: the first questions of each file, by split, as `load_dataset` gives the hub's."""
     folder.mkdir()
     for split, path in files.items():
-        rows = data_qa.flatten_squad(json.loads(path.read_text())["data"])[:24]
+        rows = data_qa.flatten_squad(json.loads(path.read_text())["data"])[: most[split]]
         shaped = data_qa.checked_rows(rows, split, data_qa.DataArguments(version_2_with_negative=True), True)
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, shaped)))
 
 
+def make_pretrained(folder: Path, kind: str) -> None:
+    """A small BERT or ALBERT as their pretraining left them: without a head for questions."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes |= {"embedding_size": 16} if kind == "albert" else {}
+    tokenizer = make_tokenizers(corpus_texts())[kind]
+    prefix = {"bert": "Bert", "albert": "Albert"}[kind]
+    config = getattr(transformers, f"{prefix}Config")(vocab_size=len(tokenizer), **sizes)
+    transformers.set_seed(0)
+    getattr(transformers, f"{prefix}ForMaskedLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
-def stand_ins(tiny_model, tiny_writers, squad_files, negatives, tmp_path_factory):
-    """A folder where the README's names are small stand-ins: model and dataset folders, a file of arguments."""
+def stand_ins(tiny_writers, squad_files, negatives, tmp_path_factory):
+    """A folder where the README's names are small stand-ins: models, Gaudi configurations, datasets, arguments."""
     folder = tmp_path_factory.mktemp("readme")
-    for path in [*ROOT.glob("*.py")]:
+    for path in [*ROOT.glob("*.py"), ROOT / "tests"]:
         (folder / path.name).symlink_to(path)
-    shutil.copytree(tiny_model, folder / "bert-large-uncased-whole-word-masking")
+    make_pretrained(folder / "bert-large-uncased-whole-word-masking", "bert")
+    make_pretrained(folder / "albert-xxlarge-v1", "albert")
     shutil.copytree(tiny_writers["t5"], folder / "t5-small")
-    make_dataset(folder / "squad", {"train": squad_files / "train.json", "validation": squad_files / "dev.json"})
-    make_dataset(folder / "squad_v2", {"train": negatives, "validation": negatives})
+    for name in ("bert-large-uncased-whole-word-masking", "t5"):
+        (folder / "Habana" / name).mkdir(parents=True)
+        (folder / "Habana" / name / "gaudi_config.json").write_text(json.dumps(GAUDI_CONFIG))
+    most = {"train": 32, "validation": 24}  # full batches of every size that a recipe trains with
+    make_dataset(folder / "squad", {"train": squad_files / "train.json", "validation": squad_files / "dev.json"}, most)
+    make_dataset(folder / "squad_v2", {"train": negatives, "validation": negatives}, most)
     settings = {
         "model_name_or_path": "bert-large-uncased-whole-word-masking",
         "dataset_name": "squad",
         "do_train": True,
     }
     (folder / "my_run.yaml").write_text(json.dumps(settings | {"max_steps": 1, "output_dir": "my_run"}))
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text(PYTHON.format(folder=folder, python=sys.executable))
+    (folder / "bin" / "python").chmod(0o755)
     return folder
 
 
-@pytest.mark.parametrize("number", range(len(readme_commands())))
-def test_the_readmes_commands_run(stand_ins, number):
-    """In a shell, with this Python first on the path."""
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    command = readme_commands()[number]
-    done = subprocess.run(["bash", "-c", command], cwd=stand_ins, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    if "--do_eval" in command:
-        assert "eval_f1" in done.stdout
+def run_block(block: str, folder: Path, counts_file: Path) -> subprocess.CompletedProcess:
+    """Runs a block in bash; on the simulated Gaudi if it asks for one."""
+    environment = dict(os.environ)
+    if "--use_habana" in words_of(block):
+        try:
+            environment = gaudi_sim.environment(counts_file=counts_file)
+        except gaudi_sim.CannotBuild as error:
+            pytest.skip(str(error))
+    environment.pop("PT_HPU_LAZY_MODE", None)  # the commands say it, or leave it to the flags
+    environment |= {"PATH": f"{folder / 'bin'}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("number", range(len(COMMANDS)))
+def test_the_readmes_commands_run(stand_ins, number, tmp_path):
+    """And do on a Gaudi what their flags say."""
+    words = words_of(COMMANDS[number])
+    done = run_block(COMMANDS[number], stand_ins, tmp_path / "counts.jsonl")
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    if "--do_eval" in words:
+        assert re.search(r"^ +eval_f1 +=", done.stdout, re.MULTILINE)
+    if "--use_habana" in words:
+        assert done.stderr.splitlines()[-1].startswith("simulated Gaudi: ops ")
+        (line,) = (tmp_path / "counts.jsonl").read_text().splitlines()
+        check_counts(words, json.loads(line))
+
+
+def check_counts(words: list[str], counts: dict) -> None:
+    """That a run on the simulated Gaudi exercised what its command line says, and saw as few shapes as can be.
+
+    One for training and one for evaluation; a model that writes is also called for the score of what it wrote, and
+    with negatives for that of the empty answer.
+    """
+    assert counts["ops"] > 0
+    compiled = "--torch_compile" in words
+    assert (counts["compiles"] > 0, counts["mark_steps"] > 0, counts["mark_steps_ignored"] > 0) == (
+        compiled,
+        not compiled,
+        False,
+    )
+    graphs = "--use_hpu_graphs_for_inference" in words
+    assert [counts[name] > 0 for name in ("graph_wraps", "graph_captures", "graph_replays")] == [graphs] * 3
+    calls = 3 if "--version_2_with_negative" in words else 1
+    shapes = {"train": int("--do_train" in words), "eval": calls}
+    assert {phase: counts["input_shapes"][phase] for phase in shapes} == shapes
+
+
+@pytest.mark.parametrize(
+    "right, wrong, told",
+    [
+        ("--use_hpu_graphs_for_inference", "--use_hpu_graph_for_inference", "(did you mean --use_hpu_graphs_for_inf"),
+        ("name Habana/bert", "name Habana/brt", "--gaudi_config_name Habana/brt-large-uncased-whole-word-masking: no"),
+    ],
+)
+def test_a_recipe_with_a_mistake_would_be_seen(stand_ins, tmp_path, right, wrong, told):
+    recipe = next(block for block in COMMANDS if words_of(block) == words_of(RECIPES["inference only"]))
+    done = run_block(recipe.replace(right, wrong), stand_ins, tmp_path / "counts.jsonl")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ") and told in line]
+
+
+@pytest.mark.parametrize(
+    "recipe, changed",
+    [
+        ("T5-small on SQuAD2.0", {"mark_steps": 0}),
+        ("T5-small on SQuAD2.0", {"mark_steps_ignored": 3}),
+        ("T5-small on SQuAD2.0", {"graph_replays": 0}),
+        ("T5-small on SQuAD2.0", {"input_shapes": {"train": 2, "eval": 3}}),
+        ("BERT-large on one card", {}),  # the counts of a lazy run
+        ("BERT-large on one card", {"mark_steps": 0, "graph_wraps": 0, "graph_captures": 0, "graph_replays": 0}),
+        ("inference only", {"ops": 0}),
+    ],
+)
+def test_a_run_that_does_not_do_what_its_flags_say_would_be_seen(recipe, changed):
+    lazy = {"ops": 9, "mark_steps": 9, "mark_steps_ignored": 0, "compiles": 0, "graph_wraps": 1, "graph_captures": 1}
+    lazy |= {"graph_replays": 9, "input_shapes": {"train": 1, "eval": 3}}
+    check_counts(words_of(RECIPES["T5-small on SQuAD2.0"]), lazy)
+    with pytest.raises(AssertionError):
+        check_counts(words_of(RECIPES[recipe]), lazy | changed)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_are_the_design_documents(name):
+    assert words_of(RECIPES[name]) in [words_of(block) for block in COMMANDS]
+
+
+def test_the_table_of_hyperparameters_is_the_design_documents():
+    cells = [[cell.strip() for cell in line.split("|")] for line in (ROOT / "README.md").read_text().splitlines()]
+    header = [
+        "",
+        "",
+        "learning_rate",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "",
+    ]
+    start = cells.index(header) + 2
+    expected = [[cell.strip() for cell in line.split("|")] for line in HYPERPARAMETERS.strip().splitlines()]
+    assert [row[1:-1] for row in cells[start : start + len(expected)]] == expected
