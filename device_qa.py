@@ -136,7 +136,7 @@ def settle_lazy_mode(argv: list[str]) -> list[str]:
     for the flag's default. Here, where one of both is given the other follows, and without either a run is lazy unless
     it compiles. `lazy_problems` tells when they contradict each other.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     for flag in ("use_habana", "use_lazy_mode", "torch_compile"):
         parser.add_argument(f"--{flag}", type=string_to_bool, nargs="?", const=True)
     for flag in ("torch_compile_backend", "torch_compile_mode"):

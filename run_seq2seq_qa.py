@@ -103,8 +103,9 @@ def check_writer(config, name: str) -> None:
 
 def answers_of_tokens(data: Seq2SeqDataArguments, args, tokenizer, examples, features, written, stage: str):
     """What was written for the best window of every example, in files and in the metrics' form."""
-    tokens, scores, *null_scores = written
-    tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens)  # batches of different widths are filled with -100
+    scores, *null_scores, tokens = written
+    # Batches of different widths are filled with -100; optimum-habana makes all arrays float, like the first.
+    tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens).astype(np.int64)
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     null_scores = null_scores[0] if data.version_2_with_negative else None
     answers = choose_windows(examples, features, texts, scores, null_scores, data.null_score_diff_threshold)

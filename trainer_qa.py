@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput
 
@@ -120,21 +119,9 @@ class QuestionAnsweringTrainer(AnswerEvaluation, trainer_class(False)):
     """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass."""
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As the base's, but puts out start and end logits alone, (batch, length) each, from the first real token on.
-
-        Some models give more (BART its encoder's states), and left padding moves a feature by a width that only the
-        batch knows.
-        """
+        """As the base's, but puts out start and end logits alone, (batch, length) each; BART gives its encoder's states too."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if logits is None:
-            return loss, logits, labels
-        logits = tuple(logits[:2])
-        if self.processing_class.padding_side == "left":
-            mask = inputs["attention_mask"].to(logits[0].device)
-            length = mask.shape[1]
-            places = (torch.arange(length, device=mask.device) + mask.argmax(dim=1, keepdim=True)) % length
-            logits = tuple(values.gather(1, places) for values in logits)
-        return loss, logits, labels
+        return loss, None if logits is None else tuple(logits[:2]), labels
 
 
 # ---------------------------------------------------------------------------------------------------------------------

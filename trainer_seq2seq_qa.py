@@ -36,8 +36,11 @@ class QuestionAnsweringSeq2SeqTrainer(AnswerEvaluation, trainer_class(True)):
         return mean if num_items_in_batch is None else mean * labels.ne(-100).sum() / num_items_in_batch
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, and with --predict_with_generate what the model writes, (batch, length), its log-probability, (batch,),
-        and with negatives that of the empty answer, (batch,)."""
+        """Loss, and with --predict_with_generate the log-probability of what the model writes, (batch,), with negatives
+        that of the empty answer, (batch,), and what it writes, (batch, length).
+
+        In this order, since optimum-habana 1.21.2 gives all arrays the type of the first: scores would lose their fractions.
+        """
         inputs = self._prepare_inputs(inputs)
         if not self.args.predict_with_generate:
             prediction_loss_only = True
@@ -45,24 +48,28 @@ class QuestionAnsweringSeq2SeqTrainer(AnswerEvaluation, trainer_class(True)):
         loss, tokens, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **settings)
         if prediction_loss_only or tokens is None:
             return loss, None, None
-        if self.args.use_habana:  # one shape
-            tokens = self._pad_tensors_to_max_len(tokens, self.args.generation_max_length)
+        if self.args.use_habana:  # one shape; the beams of optimum-habana 1.21.2 come back on the host
+            tokens = self._pad_tensors_to_max_len(tokens.to(self.args.device), self.args.generation_max_length)
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad(), self.compute_loss_context_manager():
             output = model(**read, decoder_input_ids=tokens[:, :-1])
-            scores = [log_probability(output.logits, tokens[:, 1:], self.written(tokens[:, 1:]))]
+            written = self.written(tokens[:, 1:])
+            scores = [log_probability(output.logits, tokens[:, 1:], written)]
             if self.empty_answer is not None:
                 empty = torch.tensor(self.empty_answer, device=tokens.device).expand(len(tokens), -1)
                 encoded = {"encoder_outputs": (output.encoder_last_hidden_state,)}
                 before = torch.cat([tokens[:, :1], empty[:, :-1]], dim=1)
                 output = model(**encoded, attention_mask=read["attention_mask"], decoder_input_ids=before)
                 scores.append(log_probability(output.logits, empty, torch.ones_like(empty)))
-        return loss, (tokens, *scores), None
+        # With --ignore_eos, the default on a Gaudi, the model writes on behind the end of its answer.
+        answers = tokens[:, 1:].masked_fill(~written, self.processing_class.pad_token_id)
+        return loss, (*scores, answers), None
 
     def generation_settings(self) -> dict:
         settings = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
         if self.empty_answer is not None:
-            settings["min_new_tokens"] = len(self.empty_answer)
+            # One more for the start token. With `min_new_tokens` optimum-habana 1.21.2 counts from the longest answer's end.
+            settings["min_length"] = len(self.empty_answer) + 1
         return settings
 
     def written(self, tokens: torch.Tensor) -> torch.Tensor:

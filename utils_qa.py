@@ -393,10 +393,12 @@ def answer_positions(offsets: list[tuple[int, int] | None], answers: dict) -> tu
 
 @dataclass
 class PaddingCollator:
-    """Batches features: pads them to `length` tokens, or to the batch's longest, on the tokenizer's side.
+    """Batches features: pads them to `length` tokens, or to the batch's longest, on the right.
 
-    Labels move along when the padding is on the left. Returns (batch, length) int64 tensors of the model's inputs and
-    (batch,) labels; what else a feature carries is left behind.
+    On the right whichever side the tokenizer prefers: nothing is generated here, and a causal model's padding on the left
+    attends to nothing. Its logits, which the loss counts, are then what a device makes of that, on a Gaudi not what they
+    are elsewhere. Returns (batch, length) int64 tensors of the model's inputs and (batch,) labels; what else a feature
+    carries is left behind.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -406,21 +408,17 @@ class PaddingCollator:
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         lengths = [len(feature["input_ids"]) for feature in features]
         width = self.length or -(-max(lengths) // self.multiple_of) * self.multiple_of
-        left = self.tokenizer.padding_side == "left"
         padding = (self.tokenizer.pad_token_id, 0, self.tokenizer.pad_token_type_id)
         batch = {}
         for name, value in zip(MODEL_INPUTS, padding):
             if name in features[0]:
                 table = np.full((len(features), width), value, dtype=np.int64)
                 for row, feature, length in zip(table, features, lengths):
-                    row[width - length if left else 0 :][:length] = feature[name]
+                    row[:length] = feature[name]
                 batch[name] = torch.from_numpy(table)
         for name in LABELS:
             if name in features[0]:
-                shift = width - np.array(lengths) if left else 0
-                batch[name] = torch.from_numpy(
-                    np.array([feature[name] for feature in features], dtype=np.int64) + shift
-                )
+                batch[name] = torch.tensor([feature[name] for feature in features], dtype=torch.int64)
         return batch
 
 

@@ -145,12 +145,13 @@ def test_rows_without_any_answer_have_no_labels(tokenizers):
 
 @pytest.mark.parametrize("kind", ["bert", "bert_left", "distilbert", "xlnet"])
 @pytest.mark.parametrize("length, multiple_of", [(64, 1), (None, 1), (None, 8)])
-def test_collator_pads_as_the_tokenizer_does(tokenizers, kind, length, multiple_of):
+def test_collator_pads_as_the_tokenizer_does_on_the_right(tokenizers, kind, length, multiple_of):
     tokenizer = tokenizers[kind]
     features = utils_qa.prepare_features(rows_of(*make_rows(20, seed=4)), tokenizer, 64, 16)
     batch = utils_qa.PaddingCollator(tokenizer, length, multiple_of)([features[index] for index in range(8)])
     inputs = [{name: features.as_dict(index)[name] for name in tokenizer.model_input_names} for index in range(8)]
     padding = {"padding": "max_length", "max_length": length} if length else {"padding": True}
+    padding["padding_side"] = "right"
     theirs = tokenizer.pad(
         inputs, return_tensors="pt", pad_to_multiple_of=multiple_of if multiple_of > 1 else None, **padding
     )

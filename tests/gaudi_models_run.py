@@ -1,0 +1,87 @@
+"""Runs the scripts for several models in one process, since importing them takes longer than all the runs.
+
+    python tests/gaudi_models_run.py jobs.json
+
+`jobs.json` is a list of {"script", "argv", "output"}, and "without", [module, function], where a function shall do
+nothing. A run that fails leaves its traceback in `error.txt` of its output folder, and the next one goes on. What the run
+exercised on the simulated Gaudi stands in `counts.json` there; and `furthest_id`, see `Ids`.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+class Ids:
+    """Notes how far past the end of an embedding matrix ids reach, negative where none does.
+
+    On the CPU alone: on a card a look at them would end the graph that is captured.
+    """
+
+    def __init__(self):
+        self.furthest = None
+
+    def __call__(self, module, inputs) -> None:
+        import torch
+
+        if isinstance(module, torch.nn.Embedding) and inputs and inputs[0].device.type == "cpu":
+            beyond = int(inputs[0].max()) - module.num_embeddings
+            self.furthest = beyond if self.furthest is None else max(self.furthest, beyond)
+
+
+def run(job: dict) -> None:
+    """One run of a script, in its own environment: training arguments leave settings for accelerate in it."""
+    import torch
+
+    output, ids, before, at_start = Path(job["output"]), Ids(), os.environ.copy(), counted()
+    main = importlib.import_module(job["script"]).main
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(ids)
+    try:
+        with without(*job["without"]) if "without" in job else contextlib.nullcontext():
+            main(job["argv"])
+    except Exception:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "error.txt").write_text(traceback.format_exc())
+    hook.remove()
+    counts = {name: value - at_start.get(name, 0) for name, value in counted().items()}
+    (output / "counts.json").write_text(json.dumps({"furthest_id": ids.furthest, **counts}))
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@contextlib.contextmanager
+def without(module: str, function: str):
+    """Lets a function do nothing."""
+    module = importlib.import_module(module)
+    kept = getattr(module, function)
+    setattr(module, function, nothing)
+    try:
+        yield
+    finally:
+        setattr(module, function, kept)
+
+
+def nothing() -> None:
+    pass
+
+
+def counted() -> dict[str, int]:
+    """What this process has exercised on the simulated Gaudi until now; nothing where it has none."""
+    if "habana_frameworks.torch" not in sys.modules:
+        return {}
+    from habana_frameworks.torch import counting
+
+    return {name: value for name, value in counting.counts().items() if isinstance(value, int)}
+
+
+if __name__ == "__main__":
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run(job)

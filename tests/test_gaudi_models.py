@@ -1,0 +1,228 @@
+"""Every kind of model trains, evaluates and predicts on the simulated Gaudi as on the CPU: equal losses and answers.
+
+The scripts run as users run them, in three processes for all models: one on the CPU with transformers' own trainer, one
+with optimum-habana's in lazy mode with HPU graphs, and one with torch.compile, for the model that README.md compiles.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import transformers
+from conftest import ROOT, corpus_texts, load
+from tokenizers_qa import make_tokenizers, make_writers
+
+from tests import gaudi_sim
+
+
+READERS = ("bert", "roberta", "distilbert", "albert", "llama", "qwen2", "qwen2_left")
+WRITERS = ("t5", "bart")
+COMPILED = "albert"
+RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", COMPILED)]
+LOSS_TOLERANCE = 1e-4  # in fp32, as the log rounds it; answers are compared exactly
+SCORE_TOLERANCE = 1e-3  # of the best answers' probabilities and, where they are written, log-probabilities
+STEPS = 4
+PROCESS_SECONDS = 900
+GAUDI_FLAGS = {
+    "lazy": ["--use_lazy_mode", "--use_hpu_graphs_for_inference"],
+    "compile": ["--use_lazy_mode", "false", "--torch_compile", "--torch_compile_backend", "hpu_backend"],
+}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models of 2 layers, 32 wide. Without dropout, since optimum-habana's BERT leaves out that of attention; with weights so
+# large that no two answers score nearly alike, and T5's not larger, or its attention saturates and magnifies rounding.
+
+ENCODER = {
+    **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3},
+}
+DECODER = {name: value for name, value in ENCODER.items() if "dropout" not in name}
+DISTILBERT = {
+    **{"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "initializer_range": 0.3},
+    **{"dropout": 0.0, "attention_dropout": 0.0, "qa_dropout": 0.0},
+}
+T5 = {
+    **{"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "initializer_factor": 1.5},
+    **{"dropout_rate": 0.0, "decoder_start_token_id": 0},
+}
+BART = {
+    **{f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")},
+    **{"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 512},
+    **{"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "init_std": 0.3},
+}
+SETTINGS = {
+    "bert": ENCODER,
+    "roberta": ENCODER,
+    "distilbert": DISTILBERT,
+    "albert": ENCODER | {"embedding_size": 16},
+    "llama": DECODER,
+    "qwen2": DECODER | {"num_key_value_heads": 1},
+    "t5": T5,
+    "bart": BART,
+}
+
+
+def make_models(folder: Path) -> None:
+    """A folder of each model by name; `qwen2_left` is `qwen2` with a tokenizer that prefers to pad on the left."""
+    tokenizers = make_tokenizers(corpus_texts()) | make_writers(corpus_texts())
+    bart = tokenizers["bart"]
+    ends = {name: getattr(bart, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ends |= {"decoder_start_token_id": bart.eos_token_id, "forced_eos_token_id": bart.eos_token_id}
+    more = {"bart": ends, "roberta": {"pad_token_id": tokenizers["roberta"].pad_token_id}}
+    for name, settings in SETTINGS.items():
+        config = transformers.AutoConfig.for_model(
+            name, vocab_size=len(tokenizers[name]), **settings, **more.get(name, {})
+        )
+        head = transformers.AutoModelForSeq2SeqLM if name in WRITERS else transformers.AutoModelForQuestionAnswering
+        transformers.set_seed(2)  # a T5 of this seed ends some answers early, and goes on behind the end if it may
+        model = head.from_config(config)
+        for copy in [name] + ["qwen2_left"] * (name == "qwen2"):
+            model.save_pretrained(folder / copy)
+            tokenizers[name].save_pretrained(folder / copy)
+    settings = folder / "qwen2_left" / "tokenizer_config.json"
+    settings.write_text(json.dumps(load(settings) | {"padding_side": "left"}))
+
+
+def job(name: str, folder: Path, device: str, flags: list) -> dict:
+    """A run of a model's script as gaudi_models_run.py takes it."""
+    output = folder / device / name
+    model = folder / "models" / name.removesuffix("_unmended")
+    settings = ["--learning_rate", "1e-3" if name in READERS else "3e-4", "--per_device_train_batch_size", "8"]
+    settings += ["--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "True"]
+    settings += ["--max_seq_length", "96" if name in READERS else "128", "--doc_stride", "24"]
+    # Habana's fused optimizer adds epsilon to a root that it has not corrected for bias: a larger one, in early steps.
+    settings += ["--adam_epsilon", "1e-10"]
+    argv = ["--model_name_or_path", model, "--output_dir", output, *settings, *flags]
+    if device != "cpu":
+        argv += ["--use_habana", "--gaudi_config_name", folder / "gaudi_config", *GAUDI_FLAGS[device]]
+    script = "run_qa" if name in READERS else "run_seq2seq_qa"
+    return {"script": script, "argv": list(map(str, argv)), "output": str(output)}
+
+
+def flags_of(name: str, squad_files: Path, negatives: Path) -> list:
+    """What a model's run does: a few steps, evaluation, prediction; T5 has questions without an answer, BART beams."""
+    flags = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", STEPS]
+    flags += ["--do_eval", "--validation_file", negatives if name == "t5" else squad_files / "dev.json"]
+    flags += ["--do_predict", "--test_file", squad_files / "dev.json", "--per_device_eval_batch_size", "4"]
+    flags += ["--max_eval_samples", "12", "--max_predict_samples", "16"]
+    flags += ["--predict_with_generate", "--val_max_answer_length", "8"] * (name in WRITERS)
+    flags += ["--version_2_with_negative", "--null_score_diff_threshold", "3"] * (name == "t5")
+    return flags + ["--num_beams", "3"] * (name == "bart")
+
+
+@pytest.fixture(scope="module")
+def runs(squad_files, negatives, tmp_path_factory) -> Path:
+    """A folder with the output of each run, in `cpu/bert`, `lazy/bert` and so on, and each process's counts."""
+    try:
+        gaudi_sim.build_library()
+    except gaudi_sim.CannotBuild as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("gaudi_models")
+    make_models(folder / "models")
+    (folder / "gaudi_config").mkdir()
+    settings = {"use_fused_adam": True, "use_fused_clip_norm": True}  # those of Habana/bert-*, but for bf16
+    (folder / "gaudi_config" / "gaudi_config.json").write_text(json.dumps(settings))
+    jobs = {
+        device: [job(name, folder, device, flags_of(name, squad_files, negatives)) for name in names]
+        for device, names in (("cpu", READERS + WRITERS), ("lazy", READERS + WRITERS), ("compile", [COMPILED]))
+    }
+    once = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", "1"]
+    unmended = job("bart_unmended", folder, "lazy", once) | {"without": ["device_qa", "mend_bart"]}
+    jobs["lazy"].insert(0, unmended)  # before the others: what is mended stays so in a process
+    started = {device: start(folder, device, jobs[device]) for device in jobs}
+    for device, process in started.items():
+        assert process.wait(PROCESS_SECONDS) == 0, (folder / f"{device}.log").read_text()[-4000:]
+    return folder
+
+
+def start(folder: Path, device: str, jobs: list[dict]) -> subprocess.Popen:
+    """The process that runs the jobs one after the other."""
+    (folder / f"{device}.json").write_text(json.dumps(jobs))
+    env = dict(os.environ)
+    if device != "cpu":
+        env = gaudi_sim.environment(lazy=device == "lazy", counts_file=folder / f"{device}_counts.json")
+    command = [sys.executable, str(ROOT / "tests" / "gaudi_models_run.py"), str(folder / f"{device}.json")]
+    with (folder / f"{device}.log").open("w") as log:
+        return subprocess.Popen(command, env=env | {"OMP_NUM_THREADS": "1"}, cwd=folder, stdout=log, stderr=log)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def outputs(runs: Path, device: str, name: str) -> tuple[Path, Path]:
+    """The folders of a run on the CPU and on the device, both of which must have come to their end."""
+    folders = runs / "cpu" / name, runs / device / name
+    for folder in folders:
+        error = folder / "error.txt"
+        assert not error.exists(), error.read_text()
+    return folders
+
+
+def losses_of(output: Path) -> list[float]:
+    history = load(output / "trainer_state.json")["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.mark.parametrize("device, name", RUNS)
+def test_losses_are_those_of_the_cpu(runs, device, name):
+    """That of Llama and of the left-padding Qwen2, whose padding on the left had other logits on a Gaudi, too."""
+    here, there = outputs(runs, device, name)
+    losses = losses_of(here)
+    assert len(losses) == STEPS and losses[-1] != pytest.approx(losses[0], abs=0.01)
+    assert losses_of(there) == pytest.approx(losses, abs=LOSS_TOLERANCE)
+    for stage, key in (("eval", "eval_loss"), ("predict", "test_loss")):
+        expected, found = (load(folder / f"{stage}_results.json")[key] for folder in (here, there))
+        assert found == pytest.approx(expected, abs=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("device, name", RUNS)
+def test_answers_are_those_of_the_cpu(runs, device, name):
+    """And their scores: optimum-habana rounded those of written answers to whole numbers."""
+    here, there = outputs(runs, device, name)
+    for stage in ("eval", "predict"):
+        expected, found = (load(folder / f"{stage}_predictions.json") for folder in (here, there))
+        assert found == expected and len(set(expected.values())) >= 3
+        expected, found = (load(folder / f"{stage}_nbest_predictions.json") for folder in (here, there))
+        for identity, answers in expected.items():
+            assert [answer["text"] for answer in found[identity]] == [answer["text"] for answer in answers]
+            for key in answers[0].keys() & {"score", "probability"}:
+                assert found[identity][0][key] == pytest.approx(answers[0][key], abs=SCORE_TOLERANCE)
+
+
+def test_the_runs_used_the_card_as_their_flags_say(runs):
+    lazy, compiled = (load(runs / f"{device}_counts.json") for device in ("lazy", "compile"))
+    assert lazy["lazy"] and lazy["mark_steps"] > 0 and lazy["compiles"] == 0
+    assert lazy["input_shapes"]["train"] == len(SETTINGS)  # one each
+    assert not compiled["lazy"] and compiled["compiles"] == 2 and compiled["mark_steps"] == 0  # forward and backward
+    for name in READERS + WRITERS:
+        counts = load(runs / "lazy" / name / "counts.json")
+        assert counts["ops"] > 1000 and counts["mark_steps"] >= STEPS, name
+        assert counts["graph_wraps"] == 1 and counts["graph_replays"] > counts["graph_captures"] > 0, name
+    assert not list(runs.glob("cpu_counts.json"))
+
+
+@pytest.mark.parametrize("name", READERS + WRITERS)
+def test_no_id_lies_past_an_embedding_matrix(runs, name):
+    """Llama has no padding token: a new one, at the end of the vocabulary, would be such an id."""
+    here, _ = outputs(runs, "lazy", name)
+    assert load(here / "counts.json")["furthest_id"] < 0
+
+
+def test_the_cases_are_what_their_names_say(runs):
+    """Llama without a padding token, and tokenizers that pad on the left."""
+    llama, left = (
+        transformers.AutoTokenizer.from_pretrained(runs / "models" / name) for name in ("llama", "qwen2_left")
+    )
+    assert llama.pad_token is None and load(runs / "models" / "llama" / "config.json").get("pad_token_id") is None
+    assert llama.padding_side == left.padding_side == "left"
+
+
+def test_bart_still_needs_to_be_mended(runs):
+    error = runs / "lazy" / "bart_unmended" / "error.txt"
+    installed = f"optimum-habana {version('optimum-habana')} with transformers {version('transformers')}"
+    assert error.exists(), f"{installed} trains BART by itself: see what of device_qa.mend_bart can go"
+    assert "'BartAttention' object has no attribute '_shape'" in error.read_text()
