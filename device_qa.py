@@ -26,6 +26,10 @@ from errors_qa import UserError
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 import torch  # noqa: E402
+
+
+del os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"]  # other processes may want it
+
 import transformers.utils.import_utils  # noqa: E402
 from transformers.hf_argparser import string_to_bool  # noqa: E402
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
 
 import corpus  # noqa: E402
+import oracle  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from tokenizers_qa import SENTENCES, make_tokenizers, make_writers  # noqa: E402
@@ -29,6 +30,18 @@ def environment():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def simulated_gaudi():
+    """The module `tests.gaudi_sim`, its device compiled; without a compiler the test is skipped."""
+    from tests import gaudi_sim
+
+    try:
+        gaudi_sim.build_library()
+    except gaudi_sim.CannotBuild as error:
+        pytest.skip(str(error))
+    return gaudi_sim
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +138,18 @@ def golds_of(path) -> dict[str, list[str]]:
     return {
         qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]
     }
+
+
+def check_results(folder: Path, golds: dict[str, list[str]]) -> None:
+    """The files of an evaluated and a predicted part: scores of the answers, losses, and n-best rows that begin with them."""
+    for stage, prefix in (("eval", "eval"), ("predict", "test")):
+        results, texts = load(folder / f"{stage}_results.json"), load(folder / f"{stage}_predictions.json")
+        assert list(texts) == list(golds)
+        scores = oracle.squad_v1(texts, golds)
+        assert {name: results[f"{prefix}_{name}"] for name in scores} == pytest.approx(scores)
+        assert results[f"{prefix}_loss"] > 0
+        nbest = load(folder / f"{stage}_nbest_predictions.json")
+        assert {name: rows[0]["text"] for name, rows in nbest.items()} == texts
 
 
 def corpus_texts() -> list[str]:

@@ -16,8 +16,6 @@ from conftest import ROOT, load
 import run_qa
 import run_seq2seq_qa
 import trainer_qa
-from tests import gaudi_sim
-from tests.gaudi_sim import building
 
 
 SCRIPTS = {"run_qa": run_qa, "run_seq2seq_qa": run_seq2seq_qa}
@@ -81,15 +79,7 @@ def on_cpu(steady_models, squad_files, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def library():
-    try:
-        return building.build_library()
-    except building.CannotBuild as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def on_gaudi(library, steady_models, squad_files, tmp_path_factory):
+def on_gaudi(simulated_gaudi, steady_models, squad_files, tmp_path_factory):
     """Output folders of runs on the simulated Gaudi by script, accumulated steps and the correction left out."""
     folder, runs, gaudi = tmp_path_factory.mktemp("gaudi"), {}, ["--use_habana", "--use_lazy_mode", "False"]
     cases = [(script, steps, None) for script in SCRIPTS for steps in (1, 2, 4)]
@@ -110,13 +100,13 @@ def on_gaudi(library, steady_models, squad_files, tmp_path_factory):
     flags = flags_of("run_qa", steady_models, squad_files, folder / str(len(runs))) + gaudi
     runs[len(runs)] = {"script": "run_qa", "flags": [*flags, "--gaudi_config_name", str(folder), "--bf16"]}
     (folder / "runs.json").write_text(json.dumps(runs))
-    done = start_on_gaudi([sys.executable], folder / "runs.json")
+    done = start_on_gaudi(simulated_gaudi.environment(), [sys.executable], folder / "runs.json")
     assert done.returncode == 0, done.stderr[-4000:]
     return {case: folder / str(number) for number, case in enumerate(cases)}
 
 
-def start_on_gaudi(python: list[str], runs) -> subprocess.CompletedProcess:
-    env = gaudi_sim.environment() | {"OMP_NUM_THREADS": "1", "PT_HPU_LAZY_MODE": "0"}
+def start_on_gaudi(node: dict, python: list[str], runs) -> subprocess.CompletedProcess:
+    env = node | {"OMP_NUM_THREADS": "1", "PT_HPU_LAZY_MODE": "0"}
     command = [*python, str(ROOT / "tests" / "gaudi_trainer_run.py"), str(runs)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
@@ -169,7 +159,7 @@ def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
 
 
 @pytest.mark.parametrize("without", [None, TOKENS])
-def test_two_ranks_have_the_loss_of_one(library, on_cpu, steady_models, squad_files, tmp_path, without):
+def test_two_ranks_have_the_loss_of_one(simulated_gaudi, on_cpu, steady_models, squad_files, tmp_path, without):
     """T5's own loss would be twice as large: optimum-habana takes it for one that was divided by the number of ranks."""
     flags = flags_of("run_seq2seq_qa", steady_models, squad_files, tmp_path / "out", batch=4)
     flags += ["--use_habana", "--use_lazy_mode", "False"]
@@ -177,7 +167,7 @@ def test_two_ranks_have_the_loss_of_one(library, on_cpu, steady_models, squad_fi
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     port = str(29600 + os.getpid() % 300)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    done = start_on_gaudi(launcher, tmp_path / "runs.json")
+    done = start_on_gaudi(simulated_gaudi.environment(), launcher, tmp_path / "runs.json")
     assert done.returncode == 0, done.stderr[-4000:]
     ratio = losses_of(tmp_path / "out")[0] / on_cpu["run_seq2seq_qa", 1][0]
     if without is None:

@@ -10,12 +10,10 @@ import pytest
 from conftest import ROOT
 
 import device_qa
-from tests import gaudi_sim
-from tests.gaudi_sim import building
 
 
 LAZY = "PT_HPU_LAZY_MODE"
-# Nodes and command lines: options of `gaudi_sim.environment`, variables beside, flags, what is said, exit status.
+# Nodes and command lines: options of its `environment`, variables beside, flags, what is said, exit status.
 NODES = {
     "in order, lazy without the variable": (
         {},
@@ -56,14 +54,6 @@ NODES = {
 }
 
 
-@pytest.fixture(scope="module")
-def library():
-    try:
-        return building.build_library()
-    except building.CannotBuild as error:
-        pytest.skip(str(error))
-
-
 def check(env: dict, tiny_model, squad_files, folder, *flags: str) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
@@ -78,9 +68,9 @@ def check(env: dict, tiny_model, squad_files, folder, *flags: str) -> subprocess
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_a_gaudi_run_is_told_before_anything_slow(library, tiny_model, squad_files, tmp_path, node):
+def test_a_gaudi_run_is_told_before_anything_slow(simulated_gaudi, tiny_model, squad_files, tmp_path, node):
     options, variables, flags, said, status = NODES[node]
-    env = gaudi_sim.environment(**options, counts_file=tmp_path / "counts") | variables
+    env = simulated_gaudi.environment(**options, counts_file=tmp_path / "counts") | variables
     if "TRANSFORMERS" in variables:  # installed elsewhere in another version, which stands first on the path
         info = tmp_path / "transformers-9.9.9.dist-info"
         info.mkdir()

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import ROOT, golds_of, load
+from conftest import ROOT, check_results, golds_of, load
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -77,15 +77,8 @@ def test_the_files_of_a_run(writing_models):
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_the_results_of_a_run(writing_models, squad_files, kind):
-    folder, golds = writing_models[kind], golds_of(squad_files / "dev.json")
-    for stage, prefix in (("eval", "eval"), ("predict", "test")):
-        results, texts = load(folder / f"{stage}_results.json"), load(folder / f"{stage}_predictions.json")
-        assert list(texts) == list(golds)
-        scores = oracle.squad_v1(texts, golds)
-        assert {name: results[f"{prefix}_{name}"] for name in scores} == pytest.approx(scores)
-        assert results[f"{prefix}_loss"] > 0
-        nbest = load(folder / f"{stage}_nbest_predictions.json")
-        assert {name: rows[0]["text"] for name, rows in nbest.items()} == texts
+    folder = writing_models[kind]
+    check_results(folder, golds_of(squad_files / "dev.json"))
     losses = [entry["loss"] for entry in load(folder / "trainer_state.json")["log_history"] if "loss" in entry]
     assert losses[-1] < losses[0] - 0.3
 
