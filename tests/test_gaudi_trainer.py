@@ -145,7 +145,6 @@ def test_evaluation_speed_leaves_the_first_steps_out(on_gaudi, monkeypatch):
     assert speed == {"eval_runtime": 60.0, "eval_samples_per_second": 0.8, "eval_steps_per_second": 0.1}
     results = load(on_gaudi["run_qa", 1, None] / "eval_results.json")
     assert not [name for name in results if name.endswith(trainer_qa.STRAY_METRICS)]
-    assert results["eval_samples"] / results["eval_runtime"] < results["eval_samples_per_second"]
 
 
 def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
