@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 
 import pytest
 from conftest import ROOT, load
@@ -145,6 +146,15 @@ def test_evaluation_speed_leaves_the_first_steps_out(on_gaudi, monkeypatch):
     assert speed == {"eval_runtime": 60.0, "eval_samples_per_second": 0.8, "eval_steps_per_second": 0.1}
     results = load(on_gaudi["run_qa", 1, None] / "eval_results.json")
     assert not [name for name in results if name.endswith(trainer_qa.STRAY_METRICS)]
+
+
+def test_the_library_still_writes_stray_metrics():
+    """By its text, as it cannot be imported without a card."""
+    installed = distribution("optimum-habana")
+    text = installed.locate_file("optimum/habana/transformers/trainer.py").read_text()
+    for name in trainer_qa.STRAY_METRICS:
+        written = f'{{metric_key_prefix}}{name}"] =' in text
+        assert written, f"optimum-habana {installed.version} writes no {name}: it can go from STRAY_METRICS"
 
 
 def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
