@@ -128,6 +128,18 @@ def negatives(squad_files, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def unknown_answers(squad_files, tmp_path_factory):
+    """`dev.json` without any answers: questions to predict."""
+    squad = load(squad_files / "dev.json")
+    for paragraph in squad["data"][0]["paragraphs"]:
+        for qa in paragraph["qas"]:
+            del qa["answers"]
+    path = tmp_path_factory.mktemp("unknown") / "test.json"
+    path.write_text(json.dumps(squad))
+    return path
+
+
 def load(path):
     return json.loads(path.read_text())
 

@@ -148,14 +148,9 @@ def test_questions_without_an_answer(trained, negatives, tmp_path):
     assert load(tmp_path / "best" / "eval_results.json")["eval_f1"] == pytest.approx(results["eval_best_f1"])
 
 
-def test_predicting_questions_whose_answers_nobody_knows(trained, squad_files, tmp_path):
+def test_predicting_questions_whose_answers_nobody_knows(trained, unknown_answers, tmp_path):
     """Also defect 11: the reference loads its metric from a hub. Here there is none, and none is asked."""
-    squad = load(squad_files / "dev.json")
-    for paragraph in squad["data"][0]["paragraphs"]:
-        for qa in paragraph["qas"]:
-            del qa["answers"]
-    (tmp_path / "test.json").write_text(json.dumps(squad))
-    run(trained, tmp_path / "out", "--do_predict", "--test_file", tmp_path / "test.json")
+    run(trained, tmp_path / "out", "--do_predict", "--test_file", unknown_answers)
     assert load(tmp_path / "out" / "predict_predictions.json") == load(trained / "predict_predictions.json")
     results = load(tmp_path / "out" / "predict_results.json")
     assert "test_f1" not in results and results["predict_samples"] > 0

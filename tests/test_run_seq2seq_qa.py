@@ -212,13 +212,8 @@ def test_capped_samples_keep_all_their_windows(writing_models, squad_files, tmp_
     assert load(tmp_path / "some" / "predict_nbest_predictions.json") == every
 
 
-def test_predicting_questions_whose_answers_nobody_knows(writing_models, squad_files, tmp_path):
-    squad = load(squad_files / "dev.json")
-    for paragraph in squad["data"][0]["paragraphs"]:
-        for qa in paragraph["qas"]:
-            del qa["answers"]
-    (tmp_path / "test.json").write_text(json.dumps(squad))
-    run(writing_models["t5"], tmp_path / "out", "--do_predict", "--test_file", tmp_path / "test.json")
+def test_predicting_questions_whose_answers_nobody_knows(writing_models, unknown_answers, tmp_path):
+    run(writing_models["t5"], tmp_path / "out", "--do_predict", "--test_file", unknown_answers)
     assert load(tmp_path / "out" / "predict_predictions.json") == load(
         writing_models["t5"] / "predict_predictions.json"
     )
@@ -286,6 +281,12 @@ def test_models_that_do_not_write_are_refused(tiny_model, writing_models, squad_
     with pytest.raises(UserError, match="a t5 model that has no decoder_start_token_id"):
         run(writing_models["t5"], tmp_path / "x", *flags, "--config_name", tmp_path, "--use_fast_tokenizer", "False")
     assert "--use_fast_tokenizer False has no effect" in caplog.text
+
+
+def test_check_only_checks(tiny_writers, squad_files, tmp_path, capsys):
+    run(tiny_writers["t5"], tmp_path / "out", "--check", "--do_eval", "--validation_file", squad_files / "dev.json")
+    assert "checked, a run could start: 34 validation features" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
 
 
 def test_numbers_of_the_command_line(writing_models, squad_files, tmp_path):
