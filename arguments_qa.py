@@ -19,6 +19,7 @@ from device_qa import settle_lazy_mode, training_arguments  # before anything th
 import transformers
 from transformers import HfArgumentParser
 
+from buckets_qa import read_buckets
 from errors_qa import UserError
 
 
@@ -85,6 +86,14 @@ class DataArguments:
         default=True,
         metadata={
             "help": "Pad every feature to `max_seq_length` (one shape, what a Gaudi wants), not to its batch's longest."
+        },
+    )
+    length_buckets: Optional[list[str]] = field(
+        default=None,
+        metadata={
+            "help": "Pad the features of a batch to the first of these lengths that holds them, as in `160 256 384` (the last "
+            "is `max_seq_length`), instead of all to the last: few shapes, little padding. `auto` chooses four lengths "
+            "by the data, `auto 6` six."
         },
     )
     max_train_samples: Optional[int] = field(
@@ -268,6 +277,7 @@ def check_arguments(data: DataArguments, training) -> None:
         value = getattr(data, name, None)
         if value is not None and value < least:
             problems.append(f"--{name} is {value}, it must be {least} or more")
+    problems += bucket_problems(data, training)
     if data.doc_stride >= data.max_seq_length:
         problems.append(
             f"--doc_stride {data.doc_stride} leaves no room in a window of --max_seq_length {data.max_seq_length}: "
@@ -275,6 +285,24 @@ def check_arguments(data: DataArguments, training) -> None:
         )
     if problems:
         raise UserError(*problems)
+
+
+def bucket_problems(data: DataArguments, training) -> list[str]:
+    """What `--length_buckets` cannot be, and what it does not go with: whatever orders or sizes batches itself."""
+    if data.length_buckets is None:
+        return []
+    others = ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")
+    problems = [f"--length_buckets does not go with --{name}" for name in others if getattr(training, name)]
+    try:
+        boundaries = read_buckets(data.length_buckets)
+    except UserError as error:
+        return [*problems, *error.problems]
+    if not isinstance(boundaries, int) and boundaries[-1] != data.max_seq_length:
+        problems.append(
+            f"--length_buckets ends at {boundaries[-1]}, but features have up to --max_seq_length {data.max_seq_length} "
+            "tokens: the last boundary must be that"
+        )
+    return problems
 
 
 def check_file(flag: str, path: Path) -> list[str]:

@@ -80,6 +80,8 @@ GAUDI_FLAGS = {
     "sdp_on_bf16": (bool, False),
     "fp8": (bool, False),
 }
+# Those that count on every device: see speed_qa.
+EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput")
 # Defaults of TrainingArguments that optimum-habana changes; kept everywhere, so that a command gives the same numbers.
 GAUDI_DEFAULTS = {
     "optim": (str, "adamw_torch"),
@@ -281,7 +283,8 @@ def training_arguments(seq2seq: bool, /) -> type:
         base, added = Seq2SeqTrainingArguments if seq2seq else TrainingArguments, GAUDI_FLAGS | GAUDI_DEFAULTS
     flags = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in added.items()]
     for name, _, flag in flags[: len(GAUDI_FLAGS)]:
-        flag.metadata = {"help": "Of optimum-habana: counts on a Gaudi, with --use_habana, and is ignored elsewhere."}
+        where = "every device" if name in EVERYWHERE else "a Gaudi, with --use_habana, and is ignored elsewhere"
+        flag.metadata = {"help": f"Of optimum-habana: counts on {where}."}
     made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, base))
     made.__module__ = __name__
     return made
@@ -315,7 +318,9 @@ class DeviceChoice:
         """Without `--use_habana`, sets every flag that only a Gaudi knows back to its default and names those."""
         own = type(self)  # optimum-habana's own default of --use_lazy_mode is another
         given = [
-            name for name, (_, default) in GAUDI_FLAGS.items() if getattr(self, name) != getattr(own, name, default)
+            name
+            for name, (_, default) in GAUDI_FLAGS.items()
+            if name not in EVERYWHERE and getattr(self, name) != getattr(own, name, default)
         ]
         for name in given:
             setattr(self, name, GAUDI_FLAGS[name][1])

@@ -11,12 +11,13 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md tell
 from functools import partial
 
 from arguments_qa import DataArguments, ModelArguments, start
+from buckets_qa import set_widths
 from data_qa import load_rows
 from device_qa import trainer_extras
 from errors_qa import run_or_exit
 from models_qa import load_config_and_tokenizer, load_marker, sequence_limit
 from trainer_qa import QuestionAnsweringTrainer, checkpoint_to_resume, hand_in, run, score_answers, tell_checked
-from utils_qa import PaddingCollator, find_answers, prepare_features, read_template
+from utils_qa import Candidates, PaddingCollator, find_answers, prepare_features, read_template
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     extras = trainer_extras(args, model_args)
     length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
+    set_widths(features, data_args.length_buckets, length, args)
     if data_args.check:
         return tell_checked(features)
 
@@ -40,17 +42,19 @@ def main(argv: list[str] | None = None) -> None:
         data_collator=PaddingCollator(
             tokenizer, length if data_args.pad_to_max_length else None, 8 if args.fp16 else 1
         ),
-        post_process_function=partial(answers_of_logits, data_args, args),
+        post_process_function=partial(answers_of_candidates, data_args, args),
         compute_metrics=partial(score_answers, data_args),
+        n_best_size=data_args.n_best_size,
         **extras,
     )
     run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
 
 
-def answers_of_logits(data: DataArguments, args, examples, features, logits, stage: str):
+def answers_of_candidates(data: DataArguments, args, examples, features, candidates, stage: str):
     """The answers that the logits point at, in files and in the metrics' form."""
+    candidates = Candidates.unpacked(candidates)
     settings = (data.version_2_with_negative, data.n_best_size, data.max_answer_length, data.null_score_diff_threshold)
-    return hand_in(find_answers(examples, features, logits, *settings), examples, data, args.output_dir, stage)
+    return hand_in(find_answers(examples, features, candidates, *settings), examples, data, args.output_dir, stage)
 
 
 if __name__ == "__main__":

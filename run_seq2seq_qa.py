@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from arguments_qa import Seq2SeqDataArguments, Seq2SeqModelArguments, start
+from buckets_qa import set_widths
 from data_qa import load_rows
 from device_qa import trainer_extras
 from errors_qa import UserError, run_or_exit
@@ -44,10 +45,12 @@ def main(argv: list[str] | None = None) -> None:
         data_args.version_2_with_negative,
     )
     features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
+    set_widths(features, data_args.length_buckets, length, args)
     if data_args.check:
         return tell_checked(features)
 
     model = load_writer(config, model_args)
+    one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers
     trainer = QuestionAnsweringSeq2SeqTrainer(
         model=model,
         args=args,
@@ -59,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer,
             length=length if data_args.pad_to_max_length else None,
             multiple_of=8 if args.fp16 else 1,
-            label_length=data_args.max_answer_length if data_args.pad_to_max_length else None,
+            label_length=data_args.max_answer_length if one_shape else None,
             label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
             decoder_inputs=model.prepare_decoder_input_ids_from_labels,
         ),
@@ -104,8 +107,7 @@ def check_writer(config, name: str) -> None:
 def answers_of_tokens(data: Seq2SeqDataArguments, args, tokenizer, examples, features, written, stage: str):
     """What was written for the best window of every example, in files and in the metrics' form."""
     scores, *null_scores, tokens = written
-    # Batches of different widths are filled with -100; optimum-habana makes all arrays float, like the first.
-    tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens).astype(np.int64)
+    tokens = tokens.astype(np.int64)  # optimum-habana makes all arrays float, like the first
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     null_scores = null_scores[0] if data.version_2_with_negative else None
     answers = choose_windows(examples, features, texts, scores, null_scores, data.null_score_diff_threshold)

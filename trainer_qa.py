@@ -4,16 +4,20 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput
 
 from arguments_qa import DataArguments, ModelArguments
+from buckets_qa import Order, eval_group, evaluation_order, train_group, training_order
 from device_qa import trainer_class
 from errors_qa import UserError
-from utils_qa import Answers, write_answers
+from speed_qa import TrainingSpeed, evaluation_speed
+from utils_qa import Answers, best_positions, write_answers
 
 
 logger = logging.getLogger(__name__)
@@ -23,7 +27,45 @@ logger = logging.getLogger(__name__)
 STRAY_METRICS = ("_end_time", "_graph_compliation_duration")
 
 
-class AnswerEvaluation:
+class LengthBuckets:
+    """Mixin for a trainer: batches of one width where the features have widths, else the trainer's own.
+
+    Not by accelerate's epoch, which is 0 again when a run resumes within a later one (1.10.1, `skip_first_batches`).
+    """
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """What collators read besides the model's inputs."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list({*self._signature_columns, "width", "cls_index"})
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        widths = getattr(dataset, "widths", None)
+        if widths is None:
+            return super()._get_train_sampler(dataset)
+        order = partial(self.order_of_epoch, widths)
+        return Order(order, len(order()))
+
+    def order_of_epoch(self, widths: np.ndarray) -> np.ndarray:
+        epoch = int(self.state.epoch or 0)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return training_order(widths, train_group(self.args), (seed, epoch), self.args.dataloader_drop_last)
+
+    def _get_eval_sampler(self, eval_dataset):
+        """In the order of the features without buckets, always: with --group_by_length transformers 4.55 has another."""
+        widths = self.evaluation_widths(eval_dataset)
+        if widths is None:
+            return None
+        order = partial(evaluation_order, widths, eval_group(self.args))
+        return Order(order, len(order()))
+
+    def evaluation_widths(self, dataset) -> np.ndarray | None:
+        """Those of the features; one for all, so that no batch is a short one, where --dataloader_drop_last drops those."""
+        widths = getattr(dataset, "widths", None)
+        return np.zeros(len(dataset)) if widths is None and self.args.dataloader_drop_last else widths
+
+
+class AnswerEvaluation(LengthBuckets):
     """Mixin for a trainer: `evaluate` and `predict` turn what the model puts out into answers and score them.
 
     Args (beyond the trainer's own):
@@ -45,10 +87,7 @@ class AnswerEvaluation:
         self.eval_examples = eval_examples
         self.post_process_function = post_process_function
         self.answer_metrics = compute_metrics
-
-    def _get_eval_sampler(self, eval_dataset) -> None:
-        """In the order of the features, always: with --group_by_length transformers 4.55 evaluates in another order."""
-        return None
+        self.args.eval_do_concat_batches = False  # or the loop copies all that it has with every batch
 
     def prediction_step(self, *args, **kwargs):
         self.begun.append(time.time())
@@ -82,46 +121,76 @@ class AnswerEvaluation:
         start, self.begun = time.time(), []
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         output = loop(loader, "Evaluation" if stage == "eval" else "Prediction", None, ignore_keys, prefix)
-        warmup, batch = (
-            getattr(self.args, "throughput_warmup_steps", 0),
-            self.args.eval_batch_size * self.args.world_size,
-        )
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
-        metrics |= evaluation_speed(prefix, start, self.begun, warmup, output.num_samples, batch)
+        metrics |= evaluation_speed(
+            prefix,
+            start,
+            self.begun,
+            self.args.throughput_warmup_steps,
+            output.num_samples,
+            eval_group(self.args),
+        )
         result = [EvalPrediction(None, None), {}]
         if self.is_world_process_zero() and self.post_process_function is not None and output.predictions is not None:
-            answers = self.post_process_function(examples, features, output.predictions, stage)
+            start = time.time()
+            predictions = in_order(joined(output.predictions), self.evaluation_widths(features), eval_group(self.args))
+            answers = self.post_process_function(examples, features, predictions, stage)
             scored = self.answer_metrics is not None and answers.label_ids is not None
-            result = [answers, self.answer_metrics(answers) if scored else {}]
+            scores = self.answer_metrics(answers) if scored else {}
+            result = [answers, {"postprocess_runtime": round(time.time() - start, 4)} | scores]
         if self.args.world_size > 1:
             broadcast_object_list(result)
         answers, scores = result
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
 
 
-def evaluation_speed(prefix: str, start: float, begun: list[float], warmup: int, samples: int, batch: int) -> dict:
-    """Runtime in seconds, samples and steps per second; the rates without the first `warmup` steps, which compile.
+def joined(batches):
+    """The arrays of all batches one behind the other; what a legacy loop gives is joined already."""
+    if not isinstance(batches, list):
+        return batches
+    if isinstance(batches[0], np.ndarray):
+        return np.concatenate(batches)
+    return tuple(map(np.concatenate, zip(*batches)))
 
-    Args:
-        start, begun: the times when the evaluation and each of its steps began.
-        samples, batch: how many there are, and how many a step takes on all ranks.
+
+def in_order(predictions, widths: np.ndarray | None, group: int):
+    """Predictions of `evaluation_order` in the order of the features."""
+    if widths is None:
+        return predictions
+    if not isinstance(predictions, np.ndarray):
+        return tuple(in_order(column, widths, group) for column in predictions)
+    result = np.empty_like(predictions, shape=(len(widths), *predictions.shape[1:]))
+    result[evaluation_order(widths, group)[: len(widths)]] = predictions[: len(widths)]
+    return result
+
+
+class QuestionAnsweringTrainer(TrainingSpeed, AnswerEvaluation, trainer_class(False)):
+    """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass.
+
+    Args (beyond those of `AnswerEvaluation` and the base):
+        n_best_size: how many starts and ends of each feature the answers are made of.
     """
-    end = time.time()
-    if not 0 < warmup < len(begun):
-        warmup = 0
-    seconds = max(end - (begun[warmup] if warmup else start), 1e-9)
-    rates = {"samples": samples - warmup * batch, "steps": len(begun) - warmup}
-    metrics = {f"{prefix}_{name}_per_second": round(count / seconds, 3) for name, count in rates.items()}
-    return {f"{prefix}_runtime": round(end - start, 4)} | metrics
 
+    def __init__(self, *args, n_best_size: int = 20, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.n_best_size = n_best_size
 
-class QuestionAnsweringTrainer(AnswerEvaluation, trainer_class(False)):
-    """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass."""
+    def training_step(self, model, inputs, *args, **kwargs):
+        del inputs["cls_index"]  # no input of the model's
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As the base's, but puts out start and end logits alone, (batch, length) each; BART gives its encoder's states too."""
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        return loss, None if logits is None else tuple(logits[:2]), labels
+        """The loss, and of the logits what answers need, (batch, 4 n_best_size + 2): see `Candidates.packed`.
+
+        That is a tenth of them, so that an evaluation of any size fits into memory.
+        """
+        cls_index = inputs.pop("cls_index")
+        loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if logits is None:
+            return loss, None, None
+        logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART gives its encoder's states too
+        best = best_positions(logits, cls_index.cpu().numpy(), self.n_best_size)
+        return loss, torch.from_numpy(best.packed()).to(self.args.device), None  # there, for ranks to gather them
 
 
 # ---------------------------------------------------------------------------------------------------------------------

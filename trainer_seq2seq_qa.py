@@ -3,10 +3,11 @@
 import torch
 
 from device_qa import trainer_class
+from speed_qa import TrainingSpeed
 from trainer_qa import AnswerEvaluation
 
 
-class QuestionAnsweringSeq2SeqTrainer(AnswerEvaluation, trainer_class(True)):
+class QuestionAnsweringSeq2SeqTrainer(TrainingSpeed, AnswerEvaluation, trainer_class(True)):
     """Trains and evaluates models that write the answer: GaudiSeq2SeqTrainer's or Seq2SeqTrainer's subclass.
 
     Args (beyond those of `AnswerEvaluation` and the base):
@@ -63,7 +64,9 @@ class QuestionAnsweringSeq2SeqTrainer(AnswerEvaluation, trainer_class(True)):
                 scores.append(log_probability(output.logits, empty, torch.ones_like(empty)))
         # With --ignore_eos, the default on a Gaudi, the model writes on behind the end of its answer.
         answers = tokens[:, 1:].masked_fill(~written, self.processing_class.pad_token_id)
-        return loss, (*scores, answers), None
+        # One width for all batches: transformers 4.55 pads them to the longest, or to the model's own `max_length`.
+        most = self.args.generation_max_length
+        return loss, (*scores, self._pad_tensors_to_max_len(answers[:, :most], most)), None
 
     def generation_settings(self) -> dict:
         settings = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
@@ -71,8 +71,13 @@ class Features(torch.utils.data.Dataset):
     """Features as index ranges; item i is a dict of unpadded arrays for a collator.
 
     Items hold `input_ids`, `attention_mask` and `token_type_ids` as far as the tokenizer's models take them, and
-    `start_positions`, `end_positions` where labels are known. `as_dict(i)` adds what people look at.
+    `start_positions`, `end_positions` where labels are known, `cls_index` where spans are asked for, and `width` where
+    length buckets say what to pad to. `as_dict(i)` adds what people look at.
     """
+
+    cls_index: np.ndarray | None = None  # (features,) position that stands for "no answer"
+    labels: np.ndarray | None = None  # (features, 2) first and last token of the answer
+    widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
 
     def __init__(self, rows, questions: Texts, contexts: Texts, template: Template, names: list[str], **arrays):
         self.row_ids = [row["id"] for row in rows]
@@ -80,7 +85,6 @@ class Features(torch.utils.data.Dataset):
         self.row = arrays["row"]  # (features,) which row a feature is a window of
         self.first, self.last = arrays["first"], arrays["last"]  # (features,) its tokens in contexts.ids
         self.question_length = arrays["question_length"]  # (rows,) tokens kept of each row's question
-        self.labels = None  # or (features, 2): first and last token of the answer
 
     def __len__(self) -> int:
         return len(self.row)
@@ -100,17 +104,21 @@ class Features(torch.utils.data.Dataset):
             item["token_type_ids"] = np.concatenate(list(types), dtype=np.int64, casting="unsafe")
         if self.labels is not None:
             item["start_positions"], item["end_positions"] = self.labels[index]
+        if self.cls_index is not None:
+            item["cls_index"] = self.cls_index[index]
+        if self.widths is not None:
+            item["width"] = self.widths[index]
         return item
 
     def as_dict(self, index: int) -> dict:
-        """Feature `index` as plain lists, with `example_id`, `offset_mapping` (None outside the context), `cls_index`."""
+        """Feature `index` as plain lists, with `example_id` and `offset_mapping` (None outside the context)."""
         item = {name: value.tolist() for name, value in self[index].items()}
         begin, length = self.context_begin()[index], len(item["input_ids"])
         tokens = slice(self.first[index], self.last[index])
         spans = list(zip(self.contexts.starts[tokens].tolist(), self.contexts.ends[tokens].tolist()))
         offsets = [None] * begin + spans + [None] * (length - begin - len(spans))
         identity = self.row_ids[self.row[index]]
-        return item | {"example_id": identity, "offset_mapping": offsets, "cls_index": int(self.cls_index[index])}
+        return item | {"example_id": identity, "offset_mapping": offsets}
 
     def lengths(self) -> np.ndarray:
         """(features,) tokens of each feature."""
@@ -135,12 +143,12 @@ class Features(torch.utils.data.Dataset):
 
 def prepare_features(
     rows: Sequence[dict], tokenizer: PreTrainedTokenizerFast, max_seq_length: int, doc_stride: int
-) -> "Features | list[dict]":
+) -> "Features | ListedFeatures":
     """The windows of all rows, with labels where any row has an answer.
 
     Windows, ids, masks, types and offsets are those of the tokenizer's own `return_overflowing_tokens`. Where a check
     on the first rows finds a difference (a tokenizer whose tokens depend on the other text of the pair), the tokenizer
-    does the work itself, and the features are a list of dicts with the same content.
+    does the work itself, and the features are dicts with the same content.
 
     Args:
         rows: `{"id", "question", "context", "answers": {"text", "answer_start"}}` each; the question is left-stripped.
@@ -158,7 +166,7 @@ def prepare_features(
         logger.warning(
             "This tokenizer treats pairs in a way of its own; it builds every feature itself, which is slower"
         )
-        return own_features(rows, tokenizer, max_seq_length, doc_stride, has_answers(rows))
+        return ListedFeatures(own_features(rows, tokenizer, max_seq_length, doc_stride, has_answers(rows)))
     return features
 
 
@@ -348,6 +356,20 @@ def own_features(rows, tokenizer, max_seq_length: int, doc_stride: int, labelled
     return features
 
 
+class ListedFeatures(list):
+    """Features that the tokenizer built itself, dicts, with what `Features` offers a trainer."""
+
+    widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
+
+    def __getitem__(self, index: int) -> dict:
+        item = super().__getitem__(index)
+        return item if self.widths is None else item | {"width": self.widths[index]}
+
+    def lengths(self) -> np.ndarray:
+        """(features,) tokens of each feature."""
+        return np.array([len(feature["input_ids"]) for feature in self])
+
+
 def own_windows(
     row: dict, question: str, tokenizer, max_seq_length: int, doc_stride: int, labelled: bool
 ) -> list[dict]:
@@ -393,12 +415,12 @@ def answer_positions(offsets: list[tuple[int, int] | None], answers: dict) -> tu
 
 @dataclass
 class PaddingCollator:
-    """Batches features: pads them to `length` tokens, or to the batch's longest, on the right.
+    """Batches features: pads them to their bucket's width, else to `length` tokens or the batch's longest, on the right.
 
     On the right whichever side the tokenizer prefers: nothing is generated here, and a causal model's padding on the left
     attends to nothing. Its logits, which the loss counts, are then what a device makes of that, on a Gaudi not what they
-    are elsewhere. Returns (batch, length) int64 tensors of the model's inputs and (batch,) labels; what else a feature
-    carries is left behind.
+    are elsewhere. Returns (batch, length) int64 tensors of the model's inputs, (batch,) labels and `cls_index`; what else a
+    feature carries is left behind.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -407,7 +429,8 @@ class PaddingCollator:
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         lengths = [len(feature["input_ids"]) for feature in features]
-        width = self.length or -(-max(lengths) // self.multiple_of) * self.multiple_of
+        bucket = max(feature.get("width", 0) for feature in features)
+        width = bucket or self.length or -(-max(lengths) // self.multiple_of) * self.multiple_of
         padding = (self.tokenizer.pad_token_id, 0, self.tokenizer.pad_token_type_id)
         batch = {}
         for name, value in zip(MODEL_INPUTS, padding):
@@ -416,7 +439,7 @@ class PaddingCollator:
                 for row, feature, length in zip(table, features, lengths):
                     row[:length] = feature[name]
                 batch[name] = torch.from_numpy(table)
-        for name in LABELS:
+        for name in (*LABELS, "cls_index"):
             if name in features[0]:
                 batch[name] = torch.tensor([feature[name] for feature in features], dtype=torch.int64)
         return batch
@@ -594,7 +617,7 @@ class Answers:
     best_texts: dict[str, str]  # the best non-empty text, whatever the null score
 
 
-class ListedFeatures:
+class SpansOfDicts:
     """The arrays that answers need (as `Features` has them) out of features in dicts."""
 
     def __init__(self, features: Sequence[dict], ids: list[str]):
@@ -615,12 +638,59 @@ class ListedFeatures:
             spans = self.spans[index]
             allowed = self.max_context[index] if self.max_context is not None else None
             for column, position in enumerate(positions[line].tolist()):
-                span = spans[position] if position < len(spans) else None
+                span = spans[position] if 0 <= position < len(spans) else None
                 if span is not None and len(span) >= 2:
                     end[line, column] = span[1]
                     if allowed is None or allowed.get(str(position), False):
                         begin[line, column] = span[0]
         return begin, end
+
+
+@dataclass
+class Candidates:
+    """What answers need of the logits of each feature: its best starts and ends, and its no-answer position."""
+
+    starts: np.ndarray  # (features, n) positions, best first; -1 where there are fewer
+    ends: np.ndarray
+    start_logits: np.ndarray  # (features, n)
+    end_logits: np.ndarray
+    null_logits: np.ndarray  # (features, 2) start and end logit of the no-answer position
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def of(self, chosen: np.ndarray) -> "Candidates":
+        """Those of some features."""
+        return Candidates(*(getattr(self, column.name)[chosen] for column in fields(self)))
+
+    def packed(self) -> np.ndarray:
+        """All in one (features, 4 n + 2) float32 array, which holds positions exactly up to 2 ** 24."""
+        return np.concatenate([getattr(self, column.name) for column in fields(self)], axis=1, dtype=np.float32)
+
+    @classmethod
+    def unpacked(cls, table: np.ndarray) -> "Candidates":
+        """What `packed` was given."""
+        n = table.shape[1] // 4
+        starts, ends, *logits = np.split(table, [n, 2 * n, 3 * n, 4 * n], axis=1)
+        return cls(starts.astype(np.int32), ends.astype(np.int32), *logits)
+
+
+def best_positions(logits: tuple[np.ndarray, np.ndarray], cls_index: np.ndarray, n_best_size: int) -> Candidates:
+    """The `n_best_size` best starts and ends of each feature.
+
+    Args:
+        logits: of starts and ends, (features, length) each.
+        cls_index: (features,) the position that stands for "no answer".
+    """
+    positions, values = [], []
+    for side in logits:
+        # The same argsort as a loop over windows would call, so that ties fall as they do there; argpartition's do not.
+        best = np.argsort(side, axis=1)[:, : -n_best_size - 1 : -1].astype(np.int32)
+        missing = ((0, 0), (0, n_best_size - best.shape[1]))
+        values.append(np.pad(np.take_along_axis(side, best, axis=1), missing))
+        positions.append(np.pad(best, missing, constant_values=-1))
+    null = [np.take_along_axis(side, cls_index[:, None], axis=1) for side in logits]
+    return Candidates(*positions, *values, np.concatenate(null, axis=1))
 
 
 def column_of(table, name: str) -> list:
@@ -677,24 +747,29 @@ def postprocess_qa_predictions(
 def find_answers(
     examples,
     features,
-    predictions: tuple[np.ndarray, np.ndarray],
+    predictions: tuple[np.ndarray, np.ndarray] | Candidates,
     version_2_with_negative: bool = False,
     n_best_size: int = 20,
     max_answer_length: int = 30,
     null_score_diff_threshold: float = 0.0,
 ) -> Answers:
-    """What `postprocess_qa_predictions` writes and returns, and the best non-empty texts."""
-    if len(predictions) != 2:
-        raise ValueError("`predictions` should be a tuple with two elements (start_logits, end_logits)")
-    if len(predictions[0]) != len(features):
-        raise ValueError(f"got {len(predictions[0])} predictions and {len(features)} features")
-    predictions = tuple(map(np.asarray, predictions))
+    """What `postprocess_qa_predictions` writes and returns, and the best non-empty texts.
+
+    `predictions` may also be the `best_positions` of the logits.
+    """
+    if not isinstance(predictions, Candidates):
+        if len(predictions) != 2:
+            raise ValueError("`predictions` should be a tuple with two elements (start_logits, end_logits)")
+        predictions = tuple(map(np.asarray, predictions))
+    count = len(predictions if isinstance(predictions, Candidates) else predictions[0])
+    if count != len(features):
+        raise ValueError(f"got {count} predictions and {len(features)} features")
     ids, contexts = column_of(examples, "id"), column_of(examples, "context")
     if not (isinstance(features, Features) and features.row_ids == ids):
         features = (
             [features.as_dict(index) for index in range(len(features))] if isinstance(features, Features) else features
         )
-        features = ListedFeatures(features, ids)
+        features = SpansOfDicts(features, ids)
     answers = Answers({}, {}, {}, {})
     order = np.argsort(features.row, kind="stable")
     bounds = np.searchsorted(features.row[order], np.arange(len(ids) + 1))
@@ -703,28 +778,29 @@ def find_answers(
     for begin in range(0, len(ids), EXAMPLES_AT_ONCE):
         end = min(begin + EXAMPLES_AT_ONCE, len(ids))
         chosen = order[bounds[begin] : bounds[end]]
-        logits = tuple(values[chosen] for values in predictions)
-        spans = window_spans(features, chosen, logits, n_best_size, max_answer_length)
+        if isinstance(predictions, Candidates):
+            best = predictions.of(chosen)
+        else:
+            best = best_positions(
+                tuple(values[chosen] for values in predictions), features.cls_index[chosen], n_best_size
+            )
+        spans = window_spans(features, chosen, best, n_best_size, max_answer_length)
         spans["example"] = (features.row[chosen] - begin)[spans.pop("window")]
-        null = (
-            null_spans(logits, features.row[chosen] - begin, features.cls_index[chosen])
-            if version_2_with_negative
-            else None
-        )
+        null = null_spans(best.null_logits, features.row[chosen] - begin) if version_2_with_negative else None
         kept = rank_spans(spans, null, n_best_size)
         collect_answers(answers, ids[begin:end], contexts[begin:end], kept, null, null_score_diff_threshold)
     return answers
 
 
-def window_spans(features, chosen, logits, n_best_size: int, max_answer_length: int) -> dict[str, np.ndarray]:
+def window_spans(
+    features, chosen, best: Candidates, n_best_size: int, max_answer_length: int
+) -> dict[str, np.ndarray]:
     """The candidate spans of the windows `chosen`, one by one, the best starts first and for each the best ends first.
 
     Columns: `window`, `begin`, `end` (characters), `start_logit`, `end_logit`, `score`.
     """
-    # The same argsort as a loop over windows would call, so that ties fall as they do there; argpartition's do not.
-    start, end = (np.argsort(values, axis=1)[:, : -n_best_size - 1 : -1].astype(np.int32) for values in logits)
+    start, end, start_logit, end_logit = best.starts, best.ends, best.start_logits, best.end_logits
     begin_char, end_char = features.characters(chosen, start)[0], features.characters(chosen, end)[1]
-    start_logit, end_logit = np.take_along_axis(logits[0], start, axis=1), np.take_along_axis(logits[1], end, axis=1)
     further = end[:, None, :] - start[:, :, None]
     allowed = (
         (further >= 0) & (further < max_answer_length) & (begin_char >= 0)[:, :, None] & (end_char >= 0)[:, None, :]
@@ -747,10 +823,9 @@ def window_spans(features, chosen, logits, n_best_size: int, max_answer_length: 
     }
 
 
-def null_spans(logits, example: np.ndarray, cls_index: np.ndarray) -> dict[str, np.ndarray]:
+def null_spans(logits: np.ndarray, example: np.ndarray) -> dict[str, np.ndarray]:
     """The no-answer candidate of every example: that of its window with the lowest null score, the first of equals."""
-    every = np.arange(len(example))
-    start_logit, end_logit = logits[0][every, cls_index], logits[1][every, cls_index]
+    start_logit, end_logit = logits.T
     score = start_logit + end_logit
     order = np.lexsort((score, example))
     lowest = order[np.flatnonzero(np.diff(example[order], prepend=-1))]

@@ -65,19 +65,20 @@ def test_gaudi_flags_are_those_of_optimum_habana():
 def test_without_a_gaudi_its_flags_are_named_once_and_ignored(caplog):
     _, _, training = parse(
         "--use_lazy_mode", "--use_hpu_graphs_for_inference", "--gaudi_config_name", "Habana/bert", "--throughput_warmup_steps",
-        "3", "--torch_compile_backend", "hpu_backend", "--bf16", "--do_eval",
+        "3", "--adjust_throughput", "--torch_compile_backend", "hpu_backend", "--bf16", "--do_eval",
     )  # fmt: skip
     (record,) = (record for record in caplog.records if record.name == "device_qa")
     for name in (
         "use_lazy_mode",
         "use_hpu_graphs_for_inference",
         "gaudi_config_name",
-        "throughput_warmup_steps",
         "torch_compile_backend",
     ):
         assert f"--{name}" in record.message
         assert not getattr(training, name)
     assert training.do_eval and "do_eval" not in record.message
+    assert training.throughput_warmup_steps == 3 and training.adjust_throughput  # these count everywhere
+    assert "throughput" not in record.message
 
 
 def test_use_habana_without_a_gaudi_ends_at_once():

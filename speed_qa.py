@@ -1,0 +1,132 @@
+"""What `train_results.json` and `eval_results.json` say of time: first steps, the steady state, and pauses, apart.
+
+The first `--throughput_warmup_steps` steps compile and fill caches; what a run takes per step shows behind them, and
+without the pauses in which it evaluates and saves. A number that is read from the device waits for all that the device
+was asked to do before, so the clock is read behind one.
+"""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+STEPS_BETWEEN_READS = 1000  # a Gaudi counts in 32 bits
+
+
+@dataclass
+class Mark:
+    """How far one rank's training is."""
+
+    time: float
+    steps: int
+    samples: int
+    tokens: int  # of the texts that the model reads, padding included
+    real: int  # those that are no padding
+    paused: float  # seconds spent in evaluation and saving
+
+
+class TrainingSpeed:
+    """Mixin for a trainer: adds what its training took to the metrics that `train` returns."""
+
+    def train(self, *args, **kwargs):
+        self.now, self.marks, self.real, self.paused = (
+            Mark(0, 0, 0, 0, 0, 0),
+            [],
+            0,
+            {"evaluation": 0.0, "saving": 0.0},
+        )
+        output = super().train(*args, **kwargs)
+        self.mark()
+        output.metrics.update(self.training_speed())
+        return output
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        warmup = self.args.throughput_warmup_steps * self.args.gradient_accumulation_steps
+        if self.now.steps in (0, warmup):
+            self.mark()
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        self.now.steps += 1
+        self.now.samples += len(ids)
+        self.now.tokens += ids.numel()
+        self.real = self.real + (ids.numel() if mask is None else mask.sum())
+        if self.now.steps % STEPS_BETWEEN_READS == 0:
+            self.read_device()
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs) -> dict:
+        with self.pause("evaluation"):
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self.pause("saving"):
+            return super()._save_checkpoint(*args, **kwargs)
+
+    def _load_best_model(self):
+        with self.pause("saving"):
+            return super()._load_best_model()
+
+    @contextmanager
+    def pause(self, name: str):
+        """Counts what is done within as no training, while there is any."""
+        if not self.is_in_train:
+            yield
+            return
+        self.read_device()
+        start = time.time()
+        yield
+        self.paused[name] += time.time() - start
+
+    def read_device(self) -> None:
+        self.now.real += int(self.real)
+        self.real = 0
+
+    def mark(self) -> None:
+        self.read_device()
+        now = self.now
+        self.marks.append(Mark(time.time(), now.steps, now.samples, now.tokens, now.real, sum(self.paused.values())))
+
+    def training_speed(self) -> dict[str, float]:
+        """Metrics of a training that has ended, of all ranks; the rates are those behind the warm-up."""
+        if len(self.marks) < 2:  # resumed at its end
+            return {}
+        first, last = self.marks[0], self.marks[-1]
+        warm = self.marks[-2]
+        counts = [last.samples - warm.samples, last.real - warm.real, last.real, last.tokens]
+        counts = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=self.args.device), "sum")
+        samples, real, all_real, all_tokens = counts.tolist()
+        seconds = max(last.time - warm.time, 1e-9)
+        steady = max(seconds - last.paused + warm.paused, 1e-9)
+        metrics = {
+            "train_steady_samples_per_second": round(samples / steady, 3),
+            "train_tokens_per_second": round(real / steady, 1),
+            "train_padding_share": round(1 - all_real / all_tokens, 4),
+        }
+        metrics |= {f"train_{name}_runtime": round(seconds, 4) for name, seconds in self.paused.items()}
+        if warm is not first:
+            metrics["train_first_steps_runtime"] = round(warm.time - first.time, 4)
+        if not self.args.use_habana and (warm is not first or self.args.adjust_throughput):
+            seconds = steady if self.args.adjust_throughput else seconds  # as GaudiTrainer counts
+            steps = (last.steps - warm.steps) / self.args.gradient_accumulation_steps
+            metrics["train_samples_per_second"] = round(samples / seconds, 3)
+            metrics["train_steps_per_second"] = round(steps / seconds, 3)
+        return metrics
+
+
+def evaluation_speed(prefix: str, start: float, begun: list[float], warmup: int, samples: int, batch: int) -> dict:
+    """Runtime in seconds, samples and steps per second; the rates without the first `warmup` steps, which compile.
+
+    Args:
+        start, begun: the times when the evaluation and each of its steps began.
+        samples, batch: how many there are, and how many a step takes on all ranks.
+    """
+    end = time.time()
+    if not 0 < warmup < len(begun):
+        warmup = 0
+    warm = begun[warmup] if warmup else start
+    seconds = max(end - warm, 1e-9)
+    rates = {"samples": samples - warmup * batch, "steps": len(begun) - warmup}
+    metrics = {f"{prefix}_{name}_per_second": round(count / seconds, 3) for name, count in rates.items()}
+    first_steps = {f"{prefix}_first_steps_runtime": round(warm - start, 4)} if warmup else {}
+    return {f"{prefix}_runtime": round(end - start, 4)} | metrics | first_steps

@@ -1,0 +1,320 @@
+"""Length buckets: boundaries, widths and orders against what is obvious, then the scripts that train and answer with them."""
+
+import json
+import shutil
+from itertools import combinations
+
+import numpy as np
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from conftest import load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch.utils.data import BatchSampler
+
+import arguments_qa
+import buckets_qa
+import run_qa
+import run_seq2seq_qa
+import trainer_qa
+from errors_qa import UserError
+
+
+BUCKETS = ["32", "64", "96"]
+LENGTHS = st.lists(st.integers(1, 56), min_size=1, max_size=60).map(np.array)
+
+
+def padded_tokens(lengths, boundaries) -> int:
+    return sum(min(boundary for boundary in boundaries if boundary >= length) for length in lengths)
+
+
+@settings(deadline=None, max_examples=200)
+@given(LENGTHS, st.integers(1, 4))
+def test_no_other_boundaries_pad_less(lengths, number):
+    chosen = buckets_qa.choose_boundaries(lengths, number, 56)
+    assert len(chosen) <= number and chosen[-1] == 56 and chosen == sorted(set(chosen))
+    others = [[*others, 56] for k in range(number) for others in combinations(range(8, 56, 8), k)]
+    assert padded_tokens(lengths, chosen) == min(padded_tokens(lengths, other) for other in others)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 9))
+def test_every_bucket_but_the_longest_holds_whole_groups(lengths, group):
+    boundaries = [16, 32, 56]
+    widths = buckets_qa.pad_widths(lengths, boundaries, group)
+    assert (widths >= lengths).all() and set(widths) <= set(boundaries)
+    for boundary in boundaries[:-1]:
+        inside = lengths[widths == boundary]
+        moved = lengths[(lengths <= boundary) & (widths > boundary)]
+        assert len(inside) % group == 0 and (not len(inside) or not len(moved) or moved.min() >= inside.min())
+    assert (
+        buckets_qa.pad_widths(lengths, boundaries, 1) == [min(b for b in boundaries if b >= n) for n in lengths]
+    ).all()
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_all_ranks_of_a_step_see_one_width_and_every_feature_once(lengths, batch, ranks, drop_last):
+    """Through accelerate's own sharding."""
+    group = batch * ranks
+    widths = buckets_qa.pad_widths(lengths, [16, 32, 56], group)
+    orders = [buckets_qa.training_order(widths, group, (3, epoch), drop_last) for epoch in (0, 0, 1)]
+    assert (orders[0] == orders[1]).all() and len(orders[0]) == len(orders[2]) and len(orders[0]) % group == 0
+    sampler = buckets_qa.Order(lambda: orders[0], len(orders[0]))
+    shards = [BatchSamplerShard(BatchSampler(sampler, batch, drop_last), ranks, rank) for rank in range(ranks)]
+    steps = list(zip(*map(list, shards), strict=True))
+    assert len(steps) == len(shards[0])
+    for step in steps:
+        assert {len(part) for part in step} == {batch} and len({widths[index] for part in step for index in part}) == 1
+    counts = np.bincount(orders[0], minlength=len(lengths))
+    longest = widths == widths.max()
+    left = longest.sum() % group
+    if drop_last:
+        assert counts.max(initial=0) <= 1 and (counts == 0).sum() == left and not (counts == 0)[~longest].any()
+    else:
+        assert counts.min() >= 1 and (counts[~longest] == 1).all() and len(orders[0]) - len(lengths) == -left % group
+
+
+def test_epochs_are_shuffled_apart():
+    widths = np.repeat([16, 56], 40)
+    orders = [buckets_qa.training_order(widths, 4, seed) for seed in ((3, 0), (3, 1), (4, 0))]
+    assert len({tuple(order) for order in orders}) == 3
+    firsts = widths[orders[0][::4]]  # batches of both widths alternate
+    assert 3 < (np.diff(firsts) != 0).sum() < len(firsts)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 9))
+def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
+    widths = buckets_qa.pad_widths(lengths, [16, 32, 56], group)
+    order = buckets_qa.evaluation_order(widths, group)
+    assert len(order) % group == 0 and sorted(order[: len(lengths)]) == list(range(len(lengths)))
+    assert len({tuple(set(part)) for part in widths[order].reshape(-1, group)}) <= 3
+    said = np.arange(100, 100 + len(lengths))[order], (lengths[:, None] * [1, 2])[order]
+    first, second = trainer_qa.in_order(said, widths, group)
+    assert (first == np.arange(100, 100 + len(lengths))).all() and (second == lengths[:, None] * [1, 2]).all()
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (
+            ["160", "256"],
+            "--length_buckets ends at 256, but features have up to --max_seq_length 384 tokens: the last",
+        ),
+        (["256", "160", "384"], "--length_buckets 256 160 384: boundaries must rise"),
+        (
+            ["auto", "x"],
+            "--length_buckets auto x: give boundaries in tokens, as in `160 256 384`, or `auto`, or `auto 6`",
+        ),
+        (["0", "384"], "--length_buckets 0 384: give boundaries in tokens"),
+        (["384", "--group_by_length"], "--length_buckets does not go with --group_by_length"),
+        (["384", "--auto_find_batch_size"], "--length_buckets does not go with --auto_find_batch_size"),
+    ],
+)
+def test_buckets_that_cannot_be_are_told(words, told, squad_files):
+    flags = ["--model_name_or_path", "x", "--do_train", "--train_file", str(squad_files / "train.json")]
+    with pytest.raises(UserError) as error:
+        run_qa.main([*flags, "--length_buckets", *words])
+    assert len(error.value.problems) == 1 and error.value.problems[0].startswith(told)
+
+
+def test_the_numbers_of_auto():
+    assert [buckets_qa.read_buckets(words) for words in (["auto"], ["auto", "6"], ["7", "9"])] == [4, 6, [7, 9]]
+
+
+# The scripts
+
+
+def run(script, model, output_dir, *flags) -> None:
+    common = [
+        "--model_name_or_path",
+        model,
+        "--output_dir",
+        output_dir,
+        "--max_seq_length",
+        "96",
+        "--doc_stride",
+        "16",
+    ]
+    script.main([*map(str, [*common, "--report_to", "none", "--disable_tqdm", "True", *flags])])
+
+
+@pytest.fixture(scope="module")
+def mixed_lengths(squad_files, tmp_path_factory):
+    """Training and development questions on contexts of one sentence, of one window, and of several."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for name in ("train", "dev"):
+        squad, mixed = load(squad_files / f"{name}.json"), []
+        for number, paragraph in enumerate(squad["data"][0]["paragraphs"]):
+            if number % 4 == 0:
+                mixed.append(paragraph | {"context": " ".join([paragraph["context"]] * 2)})
+            elif number % 4 == 1:
+                mixed.append(paragraph)
+            else:
+                mixed += [sentence_of(paragraph["context"], qa) for qa in paragraph["qas"]]
+        squad["data"][0]["paragraphs"] = mixed
+        (folder / f"{name}.json").write_text(json.dumps(squad))
+    return folder
+
+
+def sentence_of(context: str, qa: dict) -> dict:
+    """A paragraph of the sentence that holds a question's answer."""
+    place = qa["answers"][0]["answer_start"]
+    begin = context.rfind(". ", 0, place) + 2 if ". " in context[:place] else 0
+    end = context.find(". ", place) + 1 or len(context)
+    moved = qa | {"answers": [{"text": qa["answers"][0]["text"], "answer_start": place - begin}]}
+    return {"context": context[begin:end], "qas": [moved]}
+
+
+def training_flags(mixed_lengths) -> list:
+    return ["--do_train", "--train_file", mixed_lengths / "train.json", "--num_train_epochs", "2", "--logging_steps", "1",
+            "--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]  # fmt: skip
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The widths of the batches that a run trains and evaluates with."""
+    widths = {"training_step": [], "prediction_step": []}
+    for name in widths:
+        monkeypatch.setattr(trainer_qa.LengthBuckets, name, noting(widths[name], name), raising=False)
+    return widths
+
+
+def noting(widths: list, name: str):
+    def step(self, model, inputs, *args, **kwargs):
+        widths.append(tuple(inputs["input_ids"].shape))
+        return getattr(super(trainer_qa.LengthBuckets, self), name)(model, inputs, *args, **kwargs)
+
+    return step
+
+
+def test_a_run_has_the_shapes_of_its_buckets_and_the_padded_answers(tiny_model, mixed_lengths, tmp_path, seen):
+    flags = ["--do_eval", "--validation_file", mixed_lengths / "dev.json"]
+    run(run_qa, tiny_model, tmp_path / "trained", *training_flags(mixed_lengths), *flags, "--length_buckets", *BUCKETS)
+    expected = {(4, int(width)) for width in BUCKETS}
+    assert set(seen["training_step"]) == expected
+    assert set(seen["prediction_step"]) == {(8, int(width)) for width in BUCKETS}
+    seen["prediction_step"].clear()
+    run(run_qa, tmp_path / "trained", tmp_path / "padded", *flags)
+    assert {width for _, width in seen["prediction_step"]} == {96}
+    check_same_answers(tmp_path / "trained", tmp_path / "padded")
+    run(
+        run_qa,
+        tmp_path / "trained",
+        tmp_path / "auto",
+        *flags,
+        "--length_buckets",
+        "auto",
+        "5",
+        "--dataloader_drop_last",
+    )
+    check_same_answers(tmp_path / "auto", tmp_path / "padded")
+
+
+def check_same_answers(folder, padded) -> None:
+    """The same texts and scores of the answers, and nearly the same logits."""
+    assert load(folder / "eval_predictions.json") == load(padded / "eval_predictions.json")
+    names = ("eval_f1", "eval_exact_match")
+    scores, expected = ({n: load(where / "eval_results.json")[n] for n in names} for where in (folder, padded))
+    assert scores == expected
+    nbest, expected = (load(where / "eval_nbest_predictions.json") for where in (folder, padded))
+    for name, rows in expected.items():  # of the others some may pair with a place in the padding
+        assert nbest[name][0]["start_logit"] == pytest.approx(rows[0]["start_logit"], abs=1e-4)
+
+
+def test_dropping_last_batches_drops_no_answers(tiny_model, mixed_lengths, tmp_path):
+    """transformers drops them in evaluation too."""
+    flags = ["--do_eval", "--validation_file", mixed_lengths / "dev.json", "--max_eval_samples", "13"]
+    run(run_qa, tiny_model, tmp_path / "kept", *flags)
+    run(run_qa, tiny_model, tmp_path / "dropped", *flags, "--dataloader_drop_last")
+    check_same_answers(tmp_path / "dropped", tmp_path / "kept")
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_resumed_within_its_second_epoch_goes_on_with_the_right_batches(
+    tiny_model, mixed_lengths, tmp_path, accumulated
+):
+    """accelerate 1.10.1 forgets the epoch there. Every loss is that of a run which was not stopped, and so the weights."""
+    flags = [
+        *training_flags(mixed_lengths),
+        "--length_buckets",
+        *BUCKETS,
+        "--gradient_accumulation_steps",
+        accumulated,
+    ]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(run_qa, tiny_model, whole, *flags, "--save_strategy", "steps", "--save_steps", "0.7")
+    (checkpoint,) = (path for path in whole.glob("checkpoint-*") if 1 < load(path / "trainer_state.json")["epoch"] < 2)
+    shutil.copytree(checkpoint, resumed / checkpoint.name)
+    run(run_qa, tiny_model, resumed, *flags, "--save_strategy", "no")
+    losses, expected = (
+        [entry["loss"] for entry in load(folder / "trainer_state.json")["log_history"] if "loss" in entry]
+        for folder in (resumed, whole)
+    )
+    assert losses == expected
+    weights, expected = load_file(resumed / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert all((weights[name] == expected[name]).all() for name in expected)
+
+
+def test_a_writing_model_writes_the_same(tiny_writers, mixed_lengths, tmp_path, seen):
+    flags = [
+        "--do_eval",
+        "--validation_file",
+        mixed_lengths / "dev.json",
+        "--predict_with_generate",
+        "--max_answer_length", 9, "--per_device_eval_batch_size", 4]  # fmt: skip
+    run(run_seq2seq_qa, tiny_writers["t5"], tmp_path / "padded", *flags)
+    seen["prediction_step"].clear()
+    train = training_flags(mixed_lengths)[:-2] + ["--learning_rate", "0"]
+    run(run_seq2seq_qa, tiny_writers["t5"], tmp_path / "buckets", *flags, *train, "--length_buckets", "48", "64", "96")
+    assert (
+        {width for _, width in seen["prediction_step"]}
+        == {48, 64, 96}
+        == {width for _, width in seen["training_step"]}
+    )
+    names = ("eval_predictions.json", "eval_results.json")
+    texts, expected = (load(tmp_path / where / names[0]) for where in ("buckets", "padded"))
+    assert texts == expected and len(set(texts.values())) > 3
+    results, expected = (load(tmp_path / where / names[1]) for where in ("buckets", "padded"))
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.05)  # the last batch is filled up
+
+
+# What the results say of time
+
+
+def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
+    """Against the features themselves; the rates leave the first steps and the pauses out."""
+    flags = [
+        *training_flags(mixed_lengths),
+        "--dataloader_drop_last",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "0.5",
+    ]
+    flags += ["--do_eval", "--validation_file", mixed_lengths / "dev.json", "--length_buckets", *BUCKETS]
+    run(run_qa, tiny_model, tmp_path, *flags, "--throughput_warmup_steps", "3")
+    results, evaluated = load(tmp_path / "train_results.json"), load(tmp_path / "eval_results.json")
+    rows = run_qa.load_rows(
+        arguments_qa.DataArguments(train_file=str(mixed_lengths / "train.json")), None,
+        arguments_qa.training_arguments(False)(output_dir=str(tmp_path), do_train=True),
+    )["train"]  # fmt: skip
+    tokenizer = run_qa.load_config_and_tokenizer(arguments_qa.ModelArguments(str(tiny_model)))[1]
+    features = run_qa.prepare_features(rows, tokenizer, 96, 16)
+    widths = buckets_qa.pad_widths(features.lengths(), [int(word) for word in BUCKETS], 4)
+    orders = [buckets_qa.training_order(widths, 4, (42, epoch), drop_last=True) for epoch in (0, 1)]
+    real = sum(features.lengths()[order].sum() for order in orders)
+    assert results["train_padding_share"] == pytest.approx(
+        1 - real / sum(widths[order].sum() for order in orders), abs=1e-4
+    )
+    samples = sum(map(len, orders)) - 3 * 4
+    steady = samples / results["train_steady_samples_per_second"]
+    pauses = results["train_evaluation_runtime"] + results["train_saving_runtime"]
+    assert results["train_evaluation_runtime"] > 0
+    assert results["train_first_steps_runtime"] + steady + pauses == pytest.approx(results["train_runtime"], rel=0.2)
+    assert samples / results["train_samples_per_second"] == pytest.approx(steady + pauses, rel=0.05)
+    first = features.lengths()[orders[0][: 3 * 4]].sum()
+    assert results["train_tokens_per_second"] * steady == pytest.approx(real - first, rel=0.01)
+    assert evaluated["eval_postprocess_runtime"] > 0 and evaluated["eval_first_steps_runtime"] > 0
