@@ -50,9 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
 
 
-def answers_of_candidates(data: DataArguments, args, examples, features, candidates, stage: str):
+def answers_of_candidates(data: DataArguments, args, examples, features, candidates: list, stage: str):
     """The answers that the logits point at, in files and in the metrics' form."""
-    candidates = Candidates.unpacked(candidates)
+    candidates = Candidates.unpacked(*candidates)
     settings = (data.version_2_with_negative, data.n_best_size, data.max_answer_length, data.null_score_diff_threshold)
     return hand_in(find_answers(examples, features, candidates, *settings), examples, data, args.output_dir, stage)
 

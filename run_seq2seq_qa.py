@@ -12,8 +12,6 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md tell
 import logging
 from functools import partial
 
-import numpy as np
-
 from arguments_qa import Seq2SeqDataArguments, Seq2SeqModelArguments, start
 from buckets_qa import set_widths
 from data_qa import load_rows
@@ -106,8 +104,7 @@ def check_writer(config, name: str) -> None:
 
 def answers_of_tokens(data: Seq2SeqDataArguments, args, tokenizer, examples, features, written, stage: str):
     """What was written for the best window of every example, in files and in the metrics' form."""
-    scores, *null_scores, tokens = written
-    tokens = tokens.astype(np.int64)  # optimum-habana makes all arrays float, like the first
+    tokens, scores, *null_scores = written
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     null_scores = null_scores[0] if data.version_2_with_negative else None
     answers = choose_windows(examples, features, texts, scores, null_scores, data.null_score_diff_threshold)

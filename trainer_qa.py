@@ -87,11 +87,22 @@ class AnswerEvaluation(LengthBuckets):
         self.eval_examples = eval_examples
         self.post_process_function = post_process_function
         self.answer_metrics = compute_metrics
-        self.args.eval_do_concat_batches = False  # or the loop copies all that it has with every batch
 
     def prediction_step(self, *args, **kwargs):
         self.begun.append(time.time())
         return super().prediction_step(*args, **kwargs)
+
+    def keep(self, *tensors: torch.Tensor) -> None:
+        """Keeps what a step puts out, (batch, ...) each of every rank, for the answers.
+
+        The libraries' loops would copy all that they have with every batch, and optimum-habana 1.21.2 gives all tensors the
+        type of the first.
+        """
+        if self.args.world_size > 1:
+            tensors = tuple(tensor.to(self.args.device) for tensor in tensors)
+        gathered = self.accelerator.gather_for_metrics(tensors)  # without what fills the last batch up
+        if self.is_world_process_zero():
+            self.kept.append([tensor.cpu().numpy() for tensor in gathered])
 
     def evaluate(
         self, eval_dataset=None, eval_examples=None, ignore_keys=None, metric_key_prefix: str = "eval"
@@ -118,7 +129,7 @@ class AnswerEvaluation(LengthBuckets):
 
     def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
         """Runs the model over `loader`; on rank 0 turns its output into answers and scores; all ranks get both."""
-        start, self.begun = time.time(), []
+        start, self.begun, self.kept = time.time(), [], []
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         output = loop(loader, "Evaluation" if stage == "eval" else "Prediction", None, ignore_keys, prefix)
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
@@ -131,9 +142,11 @@ class AnswerEvaluation(LengthBuckets):
             eval_group(self.args),
         )
         result = [EvalPrediction(None, None), {}]
-        if self.is_world_process_zero() and self.post_process_function is not None and output.predictions is not None:
+        if self.kept and self.post_process_function is not None:
             start = time.time()
-            predictions = in_order(joined(output.predictions), self.evaluation_widths(features), eval_group(self.args))
+            widths = self.evaluation_widths(features)
+            predictions = [in_order(np.concatenate(parts), widths, eval_group(self.args)) for parts in zip(*self.kept)]
+            self.kept = []
             answers = self.post_process_function(examples, features, predictions, stage)
             scored = self.answer_metrics is not None and answers.label_ids is not None
             scores = self.answer_metrics(answers) if scored else {}
@@ -144,21 +157,10 @@ class AnswerEvaluation(LengthBuckets):
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
 
 
-def joined(batches):
-    """The arrays of all batches one behind the other; what a legacy loop gives is joined already."""
-    if not isinstance(batches, list):
-        return batches
-    if isinstance(batches[0], np.ndarray):
-        return np.concatenate(batches)
-    return tuple(map(np.concatenate, zip(*batches)))
-
-
-def in_order(predictions, widths: np.ndarray | None, group: int):
+def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> np.ndarray:
     """Predictions of `evaluation_order` in the order of the features."""
     if widths is None:
         return predictions
-    if not isinstance(predictions, np.ndarray):
-        return tuple(in_order(column, widths, group) for column in predictions)
     result = np.empty_like(predictions, shape=(len(widths), *predictions.shape[1:]))
     result[evaluation_order(widths, group)[: len(widths)]] = predictions[: len(widths)]
     return result
@@ -180,17 +182,14 @@ class QuestionAnsweringTrainer(TrainingSpeed, AnswerEvaluation, trainer_class(Fa
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, and of the logits what answers need, (batch, 4 n_best_size + 2): see `Candidates.packed`.
-
-        That is a tenth of them, so that an evaluation of any size fits into memory.
-        """
+        """The loss; of the logits what answers need is kept, a tenth: an evaluation of any size fits into memory."""
         cls_index = inputs.pop("cls_index")
         loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if logits is None:
-            return loss, None, None
-        logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART gives its encoder's states too
-        best = best_positions(logits, cls_index.cpu().numpy(), self.n_best_size)
-        return loss, torch.from_numpy(best.packed()).to(self.args.device), None  # there, for ranks to gather them
+        if logits is not None:
+            logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART gives its encoder's states too
+            best = best_positions(logits, cls_index.cpu().numpy(), self.n_best_size)
+            self.keep(torch.from_numpy(best.packed()))
+        return loss, None, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -37,11 +37,8 @@ class QuestionAnsweringSeq2SeqTrainer(TrainingSpeed, AnswerEvaluation, trainer_c
         return mean if num_items_in_batch is None else mean * labels.ne(-100).sum() / num_items_in_batch
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, and with --predict_with_generate the log-probability of what the model writes, (batch,), with negatives
-        that of the empty answer, (batch,), and what it writes, (batch, length).
-
-        In this order, since optimum-habana 1.21.2 gives all arrays the type of the first: scores would lose their fractions.
-        """
+        """The loss; with --predict_with_generate keeps what the model writes, (batch, length), the log-probability of it,
+        (batch,), and with negatives that of the empty answer, (batch,)."""
         inputs = self._prepare_inputs(inputs)
         if not self.args.predict_with_generate:
             prediction_loss_only = True
@@ -66,7 +63,8 @@ class QuestionAnsweringSeq2SeqTrainer(TrainingSpeed, AnswerEvaluation, trainer_c
         answers = tokens[:, 1:].masked_fill(~written, self.processing_class.pad_token_id)
         # One width for all batches: transformers 4.55 pads them to the longest, or to the model's own `max_length`.
         most = self.args.generation_max_length
-        return loss, (*scores, self._pad_tensors_to_max_len(answers[:, :most], most)), None
+        self.keep(self._pad_tensors_to_max_len(answers[:, :most], most), *scores)
+        return loss, None, None
 
     def generation_settings(self) -> dict:
         settings = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}

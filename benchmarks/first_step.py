@@ -1,4 +1,4 @@
-"""Runs run_qa.py on a tiny model up to its first training step: `python first_step.py FOLDER` (see __main__.py)."""
+"""Runs run_qa.py on a tiny model up to its first training step: `python first_step.py MODEL TRAIN_FILE` (see start.py)."""
 
 import os
 import sys
@@ -24,6 +24,6 @@ class StoppingTrainer(trainer_qa.QuestionAnsweringTrainer):
 
 
 run_qa.QuestionAnsweringTrainer = StoppingTrainer
-folder = sys.argv[1]
-flags = ["--model_name_or_path", folder, "--train_file", f"{folder}/train.json", "--do_train", "--report_to", "none"]
-run_qa.main([*flags, "--output_dir", f"{folder}/out", "--max_seq_length", "128", "--doc_stride", "32"])
+model, train_file = sys.argv[1:]
+flags = ["--model_name_or_path", model, "--train_file", train_file, "--do_train", "--report_to", "none"]
+run_qa.main([*flags, "--output_dir", f"{model}/out", "--overwrite_output_dir"])
