@@ -91,6 +91,8 @@ HYPERPARAMETERS = """
     meta-llama/Llama-2-13b-chat-hf (multi-card) | 3e-5 | 2 | 8 | 8
     FlagAlpha/Llama2-Chinese-13b-Chat (multi-card) | 3e-5 | 2 | 8 | 8
 """
+# Two nodes, of a card each, where the README has eight; the first name has to resolve.
+HOSTS = "localhost slots=1\nnode-2 slots=1\n"
 # What the folders Habana/... of the hub hold: no model, only this file.
 GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
 # /tmp is the machine's, and may hold what a user trained, or another recipe: the commands' Python writes below a folder
@@ -150,7 +152,7 @@ def make_pretrained(folder: Path, kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tiny_writers, tmp_path_factory):
+def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
     """A folder where the README's names are small stand-ins: models, Gaudi configurations, datasets, arguments."""
     folder = tmp_path_factory.mktemp("readme")
     for path in [*ROOT.glob("*.py"), ROOT / "tests"]:
@@ -172,7 +174,10 @@ def stand_ins(tiny_writers, tmp_path_factory):
         "do_train": True,
     }
     (folder / "my_run.yaml").write_text(json.dumps(settings | {"max_steps": 1, "output_dir": "my_run"}))
+    (folder / "hosts.txt").write_text(HOSTS)
     (folder / "bin").mkdir()
+    for shell in remote_shells.iterdir():
+        (folder / "bin" / shell.name).symlink_to(shell)
     (folder / "bin" / "python").write_text(PYTHON.format(python=sys.executable))
     (folder / "bin" / "python").chmod(0o755)
     return folder
@@ -211,6 +216,8 @@ def test_the_readmes_commands_run(stand_ins, number, tmp_path):
 
 
 def world_size_of(words: list[str]) -> int:
+    if "--hostfile" in words:
+        return HOSTS.count("slots=1\n")
     return int(words[words.index("--world_size") + 1]) if "--world_size" in words else 1
 
 
