@@ -57,11 +57,8 @@ DEFAULT_PORT = 29500
 SECONDS_TO_END = 5  # a rank that was told to end may take so long, then it is killed
 SECONDS_TO_GIVE_UP = 10  # after the first failed rank, or a signal, all of a job may take so long to end
 LINE_LIMIT = 1 << 20  # bytes; a longer line is handed on in pieces
-# What a rank that failed tells, see `Rank.tell_failure`, or pdsh of a node that it does not reach.
-FAILURE = re.compile(
-    rb"error: rank \d+ on \S+ was killed by (SIG[A-Z0-9]+)\n|"
-    rb"(?:error: rank \d+ on \S+ ended with exit status|pdsh@\S+ \S+ ssh exited with exit code) (\d+)\n"
-)
+# What pdsh tells of a node where a rank failed, with its exit status, or that it does not reach.
+FAILED_NODE = re.compile(rb"pdsh@\S+ \S+ ssh exited with exit code (\d+)\n")
 LINK = "GAUDI_SPAWN_LINK"  # environment variable: the socket of the launcher, for the ranks of its own node
 
 # What the engines would do to an argument of the script. OpenMPI splits the command at a lone `:`, renames
@@ -568,7 +565,7 @@ class Launcher:
 
     def __init__(self, folder: str, over_ssh: bool):
         self.over_ssh = over_ssh
-        self.errors = None  # of such an engine: what it and all ranks write there, where failures are told
+        self.errors = None  # of such an engine: what it and all ranks write there
         self.lines = Lines(0)
         self.address = os.path.join(folder, "link")
         self.listener = socket.socket(socket.AF_UNIX)
@@ -650,13 +647,13 @@ class Launcher:
             self.note_failure(int(message[1:]))
 
     def read_errors(self) -> None:
-        """Prints what came over ssh, and finds the ranks that failed in it: they reach this machine in no other way."""
+        """Prints what came over ssh, and finds the nodes that failed in it: pdsh itself would wait for the others."""
         data = os.read(self.errors.fileno(), 1 << 16)
         text = self.lines.add(data)
         if text:
             self.print(2, text, self.errors)
-        for name, status in FAILURE.findall(text):
-            self.note_failure(128 + signal.Signals[name.decode()] if name else int(status))
+        for status in FAILED_NODE.findall(text):
+            self.note_failure(int(status))
         if not data:
             self.errors.close()
             self.errors = None
