@@ -57,6 +57,8 @@ DEFAULT_PORT = 29500
 SECONDS_TO_END = 5  # a rank that was told to end may take so long, then it is killed
 SECONDS_TO_GIVE_UP = 10  # after the first failed rank, or a signal, all of a job may take so long to end
 LINE_LIMIT = 1 << 20  # bytes; a longer line is handed on in pieces
+# What pdsh tells of a node where a rank failed, with its exit status, or that it does not reach.
+FAILED_NODE = re.compile(rb"pdsh@\S+ \S+ ssh exited with exit code (\d+)\n")
 LINK = "GAUDI_SPAWN_LINK"  # environment variable: the socket of the launcher, for the ranks of its own node
 
 # What the engines would do to an argument of the script. OpenMPI splits the command at a lone `:`, renames
@@ -69,7 +71,7 @@ CHANGED_BY_A_SHELL = re.compile(r"\A\Z|[^A-Za-z0-9_./=,:@-]")
 # Environment that the ranks on other nodes need too (those on this node have all of it).
 FORWARDED = re.compile(
     r"(PATH|LD_LIBRARY_PATH|LD_PRELOAD|VIRTUAL_ENV|LOG_LEVEL_\w+|ENABLE_CONSOLE)\Z|(PYTHON|PT_|HABANA_|HCCL_|HLS_|GC_|"
-    r"GAUDI_(?!SPAWN)|HF_|TRANSFORMERS_|DATASETS_|TOKENIZERS_|ACCELERATE_|DS_|TORCH_|OMP_|MKL_|FI_|GLOO_|MASTER_|WANDB_)"
+    r"GAUDI_(?!SPAWN)|HF_|TRANSFORMERS_|DATASETS_|TOKENIZERS_|ACCELERATE_|DS_|TORCH_|OMP_|MKL_|FI_|RDMAV_|MLX5_|GLOO_|MASTER_|WANDB_)"
 )
 SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSWORD|CREDENTIAL|_KEY\Z", re.IGNORECASE)
 
@@ -117,7 +119,8 @@ def main(argv: list[str] | None = None) -> None:
         os.environ.update(added)
         os.execv(command[0], command)
     else:
-        sys.exit(spawn(command, os.environ | added))
+        over_ssh = job.engine == "deepspeed" and has_other_nodes(job)
+        sys.exit(spawn(command, os.environ | added, over_ssh))
 
 
 # The command line
@@ -522,34 +525,37 @@ def has_other_nodes(job: Job) -> bool:
 def deepspeed_command(job: Job, environment: dict[str, str]) -> list[str]:
     """DeepSpeed's launcher for a job.
 
-    On one node it is `deepspeed.launcher.launch`, what the `deepspeed` command itself starts there, directly: the
-    command would leave its ranks behind on SIGTERM. Other nodes are reached with the command, over pdsh, and a remote
-    shell reads what it is given.
+    It is `deepspeed.launcher.launch`, what the `deepspeed` command itself starts on each node, directly: the command
+    would leave its ranks behind on SIGTERM, give other nodes environment variables that their shell changes, and on
+    Ctrl-C end every other job of the user there too. Other nodes are reached as the command does, over pdsh and ssh.
     """
-    meeting = ["--master_addr", job.master_addr, "--master_port", str(job.master_port), "--no_local_rank"]
+    ranks = {f"node{node}": list(range(job.ranks_here)) for node in range(job.nnodes)}
+    if job.hosts:
+        ranks = {host: list(range(slots)) for host, slots in job.hosts.items()}
+    world = urlsafe_b64encode(json.dumps(ranks).encode()).decode()
+    command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--world_info", world, "--no_local_rank"]
+    command += ["--master_addr", job.master_addr, "--master_port", str(job.master_port), "--node_rank"]
     if not has_other_nodes(job):
-        ranks = {f"node{node}": list(range(job.ranks_here)) for node in range(job.nnodes)}
-        world = urlsafe_b64encode(json.dumps(ranks).encode()).decode()
-        command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--world_info", world]
-        command += ["--node_rank", str(job.node_rank), *meeting]
-        return [*command, *rank_command(job.script, CHANGED_BY_NONE)]
-    command = [sys.executable, "-u", "-m", "deepspeed.launcher.runner", "--hostfile", job.hostfile, "--force_multi"]
-    program, as_rank, *script = rank_command(job.script, CHANGED_BY_A_SHELL)
-    exports = []
-    for name in sorted(environment):
-        if FORWARDED.match(name) and not SECRET.search(name):
-            exports += ["--export", armour(f"{name}={environment[name]}", CHANGED_BY_A_SHELL)]
-    return [*command, *meeting, program, as_rank, *exports, *script]
+        return [*command, str(job.node_rank), *rank_command(job.script, CHANGED_BY_NONE)]
+    names = sorted(name for name in environment if FORWARDED.match(name) and not SECRET.search(name))
+    command = ["env", *(f"{name}={environment[name]}" for name in names), *command]
+    before = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(command)}".replace("%", "%%")  # pdsh makes one of it
+    line = f"{before} %n {shlex.join(rank_command(job.script, CHANGED_BY_A_SHELL))}"  # and the node's number of this
+    return ["pdsh", "-R", "ssh", "-S", "-b", "-f", str(len(job.hosts)), "-w", ",".join(job.hosts), line]
 
 
 # The launcher while the job runs
 
 
-def spawn(command: list[str], environment: dict[str, str]) -> int:
-    """Runs an engine's command to its end and returns the job's exit status: the first failed rank's, if one failed."""
+def spawn(command: list[str], environment: dict[str, str], over_ssh: bool = False) -> int:
+    """Runs an engine's command to its end and returns the job's exit status: the first failed rank's, if one failed.
+
+    Args:
+        over_ssh: the engine only starts ssh for every node, and would wait for the others when a rank has failed.
+    """
     folder = tempfile.mkdtemp(prefix="gaudi_spawn_")
     try:
-        return Launcher(folder).run(command, environment)
+        return Launcher(folder, over_ssh).run(command, environment)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -557,7 +563,10 @@ def spawn(command: list[str], environment: dict[str, str]) -> int:
 class Launcher:
     """Watches over an engine: prints what its ranks on this node send, passes signals on, ends what does not end."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, over_ssh: bool):
+        self.over_ssh = over_ssh
+        self.errors = None  # of such an engine: what it and all ranks write there
+        self.lines = Lines(0)
         self.address = os.path.join(folder, "link")
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.address)
@@ -579,13 +588,16 @@ class Launcher:
             command,
             env=environment | {LINK: self.address},
             stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE if self.over_ssh else None,
             start_new_session=True,
-            preexec_fn=DieWithParent(signal.SIGTERM),
+            preexec_fn=DieWithParent(self.signal_for_engine(signal.SIGTERM)),
         )
+        self.errors = self.engine.stderr
         if self.stopped_by:  # it came before there was an engine
-            self.engine.send_signal(self.stopped_by)
-        while self.engine.poll() is None or (self.links and not self.overdue(SECONDS_TO_END)):
-            for ready in connection.wait([self.listener, *self.links], timeout=0.1):
+            self.engine.send_signal(self.signal_for_engine(self.stopped_by))
+        while self.engine.poll() is None or ((self.links or self.errors) and not self.overdue(SECONDS_TO_END)):
+            sources = [self.listener, *self.links, *filter(None, [self.errors])]
+            for ready in connection.wait(sources, timeout=0.1):
                 self.receive(ready)
             if self.engine.poll() is None:
                 if self.overdue():
@@ -608,13 +620,20 @@ class Launcher:
         elif self.deadline is None:
             self.deadline = time.monotonic() + SECONDS_TO_GIVE_UP
         if self.engine is not None and self.engine.poll() is None:
-            self.engine.send_signal(self.stopped_by)
+            self.engine.send_signal(self.signal_for_engine(self.stopped_by))
+
+    def signal_for_engine(self, number: int) -> int:
+        """What to send in place of a signal: pdsh ends its ssh processes on SIGINT alone. A rank ends when its ssh does."""
+        return signal.SIGINT if self.over_ssh else number
 
     def receive(self, ready) -> None:
         """A new rank, or a message of one: its first byte is 1 or 2 for text to print there, 0 for an exit status."""
         if ready is self.listener:
             rank, _ = self.listener.accept()
             self.links.add(connection.Connection(rank.detach()))
+            return
+        if ready is self.errors:
+            self.read_errors()
             return
         try:
             message = ready.recv_bytes()
@@ -624,10 +643,30 @@ class Launcher:
             return
         if message[0]:
             self.print(message[0], message[1:], ready)
-        elif not self.failure and not self.stopped_by:
-            self.failure = int(message[1:])
-            self.deadline = time.monotonic() + SECONDS_TO_GIVE_UP
-            self.end_ranks(signal.SIGTERM)
+        else:
+            self.note_failure(int(message[1:]))
+
+    def read_errors(self) -> None:
+        """Prints what came over ssh, and finds the nodes that failed in it: pdsh itself would wait for the others."""
+        data = os.read(self.errors.fileno(), 1 << 16)
+        text = self.lines.add(data)
+        if text:
+            self.print(2, text, self.errors)
+        for status in FAILED_NODE.findall(text):
+            self.note_failure(int(status))
+        if not data:
+            self.errors.close()
+            self.errors = None
+
+    def note_failure(self, status: int) -> None:
+        """Ends the job with the status of the first rank that failed."""
+        if self.failure or self.stopped_by:
+            return
+        self.failure = status
+        self.deadline = time.monotonic() + SECONDS_TO_GIVE_UP
+        self.end_ranks(signal.SIGTERM)
+        if self.over_ssh:
+            self.engine.send_signal(signal.SIGINT)
 
     def print(self, stream: int, text: bytes, link) -> None:
         """Writes text of a rank; behind a progress bar of another rank, which ends no line, on a line of its own."""
@@ -666,7 +705,7 @@ class Launcher:
 
 
 def run_rank(words: list[str]) -> int:
-    """`gaudi_spawn.py --as_rank [--export NAME=value ...] script ...`: the script, with whole lines and a clean end.
+    """`gaudi_spawn.py --as_rank script ...`: the script, with whole lines and a clean end.
 
     The engine's own child only passes signals on to a second process, which does the work: an engine that kills its
     child without waiting, as OpenMPI 5 does, does not keep the second from ending the script in order.
@@ -693,10 +732,6 @@ class Rank:
     """The process above a script: reads its output, passes signals on to it, and ends all that it started."""
 
     def __init__(self, words: list[str]):
-        while words[:1] == ["--export"]:
-            name, _, value = unarmour(words[1]).partition("=")
-            os.environ[name] = value
-            words = words[2:]
         self.script = [unarmour(word) for word in words]
         name_ranks_of_mpi()
         self.number = int(os.environ.get("RANK", "0"))
@@ -738,8 +773,8 @@ class Rank:
         ended = False
         while streams or not ended:
             ready, _, _ = select.select([*streams, *news], [], [], 0.5)
-            if os.getppid() != self.parent and not self.told_to_end:  # the engine, or its child, was killed
-                self.end(signal.SIGTERM, None)
+            if not self.told_to_end and (os.getppid() != self.parent or self.is_cut_off()):
+                self.end(signal.SIGTERM, None)  # the engine, or its child, was killed, or the connection to this node
             if news and news[0] in ready:
                 ready.remove(news[0])
                 if not self.hear():
@@ -756,6 +791,12 @@ class Rank:
                     del streams[descriptor]
         for stream in streams.values():
             self.send(stream, self.lines[stream].add(b""))
+
+    def is_cut_off(self) -> bool:
+        """Whether nobody reads this process's output any more: on another node, the end of an ssh shows in nothing else."""
+        poll = select.poll()
+        poll.register(1, 0)
+        return self.link is None and any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
     def hear(self) -> bool:
         """Ends the script with the signal that the launcher sends, at once if it sends a second one or is gone."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+NAMES += ("NODE", "HOME", "PATH", "PYTHONPATH", "PT_HPU_LAZY_MODE", "HABANA_LOGS", "HF_HOME", "HF_TOKEN", "LANG")
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
         "engine": parent_of(parent_of(os.getppid())),
         "child": child.pid if child else None,
         "arguments": sys.argv[3:],
+        "folder": os.getcwd(),
         "environment": {name: os.environ.get(name) for name in NAMES},
         "cores": sorted(os.sched_getaffinity(0)),
     }

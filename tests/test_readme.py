@@ -13,11 +13,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import corpus
 import pytest
 from conftest import ROOT, corpus_texts
 from tokenizers_qa import make_tokenizers
 
 import data_qa
+import gaudi_spawn
 from tests import gaudi_sim
 
 
@@ -25,6 +27,14 @@ from tests import gaudi_sim
 BERT = """
     --model_name_or_path bert-large-uncased-whole-word-masking
     --gaudi_config_name Habana/bert-large-uncased-whole-word-masking --dataset_name squad"""
+T5 = """
+    --model_name_or_path t5-small --gaudi_config_name Habana/t5
+    --dataset_name squad_v2 --version_2_with_negative --context_column context --question_column question
+    --answer_column answers --do_train --do_eval --per_device_train_batch_size 16 --per_device_eval_batch_size 33
+    --learning_rate 3e-5 --num_train_epochs 2 --max_seq_length 384 --doc_stride 128
+    --output_dir /tmp/seq2seq_squad/ --predict_with_generate --use_habana --use_lazy_mode
+    --use_hpu_graphs_for_inference --ignore_pad_token_for_loss False --pad_to_max_length --save_strategy epoch
+    --throughput_warmup_steps 3 --bf16"""
 RECIPES = {
     "BERT-large on one card": f"""PT_HPU_LAZY_MODE=0 python run_qa.py {BERT} --do_train --do_eval
         --per_device_train_batch_size 32 --per_device_eval_batch_size 8 --learning_rate 3e-5 --num_train_epochs 2
@@ -37,16 +47,35 @@ RECIPES = {
         --per_device_train_batch_size 16 --per_device_eval_batch_size 2 --learning_rate 5e-6 --num_train_epochs 2
         --max_seq_length 384 --doc_stride 128 --output_dir /tmp/albert_squad/ --use_habana
         --torch_compile_backend hpu_backend --torch_compile --use_lazy_mode False --throughput_warmup_steps 3 --bf16""",
+    "BERT-large on eight cards": f"""PT_HPU_LAZY_MODE=0 python gaudi_spawn.py --world_size 8 --use_mpi run_qa.py {BERT}
+        --do_train --do_eval --per_device_train_batch_size 32 --per_device_eval_batch_size 8 --learning_rate 3e-5
+        --num_train_epochs 2 --max_seq_length 384 --doc_stride 128 --output_dir /tmp/squad_output/ --use_habana
+        --torch_compile_backend hpu_backend --torch_compile --use_lazy_mode false --throughput_warmup_steps 3 --bf16""",
+    "BERT-large with DeepSpeed": f"""python gaudi_spawn.py --world_size 8 --use_deepspeed run_qa.py {BERT}
+        --do_train --do_eval --per_device_train_batch_size 32 --per_device_eval_batch_size 8 --learning_rate 3e-5
+        --num_train_epochs 2 --max_seq_length 384 --doc_stride 128 --output_dir /tmp/squad_output/ --use_habana
+        --use_lazy_mode --use_hpu_graphs_for_inference --throughput_warmup_steps 3
+        --deepspeed path_to_my_deepspeed_config""",
+    "Llama with DeepSpeed": """python gaudi_spawn.py --world_size 8 --use_deepspeed run_qa.py
+        --model_name_or_path FlagAlpha/Llama2-Chinese-13b-Chat
+        --gaudi_config_name Habana/bert-large-uncased-whole-word-masking --dataset_name squad --do_train --do_eval
+        --per_device_train_batch_size 8 --per_device_eval_batch_size 8 --learning_rate 3e-5 --num_train_epochs 2
+        --max_seq_length 384 --doc_stride 128 --output_dir /tmp/squad_output/ --use_habana --use_lazy_mode
+        --use_hpu_graphs_for_inference --throughput_warmup_steps 3 --max_train_samples 45080
+        --deepspeed tests/configs/deepspeed_zero_2.json""",
     "inference only": f"""python run_qa.py {BERT} --do_eval --per_device_eval_batch_size 8
         --max_seq_length 384 --doc_stride 128 --output_dir /tmp/squad/ --use_habana --use_lazy_mode
         --use_hpu_graphs_for_inference --bf16""",
-    "T5-small on SQuAD2.0": """python run_seq2seq_qa.py --model_name_or_path t5-small --gaudi_config_name Habana/t5
-        --dataset_name squad_v2 --version_2_with_negative --context_column context --question_column question
-        --answer_column answers --do_train --do_eval --per_device_train_batch_size 16 --per_device_eval_batch_size 33
-        --learning_rate 3e-5 --num_train_epochs 2 --max_seq_length 384 --doc_stride 128
-        --output_dir /tmp/seq2seq_squad/ --predict_with_generate --use_habana --use_lazy_mode
-        --use_hpu_graphs_for_inference --ignore_pad_token_for_loss False --pad_to_max_length --save_strategy epoch
-        --throughput_warmup_steps 3 --bf16""",
+    "T5-small on SQuAD2.0": f"python run_seq2seq_qa.py {T5}",
+    "T5-small on eight cards": f"python gaudi_spawn.py --world_size 8 --use_mpi run_seq2seq_qa.py {T5}",
+}
+# What it says of DeepSpeed's configuration, ZeRO-2.
+DEEPSPEED = {
+    **{"steps_per_print": 64, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"},
+    **{"gradient_accumulation_steps": "auto", "bf16": {"enabled": True}, "gradient_clipping": 1.0},
+    "zero_optimization": {
+        **{"stage": 2, "overlap_comm": False, "reduce_scatter": False, "contiguous_gradients": False},
+    },
 }
 # learning_rate, num_train_epochs, per_device_train_batch_size, per_device_eval_batch_size
 HYPERPARAMETERS = """
@@ -62,12 +91,15 @@ HYPERPARAMETERS = """
     meta-llama/Llama-2-13b-chat-hf (multi-card) | 3e-5 | 2 | 8 | 8
     FlagAlpha/Llama2-Chinese-13b-Chat (multi-card) | 3e-5 | 2 | 8 | 8
 """
+# Two nodes, of a card each, where the README has eight; the first name has to resolve.
+HOSTS = "localhost slots=1\nnode-2 slots=1\n"
 # What the folders Habana/... of the hub hold: no model, only this file.
 GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
-# /tmp is the machine's, and may hold what a user trained: the commands' Python writes below the test's folder instead.
+# /tmp is the machine's, and may hold what a user trained, or another recipe: the commands' Python writes below a folder
+# of the test instead.
 PYTHON = """#!/bin/sh
 for word; do
-  case "$word" in /tmp/*) word="{folder}$word" ;; esac
+  case "$word" in /tmp/*) word="$FOLDER_OF_TMP$word" ;; esac
   shift
   set -- "$@" "$word"
 done
@@ -85,69 +117,83 @@ def words_of(command: str) -> list[str]:
     return shlex.split(command.replace("\\\n", " "))
 
 
+def deepspeed_block() -> str:
+    """DeepSpeed's configuration, as README.md prints it."""
+    (block,) = re.findall(r"```json\n(\{[^`]*zero_optimization[^`]*)```", (ROOT / "README.md").read_text())
+    return block
+
+
 COMMANDS = readme_commands()
 
 
-def make_dataset(folder: Path, files: dict[str, Path], most: dict[str, int]) -> None:
-    """A dataset folder: the first questions of each file, by split, as `load_dataset` gives the hub's."""
+def make_dataset(folder: Path, questions: dict[str, int], negatives: bool = False) -> None:
+    """A dataset folder: so many invented questions in each split, as `load_dataset` gives the hub's."""
     folder.mkdir()
-    for split, path in files.items():
-        rows = data_qa.flatten_squad(json.loads(path.read_text())["data"])[: most[split]]
+    for split, part in (("train", "train"), ("validation", "dev")):
+        rows = data_qa.flatten_squad(corpus.make_part(part, questions[split], seed=1)["data"])[: questions[split]]
+        for row in rows[::2] if negatives else []:
+            row["answers"] = []
         shaped = data_qa.checked_rows(rows, split, data_qa.DataArguments(version_2_with_negative=True), True)
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, shaped)))
 
 
 def make_pretrained(folder: Path, kind: str) -> None:
-    """A small BERT or ALBERT as their pretraining left them: without a head for questions."""
+    """A small BERT, ALBERT or Llama as their pretraining left them: without a head for questions."""
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     sizes |= {"embedding_size": 16} if kind == "albert" else {}
     tokenizer = make_tokenizers(corpus_texts())[kind]
-    prefix = {"bert": "Bert", "albert": "Albert"}[kind]
-    config = getattr(transformers, f"{prefix}Config")(vocab_size=len(tokenizer), **sizes)
+    config = transformers.AutoConfig.for_model(kind, vocab_size=len(tokenizer), **sizes)
+    head = transformers.AutoModelForCausalLM if kind == "llama" else transformers.AutoModelForMaskedLM
     transformers.set_seed(0)
-    getattr(transformers, f"{prefix}ForMaskedLM")(config).save_pretrained(folder)
+    head.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tiny_writers, squad_files, negatives, tmp_path_factory):
+def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
     """A folder where the README's names are small stand-ins: models, Gaudi configurations, datasets, arguments."""
     folder = tmp_path_factory.mktemp("readme")
     for path in [*ROOT.glob("*.py"), ROOT / "tests"]:
         (folder / path.name).symlink_to(path)
     make_pretrained(folder / "bert-large-uncased-whole-word-masking", "bert")
     make_pretrained(folder / "albert-xxlarge-v1", "albert")
+    make_pretrained(folder / "FlagAlpha" / "Llama2-Chinese-13b-Chat", "llama")
     shutil.copytree(tiny_writers["t5"], folder / "t5-small")
     for name in ("bert-large-uncased-whole-word-masking", "t5"):
         (folder / "Habana" / name).mkdir(parents=True)
         (folder / "Habana" / name / "gaudi_config.json").write_text(json.dumps(GAUDI_CONFIG))
-    most = {"train": 32, "validation": 24}  # full batches of every size that a recipe trains with
-    make_dataset(folder / "squad", {"train": squad_files / "train.json", "validation": squad_files / "dev.json"}, most)
-    make_dataset(folder / "squad_v2", {"train": negatives, "validation": negatives}, most)
+    (folder / "path_to_my_deepspeed_config").write_text(deepspeed_block())
+    # A full batch of every size that a recipe trains with, on eight cards too.
+    make_dataset(folder / "squad", {"train": 256, "validation": 128})
+    make_dataset(folder / "squad_v2", {"train": 128, "validation": 33}, negatives=True)
     settings = {
         "model_name_or_path": "bert-large-uncased-whole-word-masking",
         "dataset_name": "squad",
         "do_train": True,
     }
     (folder / "my_run.yaml").write_text(json.dumps(settings | {"max_steps": 1, "output_dir": "my_run"}))
+    (folder / "hosts.txt").write_text(HOSTS)
     (folder / "bin").mkdir()
-    (folder / "bin" / "python").write_text(PYTHON.format(folder=folder, python=sys.executable))
+    for shell in remote_shells.iterdir():
+        (folder / "bin" / shell.name).symlink_to(shell)
+    (folder / "bin" / "python").write_text(PYTHON.format(python=sys.executable))
     (folder / "bin" / "python").chmod(0o755)
     return folder
 
 
-def run_block(block: str, folder: Path, counts_file: Path) -> subprocess.CompletedProcess:
-    """Runs a block in bash; on the simulated Gaudi if it asks for one."""
+def run_block(block: str, folder: Path, output: Path) -> subprocess.CompletedProcess:
+    """Runs a block in bash, with /tmp in `output`; on the simulated Gaudi, with its `counts.jsonl`, if it asks for one."""
     environment = dict(os.environ)
     if "--use_habana" in words_of(block):
         try:
-            environment = gaudi_sim.environment(counts_file=counts_file)
+            environment = gaudi_sim.environment(counts_file=output / "counts.jsonl")
         except gaudi_sim.CannotBuild as error:
             pytest.skip(str(error))
     environment.pop("PT_HPU_LAZY_MODE", None)  # the commands say it, or leave it to the flags
     environment |= {"PATH": f"{folder / 'bin'}:{environment['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment["FOLDER_OF_TMP"] = str(output)
     return subprocess.run(["bash", "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -155,14 +201,33 @@ def run_block(block: str, folder: Path, counts_file: Path) -> subprocess.Complet
 def test_the_readmes_commands_run(stand_ins, number, tmp_path):
     """And do on a Gaudi what their flags say."""
     words = words_of(COMMANDS[number])
-    done = run_block(COMMANDS[number], stand_ins, tmp_path / "counts.jsonl")
+    engine = next((name for name in ("mpi", "deepspeed") if f"--use_{name}" in words), "")
+    problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([], engine, world_size_of(words)))
+    if problems:
+        pytest.skip(problems[0] + "; for tests: pip install -r requirements-dev.txt")
+    done = run_block(COMMANDS[number], stand_ins, tmp_path)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     if "--do_eval" in words:
         assert re.search(r"^ +eval_f1 +=", done.stdout, re.MULTILINE)
     if "--use_habana" in words:
-        assert done.stderr.splitlines()[-1].startswith("simulated Gaudi: ops ")
-        (line,) = (tmp_path / "counts.jsonl").read_text().splitlines()
-        check_counts(words, json.loads(line))
+        lines = (tmp_path / "counts.jsonl").read_text().splitlines()
+        check_ranks(words, list(map(json.loads, lines)))
+        assert done.stderr.count("simulated Gaudi: ops ") == len(lines)
+
+
+def world_size_of(words: list[str]) -> int:
+    if "--hostfile" in words:
+        return HOSTS.count("slots=1\n")
+    return int(words[words.index("--world_size") + 1]) if "--world_size" in words else 1
+
+
+def check_ranks(words: list[str], counts: list[dict]) -> None:
+    """That every rank of a run tells its counts, which are alike, and that several have exchanged something."""
+    assert sorted(count["rank"] for count in counts) == list(range(world_size_of(words)))
+    for count in counts:
+        check_counts(words, count)
+        assert (count["collectives"] > 0) == (len(counts) > 1)
+        assert count["input_shapes"] == counts[0]["input_shapes"]
 
 
 def check_counts(words: list[str], counts: dict) -> None:
@@ -194,7 +259,7 @@ def check_counts(words: list[str], counts: dict) -> None:
 )
 def test_a_recipe_with_a_mistake_would_be_seen(stand_ins, tmp_path, right, wrong, told):
     recipe = next(block for block in COMMANDS if words_of(block) == words_of(RECIPES["inference only"]))
-    done = run_block(recipe.replace(right, wrong), stand_ins, tmp_path / "counts.jsonl")
+    done = run_block(recipe.replace(right, wrong), stand_ins, tmp_path)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ") and told in line]
 
@@ -217,6 +282,31 @@ def test_a_run_that_does_not_do_what_its_flags_say_would_be_seen(recipe, changed
     check_counts(words_of(RECIPES["T5-small on SQuAD2.0"]), lazy)
     with pytest.raises(AssertionError):
         check_counts(words_of(RECIPES[recipe]), lazy | changed)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rank": 0},
+        {"collectives": 0},
+        {"input_shapes": {"train": 1, "eval": 3, "all": 5}},
+        {"mark_steps": 0},
+    ],
+)
+def test_a_rank_that_differs_from_the_others_would_be_seen(changed):
+    words = words_of(RECIPES["T5-small on eight cards"])
+    count = {"ops": 9, "mark_steps": 9, "mark_steps_ignored": 0, "compiles": 0, "graph_wraps": 1, "graph_captures": 1}
+    count |= {"graph_replays": 9, "collectives": 9, "input_shapes": {"train": 1, "eval": 3, "all": 4}}
+    counts = [count | {"rank": rank} for rank in range(8)]
+    check_ranks(words, counts)
+    for wrong in ([*counts[:5], counts[5] | changed, *counts[6:]], counts[:7]):
+        with pytest.raises(AssertionError):
+            check_ranks(words, wrong)
+
+
+def test_deepspeeds_configuration_is_the_design_documents():
+    assert json.loads(deepspeed_block()) == DEEPSPEED
+    assert json.loads((ROOT / "tests" / "configs" / "deepspeed_zero_2.json").read_text()) == DEEPSPEED
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -68,8 +68,15 @@ def counted_call(module, *args, **kwargs):
 
 def is_model(module) -> bool:
     modeling = sys.modules.get("transformers.modeling_utils")
-    pretrained = getattr(modeling, "PreTrainedModel", ())
-    return isinstance(module, pretrained) or isinstance(getattr(module, "_orig_mod", None), pretrained)
+    return isinstance(model_of(module), getattr(modeling, "PreTrainedModel", ()))
+
+
+def model_of(module):
+    """What is compiled, without DDP where that is compiled with it: its parts are then called while tracing alone."""
+    compiled = getattr(module, "_orig_mod", module)
+    if compiled is not module and isinstance(compiled, torch.nn.parallel.DistributedDataParallel):
+        return compiled.module
+    return compiled
 
 
 def note_shapes(model, args, kwargs) -> None:
@@ -79,8 +86,7 @@ def note_shapes(model, args, kwargs) -> None:
     if any(tensor.device.type == "hpu" for _, tensor in tensors):
         phase = "train" if model.training else "generate" if is_generating() else "eval"
         key = tuple((name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors)
-        model = getattr(model, "_orig_mod", model)
-        shapes[phase].add((type(model).__name__, *key))
+        shapes[phase].add((type(model_of(model)).__name__, *key))
 
 
 def tensors_in(value) -> list[torch.Tensor]:

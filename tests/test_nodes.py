@@ -1,0 +1,170 @@
+"""Jobs of two nodes: what the launcher sends there, how they end, and that training gives what one node gives.
+
+The nodes are this machine under two names, reached by the stand-ins of remote_shell.py for ssh and pdsh. The ranks meet
+at the first name, so that has to be one that resolves.
+"""
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, load
+from test_gaudi_spawn import (
+    ECHO,
+    ENGINES,
+    NASTY,
+    end_what_was_started,  # noqa: F401
+    free_port_flags,
+    processes_of,
+    ranks_of,
+    start,
+    told,
+    wait_until_gone,
+)
+
+import gaudi_spawn
+
+
+NODES = ("localhost", "node-2")
+SENT = {"PYTHONPATH": "/a b:/c;$HOME", "PT_HPU_LAZY_MODE": "1", "HABANA_LOGS": "/100%n", "HF_HOME": "/hub 'of' mine"}
+SECRET = "hf_thesecret"
+
+
+@pytest.fixture(params=["mpi", "deepspeed"])
+def over_nodes(request, remote_shells, tmp_path, monkeypatch):
+    """The flags of an engine for a job of one rank on each node."""
+    monkeypatch.setenv("PATH", f"{remote_shells}:{os.environ['PATH']}")
+    hosts = {name: 1 for name in NODES}
+    problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], request.param, 2, hosts=hosts))
+    if problems:
+        pytest.skip(problems[0] + "; for tests: pip install -r requirements-dev.txt")
+    (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in NODES))
+    return [*ENGINES[request.param], "--hostfile", tmp_path / "hosts", *free_port_flags()]
+
+
+def command_lines() -> bytes:
+    """What every user of the machine can read of every process."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes())
+        except OSError:  # it has ended
+            pass
+    return b"\n".join(lines)
+
+
+def test_ranks_arguments_and_environment_on_two_nodes(over_nodes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = SENT | {"HF_TOKEN": SECRET, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "3"}
+    process = start(tmp_path, *over_nodes, ECHO, tmp_path, "wait", *NASTY, env=environment)
+    ranks = ranks_of(tmp_path, 2)
+    assert SECRET.encode() not in command_lines()
+    mpi = "--use_mpi" in over_nodes
+    for number, rank in enumerate(ranks):
+        assert rank["arguments"] == NASTY and rank["folder"] == str(tmp_path)
+        found = rank["environment"]
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
+        assert [found[name] for name in names] == [str(number), "0", "2", "localhost", "3"]
+        assert found["MASTER_PORT"] == over_nodes[-1]
+        assert found["PATH"].endswith(os.environ["PATH"])  # OpenMPI 4 puts its own folder in front
+        assert {name: found[name] for name in SENT} == SENT
+        here = mpi and number == 0  # mpirun starts the ranks of its own node without ssh
+        assert found["NODE"] == (None if here else NODES[number])
+        assert found["HF_TOKEN"] == (SECRET if mpi else None)
+        assert (found["HOME"] == "/nowhere", found["LANG"]) == (not here, "C.UTF-8" if here else None)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 128 + signal.SIGTERM
+    wait_until_gone(*processes_of(ranks))
+
+
+@pytest.mark.parametrize("deed", ["fail", "killed"])
+def test_a_rank_that_dies_on_another_node_ends_the_job(over_nodes, deed, tmp_path):
+    process = start(tmp_path, *over_nodes, ECHO, tmp_path, "fail" if deed == "fail" else "stubborn")
+    ranks = ranks_of(tmp_path, 2)
+    if deed == "killed":
+        os.kill(ranks[1]["pid"], signal.SIGKILL)
+    status, _, err = told(tmp_path, process, timeout=15)
+    how = {"fail": "ended with exit status 7", "killed": "was killed by SIGKILL"}[deed]
+    assert re.search(f"error: rank 1 on .* {how}\n", err) and err.count("error: rank") == 1
+    assert status == {"fail": 7, "killed": 137}[deed]
+    wait_until_gone(*processes_of(ranks))
+
+
+def test_a_node_that_is_not_reached_ends_the_job(over_nodes, tmp_path):
+    (tmp_path / "hosts").write_text("localhost slots=1\ndown-1 slots=1\n")
+    status, _, err = told(tmp_path, start(tmp_path, *over_nodes, ECHO, tmp_path, "wait"), timeout=60)
+    assert status > 0 and "ssh: connect to host down-1 port 22: No route to host" in err
+
+
+def test_no_rank_outlives_its_connection(over_nodes, tmp_path):
+    """Ctrl-C, and what a killed launcher or a broken network leaves."""
+    process = start(tmp_path, *over_nodes, ECHO, tmp_path, "wait")
+    ranks = ranks_of(tmp_path, 2)
+    process.send_signal(signal.SIGKILL)
+    wait_until_gone(*processes_of(ranks))
+
+
+# Training
+
+
+def train(tmp_path: Path, name: str, launch: list[list], script: list, **options) -> Path:
+    """Starts a training once, or once on every node, and returns its output folder."""
+    output = tmp_path / name / "model"
+    jobs = []
+    for number, flags in enumerate(launch):
+        folder = tmp_path / f"{name}{number}"
+        jobs.append((folder, start(folder, *flags, *script, "--output_dir", output, **options)))
+    for folder, job in jobs:
+        status, out, err = told(folder, job, timeout=400)
+        assert status == 0, out[-2000:] + err[-4000:]
+    return output
+
+
+def results_of(output: Path) -> tuple[list[float], dict, dict]:
+    """Losses by step, what the evaluation gave, and every answer with its candidates."""
+    losses = [entry["loss"] for entry in load(output / "trainer_state.json")["log_history"] if "loss" in entry]
+    scores = {name: load(output / "eval_results.json")[name] for name in ("eval_loss", "eval_exact_match", "eval_f1")}
+    return losses, scores, load(output / "eval_nbest_predictions.json")
+
+
+def test_two_nodes_train_as_one(tiny_model, squad_files, remote_shells, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{remote_shells}:{os.environ['PATH']}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other numbers of threads add in another order
+    config = load(tiny_model / "config.json")
+    (tmp_path / "model").mkdir()
+    for path in tiny_model.iterdir():
+        (tmp_path / "model" / path.name).symlink_to(path)
+    (tmp_path / "model" / "config.json").unlink()
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in NODES))
+    script = [ROOT / "run_qa.py", "--model_name_or_path", tmp_path / "model", "--do_train", "--do_eval"]
+    script += ["--train_file", squad_files / "train.json", "--validation_file", squad_files / "dev.json"]
+    script += [
+        "--max_steps",
+        4,
+        "--logging_steps",
+        1,
+        "--learning_rate",
+        "1e-3",
+        "--max_seq_length",
+        128,
+        "--doc_stride",
+        32,
+    ]
+    script += ["--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "True"]
+    alone = [["--world_size", 2, *free_port_flags()]]
+    ways = {
+        engine: [[*ENGINES[engine], "--hostfile", tmp_path / "hosts", *free_port_flags()]]
+        for engine in ("mpi", "deepspeed")
+        if not gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], engine, 2))
+    }
+    meeting = ["--world_size", 2, "--nnodes", 2, "--master_addr", NODES[0], *free_port_flags()]
+    ways["torchrun"] = [[*meeting, "--node_rank", number] for number in (0, 1)]
+    expected = results_of(train(tmp_path, "alone", alone, script))
+    assert len(expected[0]) == 4 and len(expected[2]) >= 32
+    for way, launch in ways.items():
+        assert results_of(train(tmp_path, way, launch, script)) == expected, way
