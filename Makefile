@@ -2,7 +2,7 @@
 # make quickstart-seq2seq   the same for a model that writes its answers
 # make setup        build .venv alone            make test    run the tests
 # make check        lint, change nothing         make style   lint and reformat
-# make bench        print the benchmark tables
+# make bench        print the benchmark tables, the short ones; make bench-full   all, over an hour
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # DeepSpeed compiles none of its operators while it is installed.
 export DS_BUILD_OPS := 0
 
-.PHONY: setup quickstart quickstart-seq2seq test check style bench
+.PHONY: setup quickstart quickstart-seq2seq test check style bench bench-full
 
 setup: .venv/installed
 
@@ -58,4 +58,7 @@ style: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks
+
+bench-full: .venv/installed-dev
+	$(BIN)/python -m benchmarks --full
 	$(BIN)/python -m benchmarks.writing long
