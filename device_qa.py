@@ -11,6 +11,9 @@ import logging
 import os
 import re
 import subprocess
+import sys
+import warnings
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -24,6 +27,14 @@ from errors_qa import UserError
 # PyTorch would load Habana's plugin itself: before PT_HPU_LAZY_MODE is settled, and with a traceback where it cannot.
 # `why_no_gaudi` loads it. So nothing that the scripts import before this module may import PyTorch, or transformers.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+# What libraries and these scripts warn of, all ranks do: rank 0 says it. Errors are told by every rank.
+IS_RANK_0 = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+if not IS_RANK_0:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
 
 import torch  # noqa: E402
 
@@ -265,7 +276,15 @@ def bf16_is_supported() -> bool:
 # The classes that serve a run
 
 
+@contextmanager
+def printed_once():
+    """Lets rank 0 alone print: optimum-habana says on stdout what it finds while it is imported."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if IS_RANK_0 else nowhere):
+        yield
+
+
 @cache
+@printed_once()
 def training_arguments(seq2seq: bool, /) -> type:
     """The training arguments of a script: optimum-habana's on a Gaudi, transformers' plus its flags elsewhere.
 
@@ -282,6 +301,13 @@ def training_arguments(seq2seq: bool, /) -> type:
     flags = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in added.items()]
     for name, _, flag in flags[: len(GAUDI_FLAGS)]:
         flag.metadata = {"help": "Of optimum-habana: counts on a Gaudi, with --use_habana, and is ignored elsewhere."}
+    patience = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "End training when so many evaluations in a row bring no better --metric_for_best_model; by default never."
+        },
+    )
+    flags.append(("early_stopping_patience", Optional[int], patience))
     made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, base))
     made.__module__ = __name__
     return made
@@ -297,12 +323,17 @@ def __getattr__(name: str) -> type:
 class DeviceChoice:
     """What the training arguments do before they check themselves: decide between a Gaudi and the rest."""
 
+    @printed_once()
     def __post_init__(self):
         if not self.use_habana:
             self.leave_gaudi_flags()
             # Without this transformers refuses --bf16 on a machine that has nothing but a CPU, or but unused Gaudis.
             accelerator = torch.accelerator.current_accelerator(check_available=True)
             self.use_cpu = self.use_cpu or accelerator is None or accelerator.type == "hpu"
+            if self.use_cpu:
+                os.environ.setdefault(
+                    "DS_ACCELERATOR", "cpu"
+                )  # DeepSpeed would take a Gaudi, or warn that it finds none
         elif problems := gaudi_problems(self):
             raise UserError(*problems)
         super().__post_init__()
@@ -310,6 +341,18 @@ class DeviceChoice:
             mend_bart()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
+        if self.early_stopping_patience is not None and (self.eval_strategy == "no" or not self.metric_for_best_model):
+            raise UserError(
+                "--early_stopping_patience counts evaluations without a better score: add --eval_strategy epoch (or steps) "
+                "and --metric_for_best_model f1"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """As the base's, but a CPU has no number: ranks resume onto their device, and torch.load knows no `cpu:0`, which
+        accelerate 1.10 calls a rank's CPU."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     def leave_gaudi_flags(self) -> None:
         """Without `--use_habana`, sets every flag that only a Gaudi knows back to its default and names those."""
@@ -330,6 +373,7 @@ class DeviceChoice:
 
 
 @cache
+@printed_once()
 def trainer_class(seq2seq: bool, /) -> type:
     """The trainer that the scripts' trainers extend: GaudiTrainer where that is usable, transformers' Trainer elsewhere."""
     if gaudi_is_usable():

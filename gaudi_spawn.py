@@ -56,6 +56,8 @@ FLAGS = {  # name: (what its value is, or None for a switch; help)
 DEFAULT_PORT = 29500
 SECONDS_TO_END = 5  # a rank that was told to end may take so long, then it is killed
 SECONDS_TO_GIVE_UP = 10  # after the first failed rank, or a signal, all of a job may take so long to end
+LINE = re.compile(rb"[^\n]*\n|[^\n]+")
+MISTAKE = re.compile(rb"(?:\[rank \d+\] )?(error: .*\n)")  # as errors_qa tells it
 LINE_LIMIT = 1 << 20  # bytes; a longer line is handed on in pieces
 LINK = "GAUDI_SPAWN_LINK"  # environment variable: the socket of the launcher, for the ranks of its own node
 
@@ -569,6 +571,7 @@ class Launcher:
         self.deadline = None
         self.unfinished = {}  # where standard output and error go: the link whose line there is not complete
         self.ending = False  # the ranks were told to end
+        self.mistakes = {}  # what a script told as an error: the link of the rank that told it first
         self.broken = False  # nobody reads what is printed
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
@@ -631,7 +634,8 @@ class Launcher:
 
     def print(self, stream: int, text: bytes, link) -> None:
         """Writes text of a rank; behind a progress bar of another rank, which ends no line, on a line of its own."""
-        if self.broken:
+        text = b"".join(line for line in LINE.findall(text) if not self.is_told(line, link))
+        if self.broken or not text:
             return
         try:
             place = os.fstat(stream)
@@ -645,6 +649,11 @@ class Launcher:
         except OSError:  # nobody reads any more (`| head`): a script by itself would end too
             self.broken = True
             self.stop(signal.SIGTERM, None)
+
+    def is_told(self, line: bytes, link) -> bool:
+        """Whether another rank has told this error already: a mistake in a command line or a file is one of all ranks."""
+        mistake = MISTAKE.fullmatch(line)
+        return mistake is not None and self.mistakes.setdefault(mistake[1], link) is not link
 
     def end_ranks(self, number: int) -> None:
         """Sends the ranks of this node a signal, or kills them if they were sent one already; what they print is read.
