@@ -303,8 +303,6 @@ def start_logging(training) -> None:
             "generation.configuration_utils",
         ):
             logging.getLogger(f"transformers.{chatty}").setLevel(logging.WARNING)
-    elif not training.should_log and training.log_level_replica == "warning":
-        level = logging.ERROR  # by default: what one rank warns of, all do
     logging.getLogger().setLevel(level)
     transformers.utils.logging.set_verbosity(level)
     transformers.utils.logging.enable_default_handler()

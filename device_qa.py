@@ -7,6 +7,7 @@ The same command line parses in both cases: where optimum-habana cannot be used,
 import argparse
 import dataclasses
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -325,8 +326,12 @@ class DeviceChoice:
 
     @printed_once()
     def __post_init__(self):
+        if self.log_level_replica == "warning":  # the default; what one rank warns of, all do
+            self.log_level_replica = "error"
         if not self.use_habana:
             self.leave_gaudi_flags()
+            # optimum-habana takes the word of DeepSpeed's configuration; transformers wants --bf16 to say the same.
+            self.bf16 = self.bf16 or deepspeed_settings(self.deepspeed).get("bf16", {}).get("enabled") is True
             # Without this transformers refuses --bf16 on a machine that has nothing but a CPU, or but unused Gaudis.
             accelerator = torch.accelerator.current_accelerator(check_available=True)
             self.use_cpu = self.use_cpu or accelerator is None or accelerator.type == "hpu"
@@ -336,16 +341,30 @@ class DeviceChoice:
                 )  # DeepSpeed would take a Gaudi, or warn that it finds none
         elif problems := gaudi_problems(self):
             raise UserError(*problems)
+        if problems := self.problems_of_flags():
+            raise UserError(*problems)
         super().__post_init__()
         if self.use_habana:
             mend_bart()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
+
+    def problems_of_flags(self) -> list[str]:
+        """Flags that want others beside them, or another device; the libraries tell later, and in a traceback."""
+        problems = []
+        if self.deepspeed and not self.do_train and zero_stage(self.deepspeed) < 3:
+            problems.append(
+                f"--deepspeed {self.deepspeed}: without --do_train only ZeRO stage 3 has something to distribute; leave "
+                "--deepspeed away, and the ranks share the questions"
+            )
+        if self.fsdp and self.use_cpu:
+            problems.append("--fsdp: accelerate shards a model over Gaudis or GPUs, not over CPUs; leave it away here")
         if self.early_stopping_patience is not None and (self.eval_strategy == "no" or not self.metric_for_best_model):
-            raise UserError(
+            problems.append(
                 "--early_stopping_patience counts evaluations without a better score: add --eval_strategy epoch (or steps) "
                 "and --metric_for_best_model f1"
             )
+        return problems
 
     @property
     def device(self) -> torch.device:
@@ -384,6 +403,20 @@ def trainer_class(seq2seq: bool, /) -> type:
     from transformers import Seq2SeqTrainer, Trainer
 
     return Seq2SeqTrainer if seq2seq else Trainer
+
+
+def deepspeed_settings(given: str | dict | None) -> dict:
+    """A DeepSpeed configuration, or the one in a file; empty where there is none: transformers tells what is wrong with it."""
+    try:
+        if isinstance(given, str):
+            given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text())
+    except (OSError, ValueError):
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
+def zero_stage(given: str | dict) -> int:
+    return deepspeed_settings(given).get("zero_optimization", {}).get("stage", 0)
 
 
 class GaudiCorrections:

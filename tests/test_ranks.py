@@ -8,16 +8,13 @@ dropout, since ranks draw other masks; the ranks' batches together are those of 
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, golds_of, load, oracle
+from conftest import ENGINES, ROOT, golds_of, history_of, load, oracle, start_ranks
 from safetensors.torch import load_file
 from test_hub import NAME, Hub
 
@@ -26,7 +23,6 @@ import run_qa
 import run_seq2seq_qa
 
 
-ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}
 SCRIPTS = {"best": run_qa, "writes": run_seq2seq_qa}
 BATCH = 8  # of all ranks together
 SHARED_FLAGS = """--do_train --do_eval --do_predict --max_train_samples 64 --max_eval_samples 33 --max_predict_samples 31
@@ -40,24 +36,7 @@ LOSS_TOLERANCE = 5e-4  # sums of floats in another order, and the log rounds to 
 PROCESS_SECONDS = 600
 
 
-@pytest.fixture(scope="module")
-def models(tiny_writers, tmp_path_factory):
-    """The quickstart's pretrained BERT and a random T5, without dropout."""
-    from transformers import T5Config, T5ForConditionalGeneration, set_seed
-
-    folder = tmp_path_factory.mktemp("models")
-    shutil.copytree(ROOT / "quickstart" / "checkpoint", folder / "bert")
-    config = load(folder / "bert" / "config.json")
-    config |= {name: 0.0 for name in config if name.endswith("dropout_prob")}
-    (folder / "bert" / "config.json").write_text(json.dumps(config))
-    shutil.copytree(tiny_writers["t5"], folder / "t5")
-    set_seed(2)
-    config = T5Config.from_pretrained(folder / "t5", initializer_factor=1.5, dropout_rate=0.0)
-    T5ForConditionalGeneration(config).save_pretrained(folder / "t5")
-    return folder
-
-
-def jobs_of(folder: Path, models: Path, squad_files: Path, negatives: Path, ranks: int) -> dict[str, list[str]]:
+def jobs_of(folder: Path, still_models: Path, squad_files: Path, negatives: Path, ranks: int) -> dict[str, list[str]]:
     """Script and arguments by name. `best` stops early and goes back to its best checkpoint, `resumed` goes on from its first.
 
     64 questions to train on, which the ranks divide, as one rank has no batch that repeats questions; 33 to score, which
@@ -65,21 +44,28 @@ def jobs_of(folder: Path, models: Path, squad_files: Path, negatives: Path, rank
     """
     shared = ["--train_file", squad_files / "train.json", "--test_file", squad_files / "dev.json"]
     shared += ["--per_device_train_batch_size", BATCH // ranks, *SHARED_FLAGS.split()]
-    reads = ["run_qa", "--model_name_or_path", models / "bert", "--validation_file", squad_files / "dev.json", *shared]
+    reads = [
+        "run_qa",
+        "--model_name_or_path",
+        still_models / "bert",
+        "--validation_file",
+        squad_files / "dev.json",
+        *shared,
+    ]
     reads += READS_FLAGS.split()
     best = [*BEST_FLAGS.split(), "--output_dir", folder / "best"]
     resumed = ["--resume_from_checkpoint", folder / "best" / "checkpoint-8", "--output_dir", folder / "resumed"]
-    writes = ["run_seq2seq_qa", "--model_name_or_path", models / "t5", "--validation_file", negatives, *shared]
+    writes = ["run_seq2seq_qa", "--model_name_or_path", still_models / "t5", "--validation_file", negatives, *shared]
     writes += [*WRITES_FLAGS.split(), "--output_dir", folder / "writes"]
     jobs = {"best": [*reads, *best], "resumed": [*reads, *resumed], "writes": writes}
     return {name: list(map(str, words)) for name, words in jobs.items()}
 
 
 @pytest.fixture(scope="module")
-def one(models, squad_files, negatives, tmp_path_factory) -> Path:
+def one(still_models, squad_files, negatives, tmp_path_factory) -> Path:
     """The output folder of the jobs as one rank."""
     folder = tmp_path_factory.mktemp("one")
-    jobs = jobs_of(folder, models, squad_files, negatives, ranks=1)
+    jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=1)
     for name, module in SCRIPTS.items():
         module.main(jobs[name][1:])
     return folder
@@ -103,27 +89,15 @@ def place(engine, request) -> tuple[dict, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def two(engine, place, models, squad_files, negatives, tmp_path_factory) -> Path:
+def two(engine, place, still_models, squad_files, negatives, tmp_path_factory) -> Path:
     """The output folder of the jobs as two ranks, with what they printed, `out` and `err`."""
     environment, flags = place
     folder = tmp_path_factory.mktemp(engine)
-    jobs = jobs_of(folder, models, squad_files, negatives, ranks=2)
+    jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=2)
     (folder / "jobs.json").write_text(json.dumps({name: [*words, *flags] for name, words in jobs.items()}))
-    process = start(folder, engine, environment, ROOT / "tests" / "ranks_run.py", folder / "jobs.json")
+    process = start_ranks(folder, engine, environment, ROOT / "tests" / "ranks_run.py", folder / "jobs.json")
     assert process.wait(PROCESS_SECONDS) == 0, (folder / "err").read_text()[-6000:]
     return folder
-
-
-def start(folder: Path, engine: str, environment: dict, *script) -> subprocess.Popen:
-    """The launcher with two ranks; what they print goes to files of `folder`."""
-    flags = ["--world_size", 2, "--master_port", gaudi_spawn.free_port(), *ENGINES[engine]]
-    command = [sys.executable, ROOT / "gaudi_spawn.py", *flags, *script]
-    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
-        return subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, cwd=ROOT)
-
-
-def history_of(folder: Path, name: str) -> list[float]:
-    return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]
 
 
 @pytest.mark.parametrize("job", SCRIPTS)
@@ -185,7 +159,7 @@ def test_a_mistake_is_told_once(tmp_path):
                       "from errors_qa import UserError, run_or_exit\n"
                       "def main(): raise UserError('--train_file x: there is no such file', '--max_seq_length is 0')\n"
                       "run_or_exit(main)\n")  # fmt: skip
-    assert start(tmp_path, "torchrun", os.environ, script).wait(60) == 2
+    assert start_ranks(tmp_path, "torchrun", os.environ, script).wait(60) == 2
     told = (tmp_path / "err").read_text()
     assert told.count("error: --train_file x") == told.count("error: --max_seq_length is 0") == 1
 
@@ -194,15 +168,15 @@ def test_a_mistake_is_told_once(tmp_path):
 
 
 @pytest.fixture
-def hub(models):
-    server = Hub(models / "bert", set())
+def hub(still_models):
+    server = Hub(still_models / "bert", set())
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def test_a_killed_rank_ends_a_training(engine, place, models, hub, squad_files, tmp_path):
+def test_a_killed_rank_ends_a_training(engine, place, still_models, hub, squad_files, tmp_path):
     """One that would never end; its model is from a hub, which is asked for each file once."""
     environment, flags = place
     environment = environment | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
@@ -220,7 +194,9 @@ def test_a_killed_rank_ends_a_training(engine, place, models, hub, squad_files, 
         "--report_to",
         "none",
     ]
-    process = start(tmp_path, engine, environment, "run_qa.py", *words, "--output_dir", tmp_path / "out_dir", *flags)
+    process = start_ranks(
+        tmp_path, engine, environment, "run_qa.py", *words, "--output_dir", tmp_path / "out_dir", *flags
+    )
     started = []
     try:
         give_up = time.monotonic() + PROCESS_SECONDS
