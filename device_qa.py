@@ -326,7 +326,7 @@ class DeviceChoice:
 
     @printed_once()
     def __post_init__(self):
-        if self.log_level_replica == "warning":  # the default; what one rank warns of, all do
+        if self.log_level_replica == "warning":  # the default, but what one rank warns of, all do
             self.log_level_replica = "error"
         if not self.use_habana:
             self.leave_gaudi_flags()
@@ -336,9 +336,8 @@ class DeviceChoice:
             accelerator = torch.accelerator.current_accelerator(check_available=True)
             self.use_cpu = self.use_cpu or accelerator is None or accelerator.type == "hpu"
             if self.use_cpu:
-                os.environ.setdefault(
-                    "DS_ACCELERATOR", "cpu"
-                )  # DeepSpeed would take a Gaudi, or warn that it finds none
+                # DeepSpeed would take a Gaudi, or warn that it finds nothing.
+                os.environ.setdefault("DS_ACCELERATOR", "cpu")
         elif problems := gaudi_problems(self):
             raise UserError(*problems)
         if problems := self.problems_of_flags():
