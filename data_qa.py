@@ -42,7 +42,8 @@ def load_rows(data: DataArguments, model: ModelArguments, training) -> dict[str,
         try:
             path = getattr(data, SPLITS[split])
             if path is None and hub is None:
-                hub = load_hub_dataset(data, model)
+                with training.main_process_first():  # it downloads, the others find what it downloaded
+                    hub = load_hub_dataset(data, model)
             source = path or f"{data.dataset_name} ({split})"
             raw = read_file(Path(path)) if path else rows_of_split(hub, split, data.dataset_name)
             rows[split] = checked_rows(raw, source, data, needs_answers=split != "test")[:most]

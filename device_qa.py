@@ -7,10 +7,14 @@ The same command line parses in both cases: where optimum-habana cannot be used,
 import argparse
 import dataclasses
 import importlib.util
+import json
 import logging
 import os
 import re
 import subprocess
+import sys
+import warnings
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -24,6 +28,14 @@ from errors_qa import UserError
 # PyTorch would load Habana's plugin itself: before PT_HPU_LAZY_MODE is settled, and with a traceback where it cannot.
 # `why_no_gaudi` loads it. So nothing that the scripts import before this module may import PyTorch, or transformers.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+# What libraries and these scripts warn of, all ranks do: rank 0 says it. Errors are told by every rank.
+IS_RANK_0 = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+if not IS_RANK_0:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
 
 import torch  # noqa: E402
 
@@ -267,7 +279,15 @@ def bf16_is_supported() -> bool:
 # The classes that serve a run
 
 
+@contextmanager
+def printed_once():
+    """Lets rank 0 alone print: optimum-habana says on stdout what it finds while it is imported."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if IS_RANK_0 else nowhere):
+        yield
+
+
 @cache
+@printed_once()
 def training_arguments(seq2seq: bool, /) -> type:
     """The training arguments of a script: optimum-habana's on a Gaudi, transformers' plus its flags elsewhere.
 
@@ -285,6 +305,13 @@ def training_arguments(seq2seq: bool, /) -> type:
     for name, _, flag in flags[: len(GAUDI_FLAGS)]:
         where = "every device" if name in EVERYWHERE else "a Gaudi, with --use_habana, and is ignored elsewhere"
         flag.metadata = {"help": f"Of optimum-habana: counts on {where}."}
+    patience = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "End training when so many evaluations in a row bring no better --metric_for_best_model; by default never."
+        },
+    )
+    flags.append(("early_stopping_patience", Optional[int], patience))
     made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, base))
     made.__module__ = __name__
     return made
@@ -300,19 +327,53 @@ def __getattr__(name: str) -> type:
 class DeviceChoice:
     """What the training arguments do before they check themselves: decide between a Gaudi and the rest."""
 
+    @printed_once()
     def __post_init__(self):
+        if self.log_level_replica == "warning":  # the default, but what one rank warns of, all do
+            self.log_level_replica = "error"
         if not self.use_habana:
             self.leave_gaudi_flags()
+            # optimum-habana takes the word of DeepSpeed's configuration; transformers wants --bf16 to say the same.
+            self.bf16 = self.bf16 or deepspeed_settings(self.deepspeed).get("bf16", {}).get("enabled") is True
             # Without this transformers refuses --bf16 on a machine that has nothing but a CPU, or but unused Gaudis.
             accelerator = torch.accelerator.current_accelerator(check_available=True)
             self.use_cpu = self.use_cpu or accelerator is None or accelerator.type == "hpu"
+            if self.use_cpu:
+                # DeepSpeed would take a Gaudi, or warn that it finds nothing.
+                os.environ.setdefault("DS_ACCELERATOR", "cpu")
         elif problems := gaudi_problems(self):
+            raise UserError(*problems)
+        if problems := self.problems_of_flags():
             raise UserError(*problems)
         super().__post_init__()
         if self.use_habana:
             mend_bart()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
+
+    def problems_of_flags(self) -> list[str]:
+        """Flags that want others beside them, or another device; the libraries tell later, and in a traceback."""
+        problems = []
+        if self.deepspeed and not self.do_train and zero_stage(self.deepspeed) < 3:
+            problems.append(
+                f"--deepspeed {self.deepspeed}: without --do_train only ZeRO stage 3 has something to distribute; leave "
+                "--deepspeed away, and the ranks share the questions"
+            )
+        if self.fsdp and self.use_cpu:
+            problems.append("--fsdp: accelerate shards a model over Gaudis or GPUs, not over CPUs; leave it away here")
+        if self.early_stopping_patience is not None and (self.eval_strategy == "no" or not self.metric_for_best_model):
+            problems.append(
+                "--early_stopping_patience counts evaluations without a better score: add --eval_strategy epoch (or steps) "
+                "and --metric_for_best_model f1"
+            )
+        return problems
+
+    @property
+    def device(self) -> torch.device:
+        """As the base's, but a CPU has no number: ranks resume onto their device, and torch.load knows no `cpu:0`, which
+        accelerate 1.10 calls a rank's CPU."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     def leave_gaudi_flags(self) -> None:
         """Without `--use_habana`, sets every flag that only a Gaudi knows back to its default and names those."""
@@ -335,6 +396,7 @@ class DeviceChoice:
 
 
 @cache
+@printed_once()
 def trainer_class(seq2seq: bool, /) -> type:
     """The trainer that the scripts' trainers extend: GaudiTrainer where that is usable, transformers' Trainer elsewhere."""
     if gaudi_is_usable():
@@ -345,6 +407,20 @@ def trainer_class(seq2seq: bool, /) -> type:
     from transformers import Seq2SeqTrainer, Trainer
 
     return Seq2SeqTrainer if seq2seq else Trainer
+
+
+def deepspeed_settings(given: str | dict | None) -> dict:
+    """A DeepSpeed configuration, or the one in a file; empty where there is none: transformers tells what is wrong with it."""
+    try:
+        if isinstance(given, str):
+            given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text())
+    except (OSError, ValueError):
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
+def zero_stage(given: str | dict) -> int:
+    return deepspeed_settings(given).get("zero_optimization", {}).get("stage", 0)
 
 
 class GaudiCorrections:

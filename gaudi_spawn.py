@@ -2,7 +2,7 @@
 
     python gaudi_spawn.py --world_size 8 run_qa.py --model_name_or_path ... --do_train ...
     python gaudi_spawn.py --world_size 8 --use_mpi run_qa.py ...
-    python gaudi_spawn.py --world_size 8 --use_deepspeed run_qa.py --deepspeed zero2.json ...
+    python gaudi_spawn.py --world_size 8 --use_deepspeed run_qa.py --deepspeed tests/configs/deepspeed_zero_2.json ...
     python gaudi_spawn.py --hostfile hosts.txt --use_mpi run_qa.py ...          several nodes, started from the first
     python gaudi_spawn.py --world_size 16 --nnodes 2 --node_rank 0 --master_addr 10.0.0.1 run_qa.py ...   on each node
 
@@ -56,6 +56,8 @@ FLAGS = {  # name: (what its value is, or None for a switch; help)
 DEFAULT_PORT = 29500
 SECONDS_TO_END = 5  # a rank that was told to end may take so long, then it is killed
 SECONDS_TO_GIVE_UP = 10  # after the first failed rank, or a signal, all of a job may take so long to end
+LINE = re.compile(rb"[^\n]*\n|[^\n]+")
+MISTAKE = re.compile(rb"(?:\[rank \d+\] )?(error: .*\n)")  # as errors_qa tells it
 LINE_LIMIT = 1 << 20  # bytes; a longer line is handed on in pieces
 # What pdsh tells of a node where a rank failed, with its exit status, or that it does not reach.
 FAILED_NODE = re.compile(rb"pdsh@\S+ \S+ ssh exited with exit code (\d+)\n")
@@ -578,6 +580,7 @@ class Launcher:
         self.deadline = None
         self.unfinished = {}  # where standard output and error go: the link whose line there is not complete
         self.ending = False  # the ranks were told to end
+        self.mistakes = {}  # what a script told as an error: the link of the rank that told it first
         self.broken = False  # nobody reads what is printed
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
@@ -670,7 +673,8 @@ class Launcher:
 
     def print(self, stream: int, text: bytes, link) -> None:
         """Writes text of a rank; behind a progress bar of another rank, which ends no line, on a line of its own."""
-        if self.broken:
+        text = b"".join(line for line in LINE.findall(text) if not self.is_told(line, link))
+        if self.broken or not text:
             return
         try:
             place = os.fstat(stream)
@@ -684,6 +688,11 @@ class Launcher:
         except OSError:  # nobody reads any more (`| head`): a script by itself would end too
             self.broken = True
             self.stop(signal.SIGTERM, None)
+
+    def is_told(self, line: bytes, link) -> bool:
+        """Whether another rank has told this error already: a mistake in a command line or a file is one of all ranks."""
+        mistake = MISTAKE.fullmatch(line)
+        return mistake is not None and self.mistakes.setdefault(mistake[1], link) is not link
 
     def end_ranks(self, number: int) -> None:
         """Sends the ranks of this node a signal, or kills them if they were sent one already; what they print is read.

@@ -24,13 +24,14 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data_args, args = start(argv, ModelArguments, DataArguments)
     checkpoint = checkpoint_to_resume(args)
     rows = load_rows(data_args, model_args, args)
-    config, tokenizer = load_config_and_tokenizer(model_args)
+    with args.main_process_first():  # it downloads, the others find what it downloaded
+        config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
     length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
     set_widths(features, data_args.length_buckets, length, args)
     if data_args.check:
-        return tell_checked(features)
+        return tell_checked(features, args)
 
     trainer = QuestionAnsweringTrainer(
         model=load_marker(config, model_args),

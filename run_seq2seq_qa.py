@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     settle_generation(data_args, args)
     checkpoint = checkpoint_to_resume(args)
     rows = load_rows(data_args, model_args, args)
-    config, tokenizer = load_config_and_tokenizer(model_args)
+    with args.main_process_first():  # it downloads, the others find what it downloaded
+        config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
     check_writer(config, model_args.model_name_or_path)
     length = sequence_limit(data_args, config, tokenizer, read_seq2seq_template(tokenizer).special_tokens)
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
     set_widths(features, data_args.length_buckets, length, args)
     if data_args.check:
-        return tell_checked(features)
+        return tell_checked(features, args)
 
     model = load_writer(config, model_args)
     one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction, PredictionOutput
 
 from arguments_qa import DataArguments, ModelArguments
@@ -84,9 +85,22 @@ class AnswerEvaluation(LengthBuckets):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)  # without compute_metrics: the loop would feed it logits, not answers
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.eval_examples = eval_examples
         self.post_process_function = post_process_function
         self.answer_metrics = compute_metrics
+
+    def save_model(self, *args, **kwargs) -> None:
+        """As the base's, on all ranks together: transformers 4.55 lets each look whether the folder of the best model is
+        there, and those that look before rank 0 has made it go on without the best model, or wait for ever."""
+        super().save_model(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+
+    def _save_rng_state(self, *args, **kwargs) -> None:
+        """As the base's, on all ranks together: the state that rank 0 writes next says that a checkpoint is complete."""
+        super()._save_rng_state(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
 
     def prediction_step(self, *args, **kwargs):
         self.begun.append(time.time())
@@ -269,10 +283,11 @@ def sigmoid(odds: float) -> float:
     return float(np.exp(-np.logaddexp(0.0, -odds)))  # without overflow
 
 
-def tell_checked(features: dict) -> None:
-    """What `--check` ends with: how much there is of each part."""
+def tell_checked(features: dict, args) -> None:
+    """What `--check` ends with: how much there is of each part; one rank tells it."""
     counts = ", ".join(f"{len(part)} {split} features" for split, part in features.items())
-    print(f"checked, a run could start: {counts}")
+    if args.process_index == 0:
+        print(f"checked, a run could start: {counts}")
 
 
 def train(trainer, checkpoint: str | None, most: int | None) -> None:

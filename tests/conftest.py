@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +22,7 @@ from tokenizers_qa import SENTENCES, make_tokenizers, make_writers  # noqa: E402
 
 
 torch.set_num_threads(1)  # tiny models are faster so, and a busy machine does not slow them down
+ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # how the launcher is told of each
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
@@ -118,6 +121,23 @@ def tiny_writers(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def still_models(tiny_writers, tmp_path_factory):
+    """A folder with the quickstart's pretrained BERT, `bert`, and a random T5, `t5`, without dropout: ranks draw other masks."""
+    from transformers import T5Config, T5ForConditionalGeneration, set_seed
+
+    folder = tmp_path_factory.mktemp("still_models")
+    shutil.copytree(ROOT / "quickstart" / "checkpoint", folder / "bert")
+    config = load(folder / "bert" / "config.json")
+    config |= {name: 0.0 for name in config if name.endswith("dropout_prob")}
+    (folder / "bert" / "config.json").write_text(json.dumps(config))
+    shutil.copytree(tiny_writers["t5"], folder / "t5")
+    set_seed(2)
+    config = T5Config.from_pretrained(folder / "t5", initializer_factor=1.5, dropout_rate=0.0)
+    T5ForConditionalGeneration(config).save_pretrained(folder / "t5")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def squad_files(tmp_path_factory):
     """`train.json` and `dev.json` of the corpus, in SQuAD's own layout: 64 and 32 questions or a few more."""
     folder = tmp_path_factory.mktemp("squad")
@@ -148,6 +168,21 @@ def unknown_answers(squad_files, tmp_path_factory):
     path = tmp_path_factory.mktemp("unknown") / "test.json"
     path.write_text(json.dumps(squad))
     return path
+
+
+def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subprocess.Popen:
+    """The launcher with two ranks of a script; what they print goes to the files `out` and `err` of `folder`."""
+    import gaudi_spawn
+
+    flags = ["--world_size", 2, "--master_port", gaudi_spawn.free_port(), *ENGINES[engine]]
+    command = [sys.executable, ROOT / "gaudi_spawn.py", *flags, *script]
+    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
+        return subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, cwd=ROOT)
+
+
+def history_of(folder: Path, name: str) -> list[float]:
+    """What a training logged under a name, in order."""
+    return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]
 
 
 def load(path):

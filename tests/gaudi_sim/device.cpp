@@ -458,6 +458,9 @@ int64_t choose_attention(
   return int64_t(sdp::SDPBackend::math);
 }
 
+// There is one stream, so memory is never used by another one. ZeRO-3 and FSDP tell of it.
+void record_stream(Tensor&, c10::Stream) {}
+
 TORCH_LIBRARY_IMPL(_, HPU, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
 }
@@ -465,6 +468,7 @@ TORCH_LIBRARY_IMPL(_, HPU, m) {
 TORCH_LIBRARY_IMPL(aten, HPU, m) {
   m.impl("_copy_from", &copy_from);
   m.impl("_fused_sdp_choice", &choose_attention);
+  m.impl("record_stream", &record_stream);
   for (const char* name : MIXED) {  // in place of PyTorch's composite kernels, which refuse host operands
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
   }

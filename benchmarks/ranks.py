@@ -1,0 +1,91 @@
+"""The same training as one rank and as two over each engine of the launcher: a table of answers, scores and losses.
+
+    python -m benchmarks.ranks [--gaudi] [--questions 1000]
+
+The quickstart's pretrained model, without dropout (ranks draw other masks), is trained on questions of its generator with
+batches of 16 in all, in fp32, and scored on 201 others. --gaudi runs all of it on the simulated Gaudi, through
+optimum-habana's trainer. Needs what requirements-dev.txt installs.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
+
+import corpus  # noqa: E402
+
+from gaudi_spawn import free_port  # noqa: E402
+
+
+BATCH, SCORED = 16, 201
+RUNS = {
+    "1 rank": (1, []),
+    "2 ranks, torchrun": (2, []),
+    "2 ranks, MPI": (2, ["--use_mpi"]),
+    "2 ranks, DeepSpeed's launcher": (2, ["--use_deepspeed"]),
+}
+FLAGS = """--do_train --do_eval --learning_rate 1.5e-3 --warmup_ratio 0.1 --num_train_epochs 1 --max_seq_length 192
+    --doc_stride 64 --logging_steps 1 --save_strategy no --report_to none --disable_tqdm True"""
+
+
+def make_inputs(folder: Path, questions: int) -> None:
+    """`model`, `train.json` and `dev.json`."""
+    shutil.copytree(ROOT / "quickstart" / "checkpoint", folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config |= {name: 0.0 for name in config if name.endswith("dropout_prob")}
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    for part, number in (("train", questions), ("dev", SCORED)):
+        (folder / f"{part}.json").write_text(json.dumps(corpus.make_part(part, number, seed=0)))
+
+
+def run(folder: Path, ranks: int, engine: list[str], questions: int, gaudi: bool) -> dict:
+    """Answers, scores and training losses of a run."""
+    flags = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", "--overwrite_output_dir"]
+    flags += ["--train_file", folder / "train.json", "--validation_file", folder / "dev.json", *FLAGS.split()]
+    flags += ["--max_train_samples", questions, "--max_eval_samples", SCORED]
+    flags += ["--per_device_train_batch_size", BATCH // ranks]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    if gaudi:
+        from tests import gaudi_sim
+
+        environment |= gaudi_sim.environment()
+        flags += ["--use_habana", "--use_lazy_mode", "--use_hpu_graphs_for_inference"]
+    launcher = [sys.executable, ROOT / "gaudi_spawn.py", "--world_size", ranks, "--master_port", free_port(), *engine]
+    command = list(map(str, [*launcher, ROOT / "run_qa.py", *flags]))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-4000:])
+    names = ("eval_predictions", "eval_results", "trainer_state")
+    answers, scores, state = (json.loads((folder / "out" / f"{name}.json").read_text()) for name in names)
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    return {"answers": answers, "em": scores["eval_exact_match"], "f1": scores["eval_f1"], "losses": losses}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", type=int, default=1008, help="to train on; a multiple of 16")
+    parser.add_argument("--gaudi", action="store_true", help="on the simulated Gaudi")
+    given = parser.parse_args()
+    print("| | EM | F1 | other answers than one rank's | largest difference of a step's loss |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        make_inputs(Path(folder), given.questions)
+        first = None
+        for name, (ranks, engine) in RUNS.items():
+            found = run(Path(folder), ranks, engine, given.questions, given.gaudi)
+            first = first or found
+            others = sum(found["answers"][name] != answer for name, answer in first["answers"].items())
+            furthest = max(abs(mine - theirs) for mine, theirs in zip(found["losses"], first["losses"], strict=True))
+            row = f"| {name} | {found['em']:.2f} | {found['f1']:.2f} | {others} of {len(first['answers'])} |"
+            print(f"{row} {furthest:.4f} of {max(first['losses']):.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

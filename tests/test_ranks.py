@@ -1,0 +1,249 @@
+"""The scripts on two ranks, as the launcher starts them: the answers, scores and losses of one rank, files written once.
+
+The same jobs run as one rank in this process, on the CPU, and as two ranks over each engine, in one launch for all jobs
+(see ranks_run.py): over torchrun on the CPU, over MPI and DeepSpeed's launcher on the simulated Gaudi. Models have no
+dropout, since ranks draw other masks; the ranks' batches together are those of one rank.
+"""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ENGINES, ROOT, golds_of, history_of, load, oracle, start_ranks
+from safetensors.torch import load_file
+from test_hub import NAME, Hub
+
+import gaudi_spawn
+import run_qa
+import run_seq2seq_qa
+
+
+SCRIPTS = {"best": run_qa, "writes": run_seq2seq_qa}
+BATCH = 8  # of all ranks together
+SHARED_FLAGS = """--do_train --do_eval --do_predict --max_train_samples 64 --max_eval_samples 33 --max_predict_samples 31
+    --doc_stride 32 --logging_steps 1 --report_to none --disable_tqdm True"""
+READS_FLAGS = "--max_seq_length 192 --learning_rate 1.5e-3 --num_train_epochs 4 --save_strategy epoch"
+BEST_FLAGS = "--eval_strategy epoch --load_best_model_at_end --metric_for_best_model f1 --early_stopping_patience 1"
+WRITES_FLAGS = """--version_2_with_negative --null_score_diff_threshold 3 --predict_with_generate --val_max_answer_length 8
+    --max_seq_length 128 --learning_rate 3e-4 --max_steps 8 --save_strategy no --pad_to_max_length False"""
+ANSWER_FILES = ("predictions", "nbest_predictions", "null_odds")
+LOSS_TOLERANCE = 5e-4  # sums of floats in another order, and the log rounds to 1e-4
+PROCESS_SECONDS = 600
+
+
+def jobs_of(folder: Path, still_models: Path, squad_files: Path, negatives: Path, ranks: int) -> dict[str, list[str]]:
+    """Script and arguments by name. `best` stops early and goes back to its best checkpoint, `resumed` goes on from its first.
+
+    64 questions to train on, which the ranks divide, as one rank has no batch that repeats questions; 33 to score, which
+    they do not.
+    """
+    shared = ["--train_file", squad_files / "train.json", "--test_file", squad_files / "dev.json"]
+    shared += ["--per_device_train_batch_size", BATCH // ranks, *SHARED_FLAGS.split()]
+    reads = [
+        "run_qa",
+        "--model_name_or_path",
+        still_models / "bert",
+        "--validation_file",
+        squad_files / "dev.json",
+        *shared,
+    ]
+    reads += READS_FLAGS.split()
+    best = [*BEST_FLAGS.split(), "--output_dir", folder / "best"]
+    resumed = ["--resume_from_checkpoint", folder / "best" / "checkpoint-8", "--output_dir", folder / "resumed"]
+    writes = ["run_seq2seq_qa", "--model_name_or_path", still_models / "t5", "--validation_file", negatives, *shared]
+    writes += [*WRITES_FLAGS.split(), "--output_dir", folder / "writes"]
+    jobs = {"best": [*reads, *best], "resumed": [*reads, *resumed], "writes": writes}
+    return {name: list(map(str, words)) for name, words in jobs.items()}
+
+
+@pytest.fixture(scope="module")
+def one(still_models, squad_files, negatives, tmp_path_factory) -> Path:
+    """The output folder of the jobs as one rank."""
+    folder = tmp_path_factory.mktemp("one")
+    jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=1)
+    for name, module in SCRIPTS.items():
+        module.main(jobs[name][1:])
+    return folder
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request):
+    problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([], request.param, 2))
+    if problems:
+        pytest.skip(problems[0] + "; for tests: pip install -r requirements-dev.txt")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def place(engine, request) -> tuple[dict, list[str]]:
+    """Environment and flags of the device that an engine's jobs run on."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if engine == "torchrun":
+        return os.environ | quiet, []
+    return request.getfixturevalue("simulated_gaudi").environment() | quiet, ["--use_habana", "--use_lazy_mode"]
+
+
+@pytest.fixture(scope="module")
+def two(engine, place, still_models, squad_files, negatives, tmp_path_factory) -> Path:
+    """The output folder of the jobs as two ranks, with what they printed, `out` and `err`."""
+    environment, flags = place
+    folder = tmp_path_factory.mktemp(engine)
+    jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=2)
+    (folder / "jobs.json").write_text(json.dumps({name: [*words, *flags] for name, words in jobs.items()}))
+    process = start_ranks(folder, engine, environment, ROOT / "tests" / "ranks_run.py", folder / "jobs.json")
+    assert process.wait(PROCESS_SECONDS) == 0, (folder / "err").read_text()[-6000:]
+    return folder
+
+
+@pytest.mark.parametrize("job", SCRIPTS)
+def test_answers_scores_and_losses_are_those_of_one_rank(one, two, job):
+    """Defect 2: only rank 0 knew EM and F1, and the others could neither choose the best checkpoint nor predict."""
+    for stage, prefix in (("eval", "eval"), ("predict", "test")):
+        expected, found = (load(folder / job / f"{stage}_predictions.json") for folder in (one, two))
+        assert found == expected and len(found) == (33 if stage == "eval" else 31)
+        expected, found = (load(folder / job / f"{stage}_results.json") for folder in (one, two))
+        scores = [name for name in expected if name.endswith(("exact", "exact_match", "f1"))]
+        assert scores and {name: found[name] for name in scores} == {name: expected[name] for name in scores}
+    expected, found = (history_of(folder / job, "loss") for folder in (one, two))
+    assert len(found) == len(expected) and found == pytest.approx(expected, abs=LOSS_TOLERANCE)
+    assert history_of(two / job, "eval_f1") == history_of(one / job, "eval_f1")
+
+
+def test_the_scores_mean_something(one, squad_files):
+    """And the best checkpoint is not the last one, where training stopped early."""
+    golds = dict(list(golds_of(squad_files / "dev.json").items())[:33])
+    scores = oracle.squad_v1(load(one / "best" / "eval_predictions.json"), golds)
+    results, f1 = load(one / "best" / "eval_results.json"), history_of(one / "best", "eval_f1")
+    assert results["eval_f1"] == pytest.approx(scores["f1"]) == pytest.approx(max(f1)) and max(f1) > 20
+    assert len(f1) == 2 and f1[0] > f1[1]
+    assert any(load(one / "writes" / "eval_predictions.json").values())
+
+
+def test_ranks_resume_where_they_were(two):
+    expected, found = (load_file(two / name / "checkpoint-16" / "model.safetensors") for name in ("best", "resumed"))
+    assert all(expected[name].equal(found[name]) for name in expected)
+
+
+def test_files_are_written_once_by_rank_0(two):
+    """Python's own; the answers are looked for where the files are written, so no other rank has looked for any."""
+    first, other = (load(two / f"written_by_{rank}.json") for rank in (0, 1))
+    for job in first:
+        assert not [file for file in other[job] if file != os.devnull], job
+        evaluations = 1 + (len(history_of(two / job, "eval_loss")) if job == "best" else 0)
+        often = {"all_results.json": 3} | dict.fromkeys((f"eval_{kind}.json" for kind in ANSWER_FILES), evaluations)
+        counts = {
+            Path(file).relative_to(two / job).as_posix(): count
+            for file, count in first[job].items()
+            if file != os.devnull
+        }
+        assert "predict_predictions.json" in counts
+        assert counts == {file: often.get(file, 1) for file in counts}
+
+
+def test_rank_0_alone_prints(two):
+    """The simulated Gaudi's last line apart, which is every process's."""
+    printed = (two / "out").read_text() + (two / "err").read_text()
+    assert "eval_loss" in printed
+    assert not re.findall(r"\[rank 1\] (?!simulated Gaudi: ops).*", printed)
+
+
+def test_a_mistake_is_told_once(tmp_path):
+    """It is one of all ranks; whichever comes first tells it."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+                      "from errors_qa import UserError, run_or_exit\n"
+                      "def main(): raise UserError('--train_file x: there is no such file', '--max_seq_length is 0')\n"
+                      "run_or_exit(main)\n")  # fmt: skip
+    assert start_ranks(tmp_path, "torchrun", os.environ, script).wait(60) == 2
+    told = (tmp_path / "err").read_text()
+    assert told.count("error: --train_file x") == told.count("error: --max_seq_length is 0") == 1
+
+
+# A rank that is killed
+
+
+@pytest.fixture
+def hub(still_models):
+    server = Hub(still_models / "bert", set())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_killed_rank_ends_a_training(engine, place, still_models, hub, squad_files, tmp_path):
+    """One that would never end; its model is from a hub, which is asked for each file once."""
+    environment, flags = place
+    environment = environment | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    words = ["--model_name_or_path", NAME, "--train_file", squad_files / "train.json", "--do_train", "--save_steps", 2]
+    words += [
+        "--max_steps",
+        10**6,
+        "--max_seq_length",
+        128,
+        "--doc_stride",
+        32,
+        "--save_total_limit",
+        1,
+        "--report_to",
+        "none",
+    ]
+    process = start_ranks(
+        tmp_path, engine, environment, "run_qa.py", *words, "--output_dir", tmp_path / "out_dir", *flags
+    )
+    started = []
+    try:
+        give_up = time.monotonic() + PROCESS_SECONDS
+        while not list(tmp_path.glob("out_dir/checkpoint-*/trainer_state.json")):
+            assert process.poll() is None and time.monotonic() < give_up, (tmp_path / "err").read_text()[-6000:]
+            time.sleep(0.1)
+        started = descendants(process.pid)
+        victim = 0 if engine == "deepspeed" else 1
+        os.kill(rank_among(started, victim), signal.SIGKILL)
+        assert process.wait(60) == 137
+        assert re.search(f"error: rank {victim} on .* was killed by SIGKILL\n", (tmp_path / "err").read_text())
+        assert not list(filter(is_running, started))
+    finally:
+        for left in [process.pid] * (process.poll() is None) + list(filter(is_running, started)):
+            os.kill(left, signal.SIGKILL)
+    fetched = [file for method, file, status in hub.answered if (method, status) == ("GET", 200) and "/" not in file]
+    assert "model.safetensors" in fetched and sorted(fetched) == sorted(set(fetched))
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    children = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            children.setdefault(int(status.read_text().rpartition(")")[2].split()[1]), []).append(
+                int(status.parent.name)
+            )
+        except OSError:
+            continue  # it has ended
+    found = [process]
+    for one in found:
+        found += children.get(one, [])
+    return found[1:]
+
+
+def rank_among(processes: list[int], number: int) -> int:
+    """The script itself, not what stands above it."""
+    for process in processes:
+        words = (Path("/proc") / str(process) / "cmdline").read_bytes().split(b"\0")
+        environment = (Path("/proc") / str(process) / "environ").read_bytes().split(b"\0")
+        if b"run_qa.py" in words[:3] and f"RANK={number}".encode() in environment:
+            return process
+    raise AssertionError(f"no rank {number}")
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
