@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def test_epochs_are_shuffled_apart():
     assert len({tuple(order) for order in orders}) == 3
     firsts = widths[orders[0][::4]]  # batches of both widths alternate
     assert 3 < (np.diff(firsts) != 0).sum() < len(firsts)
+
+
+def test_the_trainers_order_is_that_of_the_epoch_it_is_in():
+    trainer = object.__new__(trainer_qa.QuestionAnsweringTrainer)
+    trainer.args = SimpleNamespace(
+        seed=3, data_seed=None, train_batch_size=2, world_size=2, dataloader_drop_last=False
+    )
+    orders = []
+    for epoch in (None, 0.5, 1.0, 1.75, 2.0):
+        trainer.state = SimpleNamespace(epoch=epoch)
+        orders.append(trainer.order_of_epoch(np.repeat([16, 56], 40)).tolist())
+    assert orders[0] == orders[1] != orders[2] == orders[3] != orders[4] != orders[0]
 
 
 @settings(deadline=None)
