@@ -338,11 +338,10 @@ class DeviceChoice:
             # Without this transformers refuses --bf16 on a machine that has nothing but a CPU, or but unused Gaudis.
             accelerator = torch.accelerator.current_accelerator(check_available=True)
             self.use_cpu = self.use_cpu or accelerator is None or accelerator.type == "hpu"
-            if self.use_cpu:
-                # DeepSpeed would take a Gaudi, or warn that it finds nothing.
-                os.environ.setdefault("DS_ACCELERATOR", "cpu")
         elif problems := gaudi_problems(self):
             raise UserError(*problems)
+        if self.use_cpu or self.use_habana:  # DeepSpeed would look for itself, and warn where it finds nothing
+            os.environ["DS_ACCELERATOR"] = "hpu" if self.use_habana else "cpu"
         if problems := self.problems_of_flags():
             raise UserError(*problems)
         super().__post_init__()
