@@ -155,11 +155,14 @@ def test_rank_0_alone_prints(two):
 def test_a_mistake_is_told_once(tmp_path):
     """It is one of all ranks; whichever comes first tells it."""
     script = tmp_path / "script.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    script.write_text(f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
                       "from errors_qa import UserError, run_or_exit\n"
                       "def main(): raise UserError('--train_file x: there is no such file', '--max_seq_length is 0')\n"
-                      "run_or_exit(main)\n")  # fmt: skip
-    assert start_ranks(tmp_path, "torchrun", os.environ, script).wait(60) == 2
+                      "open(sys.argv[1] + os.environ['RANK'], 'w').close()\n"
+                      "while not all(os.path.exists(sys.argv[1] + rank) for rank in '01'): time.sleep(0.01)\n"
+                      "try: run_or_exit(main)\n"
+                      "finally: time.sleep(1)  # or the other is ended before it can tell\n")  # fmt: skip
+    assert start_ranks(tmp_path, "torchrun", os.environ, script, tmp_path / "rank").wait(60) == 2
     told = (tmp_path / "err").read_text()
     assert told.count("error: --train_file x") == told.count("error: --max_seq_length is 0") == 1
 
