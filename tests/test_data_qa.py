@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import datasets
@@ -23,7 +24,9 @@ ROWS = [
 def load(split="train", **flags) -> list[dict]:
     """The rows of one split, as the script would load them."""
     stages = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
-    training = SimpleNamespace(**{flag: name == split for name, flag in stages.items()})
+    training = SimpleNamespace(
+        **{flag: name == split for name, flag in stages.items()}, main_process_first=nullcontext
+    )
     return load_rows(DataArguments(**flags), ModelArguments("model"), training)[split]
 
 

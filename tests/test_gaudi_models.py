@@ -23,6 +23,7 @@ COMPILED = "albert"
 RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", COMPILED)]
 LOSS_TOLERANCE = 1e-4  # in fp32, as the log rounds it; answers are compared exactly
 SCORE_TOLERANCE = 1e-3  # of the best answers' probabilities and, where they are written, log-probabilities
+TIE = 2e-5  # probabilities so near to each other are one
 STEPS = 4
 PROCESS_SECONDS = 900
 GAUDI_FLAGS = {
@@ -182,7 +183,10 @@ def test_answers_are_those_of_the_cpu(runs, device, name):
         assert found == expected
         expected, found = (load(folder / f"{stage}_nbest_predictions.json") for folder in (here, there))
         for identity, answers in expected.items():
-            assert [answer["text"] for answer in found[identity]] == [answer["text"] for answer in answers]
+            for ours, answer in zip(found[identity], answers, strict=True):
+                # Some CPUs round so that two of the further answers, as good as equally probable, change places.
+                nearly = ours["probability"] == pytest.approx(answer["probability"], abs=TIE)
+                assert ours["text"] == answer["text"] or (nearly and ours is not found[identity][0])
             for key in answers[0].keys() & {"score", "probability"}:
                 assert found[identity][0][key] == pytest.approx(answers[0][key], abs=SCORE_TOLERANCE)
         assert len({answer["text"] for answers in expected.values() for answer in answers}) >= 3
