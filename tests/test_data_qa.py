@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import datasets
@@ -23,7 +24,9 @@ ROWS = [
 def load(split="train", **flags) -> list[dict]:
     """The rows of one split, as the script would load them."""
     stages = {"train": "do_train", "validation": "do_eval", "test": "do_predict"}
-    training = SimpleNamespace(**{flag: name == split for name, flag in stages.items()})
+    training = SimpleNamespace(
+        main_process_first=nullcontext, **{flag: name == split for name, flag in stages.items()}
+    )
     return load_rows(DataArguments(**flags), ModelArguments("model"), training)[split]
 
 
@@ -129,7 +132,7 @@ def test_columns_are_read_from_each_split_of_its_own(tmp_path):
     """Defect 4: the reference takes the train split's columns for all of them."""
     (tmp_path / "train.json").write_text(json.dumps(ROWS))
     (tmp_path / "test.json").write_text(json.dumps([{"question": "Where?", "context": "Here.", "more": 1}]))
-    training = SimpleNamespace(do_train=True, do_eval=False, do_predict=True)
+    training = SimpleNamespace(main_process_first=nullcontext, do_train=True, do_eval=False, do_predict=True)
     data = DataArguments(train_file=str(tmp_path / "train.json"), test_file=str(tmp_path / "test.json"))
     rows = load_rows(data, ModelArguments("model"), training)
     assert rows["test"] == [
@@ -184,7 +187,11 @@ def test_problems_of_all_splits_are_told_together(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps([bad(ROWS[0], context="")]))
     data = DataArguments(train_file=str(tmp_path / "train.json"), validation_file=str(tmp_path / "dev.json"))
     with pytest.raises(UserError, match="dev.json, row 1") as caught:
-        load_rows(data, ModelArguments("model"), SimpleNamespace(do_train=True, do_eval=True, do_predict=False))
+        load_rows(
+            data,
+            ModelArguments("model"),
+            SimpleNamespace(main_process_first=nullcontext, do_train=True, do_eval=True, do_predict=False),
+        )
     assert "train.json, row 1" in str(caught.value)
 
 
