@@ -345,6 +345,8 @@ class DeviceChoice:
         if problems := self.problems_of_flags():
             raise UserError(*problems)
         super().__post_init__()
+        if problems := self.deepspeed_mismatches():
+            raise UserError(*problems)
         if self.use_habana:
             mend_bart()
         if self.use_habana and self.device.type != "hpu":
@@ -366,6 +368,15 @@ class DeviceChoice:
                 "and --metric_for_best_model f1"
             )
         return problems
+
+    def deepspeed_mismatches(self) -> list[str]:
+        """What DeepSpeed's file and the flags say differently; transformers notes it, and tells it in a traceback later."""
+        config = getattr(self, "hf_deepspeed_config", None)
+        pairs = [line.removeprefix("- ds ").split(" vs hf ") for line in config.mismatches] if config else []
+        return [
+            f'--deepspeed {self.deepspeed}: {there} in the file, but {here} of the flags; give one value, or "auto" in the file'
+            for there, here in pairs
+        ]
 
     @property
     def device(self) -> torch.device:

@@ -109,7 +109,7 @@ def answers_of_tokens(data: Seq2SeqDataArguments, args, tokenizer, examples, fea
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     null_scores = null_scores[0] if data.version_2_with_negative else None
     answers = choose_windows(examples, features, texts, scores, null_scores, data.null_score_diff_threshold)
-    return hand_in(answers, examples, data, args.output_dir, stage)
+    return hand_in([answers], examples, data, args.output_dir, stage)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -252,13 +252,13 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def hand_in(answers: Answers, examples, data: DataArguments, output_dir: str, stage: str) -> EvalPrediction:
+def hand_in(parts: Iterable[Answers], examples, data: DataArguments, output_dir: str, stage: str) -> EvalPrediction:
     """Writes the answer files of a stage; returns answers and gold answers (None where not known) in the metrics' form.
 
     With negatives the metric gets the best text and, from its null odds, the probability that there is no answer; its
     threshold then empties the same answers as `null_score_diff_threshold` does in the files.
     """
-    write_answers(answers, output_dir, prefix=stage)
+    answers = write_answers(parts, output_dir, prefix=stage)
     predictions = [{"id": identity, "prediction_text": text} for identity, text in answers.texts.items()]
     if data.version_2_with_negative:
         for prediction, odds in zip(predictions, answers.null_odds.values()):

@@ -8,7 +8,7 @@ tokens, and nothing is padded before it is batched.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from json.encoder import encode_basestring_ascii
@@ -730,7 +730,7 @@ def postprocess_qa_predictions(
         ValueError: `predictions` do not match the features, or with negatives an example has no feature.
     """
     logger.setLevel(log_level)
-    answers = find_answers(
+    parts = find_answers(
         examples,
         features,
         predictions,
@@ -739,9 +739,9 @@ def postprocess_qa_predictions(
         max_answer_length,
         null_score_diff_threshold,
     )
-    if output_dir is not None:
-        write_answers(answers, output_dir, prefix)
-    return answers.texts
+    if output_dir is None:
+        return {identity: text for part in parts for identity, text in part.texts.items()}
+    return write_answers(parts, output_dir, prefix).texts
 
 
 def find_answers(
@@ -752,8 +752,8 @@ def find_answers(
     n_best_size: int = 20,
     max_answer_length: int = 30,
     null_score_diff_threshold: float = 0.0,
-) -> Answers:
-    """What `postprocess_qa_predictions` writes and returns, and the best non-empty texts.
+) -> Iterator[Answers]:
+    """What `postprocess_qa_predictions` writes and returns, and the best non-empty texts; of some examples at a time.
 
     `predictions` may also be the `best_positions` of the logits.
     """
@@ -770,12 +770,12 @@ def find_answers(
             [features.as_dict(index) for index in range(len(features))] if isinstance(features, Features) else features
         )
         features = SpansOfDicts(features, ids)
-    answers = Answers({}, {}, {}, {})
     order = np.argsort(features.row, kind="stable")
     bounds = np.searchsorted(features.row[order], np.arange(len(ids) + 1))
     if version_2_with_negative and (np.diff(bounds) == 0).any():
         raise ValueError(f"example {ids[np.flatnonzero(np.diff(bounds) == 0)[0]]!r} has no feature")
-    for begin in range(0, len(ids), EXAMPLES_AT_ONCE):
+
+    def part(begin: int) -> Answers:
         end = min(begin + EXAMPLES_AT_ONCE, len(ids))
         chosen = order[bounds[begin] : bounds[end]]
         if isinstance(predictions, Candidates):
@@ -788,8 +788,9 @@ def find_answers(
         spans["example"] = (features.row[chosen] - begin)[spans.pop("window")]
         null = null_spans(best.null_logits, features.row[chosen] - begin) if version_2_with_negative else None
         kept = rank_spans(spans, null, n_best_size)
-        collect_answers(answers, ids[begin:end], contexts[begin:end], kept, null, null_score_diff_threshold)
-    return answers
+        return collect_answers(ids[begin:end], contexts[begin:end], kept, null, null_score_diff_threshold)
+
+    return map(part, range(0, len(ids), EXAMPLES_AT_ONCE))
 
 
 def window_spans(
@@ -857,8 +858,9 @@ def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np
     return kept
 
 
-def collect_answers(answers: Answers, ids, contexts, kept: dict, null: dict | None, threshold: float) -> None:
-    """Adds the examples `ids` to `answers`: texts, n-best rows with probabilities, null odds."""
+def collect_answers(ids, contexts, kept: dict, null: dict | None, threshold: float) -> Answers:
+    """Those of the examples `ids`: texts, n-best rows with probabilities, null odds."""
+    answers = Answers({}, {}, {}, {})
     bounds = np.searchsorted(kept["example"], np.arange(len(ids) + 1))
     begins, ends = kept["begin"].tolist(), kept["end"].tolist()
     spans = zip(kept["example"].tolist(), begins, ends)
@@ -883,6 +885,7 @@ def collect_answers(answers: Answers, ids, contexts, kept: dict, null: dict | No
             odds = null["score"][index] - best_logits[0] - best_logits[1]
             answers.null_odds[identity] = float(odds)
             answers.texts[identity] = "" if odds > threshold else answers.best_texts[identity]
+    return answers
 
 
 def softmax_of_groups(scores: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
@@ -993,27 +996,39 @@ def choose_windows(
     return Answers(chosen, nbest, null_odds, best_texts)
 
 
-def write_answers(answers: Answers, output_dir: str, prefix: str | None = None) -> None:
+def write_answers(parts: Iterable[Answers], output_dir: str, prefix: str | None = None) -> Answers:
     """Writes `predictions.json`, `nbest_predictions.json` and, where there are any, `null_odds.json`.
 
     The bytes are those of `json.dumps(..., indent=4)`, which has no fast encoder for indented output.
+
+    Returns:
+        All parts as one, but for the n-best rows: they take the most memory, and are written part by part.
     """
     folder, before = Path(output_dir), "" if prefix is None else f"{prefix}_"
     os.makedirs(folder, exist_ok=True)
-    write_object(
-        folder / f"{before}predictions.json",
-        answers.texts.keys(),
-        map(encode_basestring_ascii, answers.texts.values()),
-    )
-    write_object(folder / f"{before}nbest_predictions.json", answers.nbest.keys(), answers.nbest.values())
-    if answers.null_odds:
-        odds = float_strings(np.array(list(answers.null_odds.values()))).to_pylist()
-        write_object(folder / f"{before}null_odds.json", answers.null_odds.keys(), odds)
+    whole = Answers({}, {}, {}, {})
+
+    def nbest_of_parts() -> Iterator[tuple[str, str]]:
+        for part in parts:
+            for name in ("texts", "null_odds", "best_texts"):
+                getattr(whole, name).update(getattr(part, name))
+            yield from part.nbest.items()
+
+    write_object(folder / f"{before}nbest_predictions.json", nbest_of_parts())
+    texts = zip(whole.texts, map(encode_basestring_ascii, whole.texts.values()))
+    write_object(folder / f"{before}predictions.json", texts)
+    if whole.null_odds:
+        odds = float_strings(np.array(list(whole.null_odds.values()))).to_pylist()
+        write_object(folder / f"{before}null_odds.json", zip(whole.null_odds, odds))
+    return whole
 
 
-def write_object(path: Path, keys: Iterable[str], values: Iterable[str]) -> None:
-    lines = [f"    {encode_basestring_ascii(str(key))}: {value}" for key, value in zip(keys, values)]
+def write_object(path: Path, items: Iterable[tuple[str, str]]) -> None:
+    """Writes a JSON object, entry by entry; the values are JSON already."""
+    before = "\n"
     with path.open("w") as file:
-        file.write("{\n" if lines else "{")
-        file.write(",\n".join(lines))
-        file.write("\n}\n" if lines else "}\n")
+        file.write("{")
+        for key, value in items:
+            file.write(f"{before}    {encode_basestring_ascii(str(key))}: {value}")
+            before = ",\n"
+        file.write("}\n" if before == "\n" else "\n}\n")

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 import tempfile
+from functools import partial
 
 from benchmarks.questions import DOC_STRIDE, MAX_SEQ_LENGTH, generated_questions, make_tokenizer, run_process
 
@@ -65,7 +66,7 @@ def measure(number: int) -> None:
             eval_examples=rows,
             processing_class=tokenizer,
             data_collator=utils_qa.PaddingCollator(tokenizer, MAX_SEQ_LENGTH),
-            post_process_function=answers_of_candidates,
+            post_process_function=partial(write_answers, folder),
         )
         start = peak()
         trainer.evaluate()
@@ -73,9 +74,9 @@ def measure(number: int) -> None:
     print(f"| {number:,} | {len(features):,} | {held:.0f} | {peak() - start:.0f} | {logits:.0f} |")
 
 
-def answers_of_candidates(examples, features, candidates, stage: str):
-    answers = utils_qa.find_answers(examples, features, utils_qa.Candidates.unpacked(*candidates))
-    return EvalPrediction(predictions=answers.texts, label_ids=None)
+def write_answers(folder: str, examples, features, candidates, stage: str):
+    parts = utils_qa.find_answers(examples, features, utils_qa.Candidates.unpacked(*candidates))
+    return EvalPrediction(predictions=utils_qa.write_answers(parts, folder, stage).texts, label_ids=None)
 
 
 class TableForQuestionAnswering(PreTrainedModel):

@@ -149,3 +149,13 @@ def test_what_cannot_be_is_told_at_once(still_models, squad_files, tmp_path):
     beginnings = [problem.partition(": ")[0] for problem in error.value.problems]
     assert beginnings == [f"--deepspeed {CONFIGS / 'deepspeed_zero_2.json'}", "--fsdp", beginnings[-1]]
     assert beginnings[-1].startswith("--early_stopping_patience") and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_says_otherwise_than_the_flags(still_models, squad_files, tmp_path):
+    """transformers tells it in a traceback, once data and model are loaded."""
+    file = CONFIGS / "deepspeed_zero_2.json"
+    words = job("none", tmp_path, still_models, squad_files)[1:]
+    with pytest.raises(UserError) as error:
+        run_qa.main([*words, "--deepspeed", str(file), "--max_grad_norm", "0.5"])
+    problem = f'--deepspeed {file}: gradient_clipping=1.0 in the file, but max_grad_norm=0.5 of the flags; give one value, or "auto" in the file'
+    assert error.value.problems == [problem] and not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import weakref
 
 import datasets
 import numpy as np
@@ -242,11 +243,18 @@ def test_answers_of_random_logits(windows, seed, count, kind, negative, n_best_s
     logits = tuple(logits_of(kind, rng, (len(listed), 64)) for _ in range(2))
     options = (negative, n_best_size, max_answer_length, threshold)
     texts, nbest, null_odds = oracle.answers(rows, listed, logits, *options)
-    found = utils_qa.find_answers(rows, listed, logits, *options)
+    found = all_answers(rows, listed, logits, *options)
     assert (found.texts, nbest_of(found), found.null_odds) == (texts, nbest, null_odds)
     assert [list(row) for entry in nbest_of(found).values() for row in entry] == [
         list(row) for entry in nbest.values() for row in entry
     ]
+
+
+def all_answers(*args) -> utils_qa.Answers:
+    parts = [vars(part) for part in utils_qa.find_answers(*args)]
+    return utils_qa.Answers(
+        **{name: {key: part[name][key] for part in parts for key in part[name]} for name in parts[0]}
+    )
 
 
 def nbest_of(answers: utils_qa.Answers) -> dict[str, list[dict]]:
@@ -275,8 +283,25 @@ def test_more_examples_than_are_taken_at_once(windows, monkeypatch):
     rows, features, listed = windows
     monkeypatch.setattr(utils_qa, "EXAMPLES_AT_ONCE", 7)
     logits = tuple(logits_of("integers", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
-    found = utils_qa.find_answers(rows, features, logits, True)
+    found = all_answers(rows, features, logits, True)
     assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
+
+
+def test_written_answers_are_not_kept(tmp_path):
+    """Of 200,000 questions the n-best rows alone take 700 MB."""
+    made = []
+
+    def parts():
+        for number in range(5):
+            assert sum(part() is not None for part in made) <= 1  # the one before
+            part = utils_qa.Answers({f"q{number}": "text"}, {f"q{number}": "[]"}, {}, {f"q{number}": "text"})
+            made.append(weakref.ref(part))
+            yield part
+            del part
+
+    answers = utils_qa.write_answers(parts(), str(tmp_path))
+    assert answers.texts == answers.best_texts == {f"q{number}": "text" for number in range(5)} and not answers.nbest
+    assert json.loads((tmp_path / "nbest_predictions.json").read_text()) == {f"q{number}": [] for number in range(5)}
 
 
 def test_the_null_score_is_read_where_the_labels_say_no_answer(tokenizers):
@@ -288,14 +313,14 @@ def test_the_null_score_is_read_where_the_labels_say_no_answer(tokenizers):
     logits = np.zeros((1, 64), dtype=np.float32)
     logits[0, length - 1] = 5
     assert features.cls_index[0] == length - 1
-    found = utils_qa.find_answers(rows, features, (logits, logits), True)
+    found = all_answers(rows, features, (logits, logits), True)
     assert found.texts == {"q0": ""} and found.null_odds["q0"] == 10.0
 
 
 def test_not_a_number_does_not_stop_the_run(windows):
     rows, features, _ = windows
     logits = np.full((len(features), 64), np.nan, dtype=np.float32)
-    found = utils_qa.find_answers(rows, features, (logits, logits), True)
+    found = all_answers(rows, features, (logits, logits), True)
     assert len(found.texts) == len(rows)
 
 
