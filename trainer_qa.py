@@ -116,7 +116,7 @@ class AnswerEvaluation(LengthBuckets):
             tensors = tuple(tensor.to(self.args.device) for tensor in tensors)
         gathered = self.accelerator.gather_for_metrics(tensors)  # without what fills the last batch up
         if self.is_world_process_zero():
-            self.kept.append([tensor.cpu().numpy() for tensor in gathered])
+            self.kept.add([tensor.cpu().numpy() for tensor in gathered])
 
     def evaluate(
         self, eval_dataset=None, eval_examples=None, ignore_keys=None, metric_key_prefix: str = "eval"
@@ -143,7 +143,7 @@ class AnswerEvaluation(LengthBuckets):
 
     def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
         """Runs the model over `loader`; on rank 0 turns its output into answers and scores; all ranks get both."""
-        start, self.begun, self.kept = time.time(), [], []
+        start, self.begun, self.kept = time.time(), [], Rows(len(features))
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         output = loop(loader, "Evaluation" if stage == "eval" else "Prediction", None, ignore_keys, prefix)
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
@@ -156,19 +156,40 @@ class AnswerEvaluation(LengthBuckets):
             eval_group(self.args),
         )
         result = [EvalPrediction(None, None), {}]
-        if self.kept and self.post_process_function is not None:
+        if self.kept.count and self.post_process_function is not None:
             start = time.time()
             widths = self.evaluation_widths(features)
-            predictions = [in_order(np.concatenate(parts), widths, eval_group(self.args)) for parts in zip(*self.kept)]
-            self.kept = []
+            predictions = [in_order(table, widths, eval_group(self.args)) for table in self.kept.tables()]
             answers = self.post_process_function(examples, features, predictions, stage)
             scored = self.answer_metrics is not None and answers.label_ids is not None
             scores = self.answer_metrics(answers) if scored else {}
             result = [answers, {"postprocess_runtime": round(time.time() - start, 4)} | scores]
+        self.kept = None
         if self.args.world_size > 1:
             broadcast_object_list(result)
         answers, scores = result
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
+
+
+class Rows:
+    """Arrays that come in pieces, (batch, ...) each, of `total` rows in the end, in one table each from the start.
+
+    The pieces themselves, between all that a step allocates and frees, would split the heap: a GB at 200,000 rows.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.count, self.arrays = total, 0, []
+
+    def add(self, pieces: list[np.ndarray]) -> None:
+        """Rows beyond the total, which fill the last group up, are left out."""
+        if not self.arrays:
+            self.arrays = [np.empty((self.total, *piece.shape[1:]), piece.dtype) for piece in pieces]
+        before, self.count = self.count, min(self.count + len(pieces[0]), self.total)
+        for array, piece in zip(self.arrays, pieces):
+            array[before : self.count] = piece[: self.count - before]
+
+    def tables(self) -> list[np.ndarray]:
+        return [array[: self.count] for array in self.arrays]
 
 
 def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> np.ndarray:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 CHECKED_ROWS = 16
 # How many examples are post-processed together: it bounds memory (1,000 windows of 384 tokens take 20 MB).
 EXAMPLES_AT_ONCE = 1000  # must fit 16 bits
+# How many texts are tokenized together: the tokenizers library keeps over 100 bytes a token until its arrays are made.
+TEXTS_AT_ONCE = 1000
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LABELS = ("start_positions", "end_positions")
@@ -229,17 +231,26 @@ def tokenize_distinct(texts: list[str], tokenizer, offsets: bool = True) -> Text
     encoded.no_truncation()
     encoded.no_padding()
     encode = encoded.encode_batch if offsets else encoded.encode_batch_fast
-    encodings = encode(list(distinct), add_special_tokens=False)
-    splits = np.cumsum([0, *map(len, encodings)])
-    spans = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
-    spans = np.fromiter(spans, np.int32, 2 * splits[-1])
+    once = list(distinct)
+    batches = (once[begin : begin + TEXTS_AT_ONCE] for begin in range(0, max(len(once), 1), TEXTS_AT_ONCE))
+    arrays = (token_arrays(encode(batch, add_special_tokens=False)) for batch in batches)
+    lengths, ids, spans = map(np.concatenate, zip(*arrays))
     return Texts(
         of_row=np.array([number[text] for text in texts], dtype=np.int32),
-        splits=splits,
-        ids=np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, splits[-1]),
+        splits=np.cumsum(np.concatenate([[0], lengths])),
+        ids=ids,
         starts=spans[::2].copy(),
         ends=spans[1::2].copy(),
     )
+
+
+def token_arrays(encodings: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many tokens each text has; the ids of all; of each in turn where it starts and ends in its text."""
+    lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+    total = int(lengths.sum())
+    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, total)
+    spans = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
+    return lengths, ids, np.fromiter(spans, np.int32, 2 * total)
 
 
 def trim_questions(questions: np.ndarray, contexts: np.ndarray, most: int, doc_stride: int) -> np.ndarray:

@@ -23,7 +23,7 @@ COMPILED = "albert"
 RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", COMPILED)]
 LOSS_TOLERANCE = 1e-4  # in fp32, as the log rounds it; answers are compared exactly
 SCORE_TOLERANCE = 1e-3  # of the best answers' probabilities and, where they are written, log-probabilities
-TIE = 2e-5  # probabilities so near to each other are one
+SCORE_GAP = 1e-3  # what scores of answers differ by at least: no rounding lets two of them change places
 STEPS = 4
 PROCESS_SECONDS = 900
 GAUDI_FLAGS = {
@@ -77,7 +77,8 @@ def make_models(folder: Path) -> None:
             name, vocab_size=len(tokenizers[name]), **settings, **more.get(name, {})
         )
         head = transformers.AutoModelForSeq2SeqLM if name in WRITERS else transformers.AutoModelForQuestionAnswering
-        transformers.set_seed(2)  # a T5 of this seed ends some answers early, and goes on behind the end if it may
+        # A T5 of seed 2 ends some answers early, and goes on behind the end if it may; the others have no near ties.
+        transformers.set_seed(2 if name in WRITERS else 6 if name == "roberta" else 5)
         model = head.from_config(config)
         for copy in [name] + ["qwen2_left"] * (name == "qwen2"):
             model.save_pretrained(folder / copy)
@@ -108,6 +109,7 @@ def flags_of(name: str, squad_files: Path, negatives: Path) -> list:
     flags += ["--do_eval", "--validation_file", negatives if name == "t5" else squad_files / "dev.json"]
     flags += ["--do_predict", "--test_file", squad_files / "dev.json", "--per_device_eval_batch_size", "4"]
     flags += ["--max_eval_samples", "12", "--max_predict_samples", "16"]
+    flags += ["--n_best_size", "5"] * (name in READERS)
     flags += ["--predict_with_generate", "--val_max_answer_length", "8"] * (name in WRITERS)
     flags += ["--version_2_with_negative", "--null_score_diff_threshold", "3"] * (name == "t5")
     return flags + ["--num_beams", "3"] * (name == "bart")
@@ -174,6 +176,15 @@ def test_losses_are_those_of_the_cpu(runs, device, name):
         assert found == pytest.approx(expected, abs=LOSS_TOLERANCE)
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_no_two_answers_score_nearly_alike(runs, name):
+    """Else they may change places on another machine, and the test that compares them tells nothing."""
+    for stage in ("eval", "predict"):
+        for answers in load(runs / "cpu" / name / f"{stage}_nbest_predictions.json").values():
+            scores = [answer["start_logit"] + answer["end_logit"] for answer in answers]
+            assert all(better - worse >= SCORE_GAP for better, worse in zip(scores, scores[1:]))
+
+
 @pytest.mark.parametrize("device, name", RUNS)
 def test_answers_are_those_of_the_cpu(runs, device, name):
     """And their scores: optimum-habana rounded those of written answers to whole numbers."""
@@ -183,10 +194,7 @@ def test_answers_are_those_of_the_cpu(runs, device, name):
         assert found == expected
         expected, found = (load(folder / f"{stage}_nbest_predictions.json") for folder in (here, there))
         for identity, answers in expected.items():
-            for ours, answer in zip(found[identity], answers, strict=True):
-                # Some CPUs round so that two of the further answers, as good as equally probable, change places.
-                nearly = ours["probability"] == pytest.approx(answer["probability"], abs=TIE)
-                assert ours["text"] == answer["text"] or (nearly and ours is not found[identity][0])
+            assert [answer["text"] for answer in found[identity]] == [answer["text"] for answer in answers]
             for key in answers[0].keys() & {"score", "probability"}:
                 assert found[identity][0][key] == pytest.approx(answers[0][key], abs=SCORE_TOLERANCE)
         assert len({answer["text"] for answers in expected.values() for answer in answers}) >= 3

@@ -41,8 +41,18 @@ def over_nodes(request, remote_shells, tmp_path, monkeypatch):
     problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], request.param, 2, hosts=hosts))
     if problems:
         pytest.skip(problems[0] + "; for tests: pip install -r requirements-dev.txt")
+    if request.param == "mpi" and not has_interface():
+        pytest.skip(
+            "no network interface but loopback: OpenMPI 5 reaches other nodes over another; give the machine one"
+        )
     (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in NODES))
     return [*ENGINES[request.param], "--hostfile", tmp_path / "hosts", *free_port_flags()]
+
+
+def has_interface() -> bool:
+    """Whether OpenMPI 5 finds an interface to listen on; it takes loopback only for ranks of one node."""
+    states = {path.parent.name: path.read_text().strip() for path in Path("/sys/class/net").glob("*/operstate")}
+    return any(name != "lo" and state != "down" for name, state in states.items())
 
 
 def command_lines() -> bytes:
@@ -161,6 +171,7 @@ def test_two_nodes_train_as_one(tiny_model, squad_files, remote_shells, tmp_path
         engine: [[*ENGINES[engine], "--hostfile", tmp_path / "hosts", *free_port_flags()]]
         for engine in ("mpi", "deepspeed")
         if not gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], engine, 2))
+        and (engine != "mpi" or has_interface())
     }
     meeting = ["--world_size", 2, "--nnodes", 2, "--master_addr", NODES[0], *free_port_flags()]
     ways["torchrun"] = [[*meeting, "--node_rank", number] for number in (0, 1)]

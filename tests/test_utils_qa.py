@@ -287,6 +287,12 @@ def test_more_examples_than_are_taken_at_once(windows, monkeypatch):
     assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
 
 
+def test_more_texts_than_are_tokenized_at_once(windows, tokenizers, monkeypatch):
+    rows, _, listed = windows
+    monkeypatch.setattr(utils_qa, "TEXTS_AT_ONCE", 7)
+    assert as_dicts(utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16)) == listed
+
+
 def test_written_answers_are_not_kept(tmp_path):
     """Of 200,000 questions the n-best rows alone take 700 MB."""
     made = []
