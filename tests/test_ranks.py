@@ -216,7 +216,12 @@ def test_a_killed_rank_ends_a_training(engine, place, still_models, hub, squad_f
         for left in [process.pid] * (process.poll() is None) + list(filter(is_running, started)):
             os.kill(left, signal.SIGKILL)
     fetched = [file for method, file, status in hub.answered if (method, status) == ("GET", 200) and "/" not in file]
-    assert "model.safetensors" in fetched and sorted(fetched) == sorted(set(fetched))
+    assert fetched[-1] == "model.safetensors" and sorted(fetched) == sorted(set(fetched))
+    requests = [request[:2] for request in hub.answered]
+    _, other = (place for place, request in enumerate(requests) if request == ("HEAD", "config.json"))
+    assert all(
+        requests.index(("GET", file)) < other for file in fetched[:-1]
+    )  # rank 0 has all before another one asks
 
 
 def descendants(process: int) -> list[int]:
