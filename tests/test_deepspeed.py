@@ -158,4 +158,4 @@ def test_a_file_that_says_otherwise_than_the_flags(still_models, squad_files, tm
     with pytest.raises(UserError) as error:
         run_qa.main([*words, "--deepspeed", str(file), "--max_grad_norm", "0.5"])
     problem = f'--deepspeed {file}: gradient_clipping=1.0 in the file, but max_grad_norm=0.5 of the flags; give one value, or "auto" in the file'
-    assert error.value.problems == [problem] and not list(tmp_path.iterdir())
+    assert error.value.problems == (problem,) and not list(tmp_path.iterdir())
