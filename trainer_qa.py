@@ -143,7 +143,8 @@ class AnswerEvaluation(LengthBuckets):
 
     def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
         """Runs the model over `loader`; on rank 0 turns its output into answers and scores; all ranks get both."""
-        start, self.begun, self.kept = time.time(), [], Rows(len(features))
+        group = eval_group(self.args)
+        start, self.begun, self.kept = time.time(), [], Rows(-(-len(features) // group) * group)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         output = loop(loader, "Evaluation" if stage == "eval" else "Prediction", None, ignore_keys, prefix)
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
@@ -153,13 +154,13 @@ class AnswerEvaluation(LengthBuckets):
             self.begun,
             self.args.throughput_warmup_steps,
             output.num_samples,
-            eval_group(self.args),
+            group,
         )
         result = [EvalPrediction(None, None), {}]
         if self.kept.count and self.post_process_function is not None:
             start = time.time()
             widths = self.evaluation_widths(features)
-            predictions = [in_order(table, widths, eval_group(self.args)) for table in self.kept.tables()]
+            predictions = [in_order(table, widths, group) for table in self.kept.tables()]
             answers = self.post_process_function(examples, features, predictions, stage)
             scored = self.answer_metrics is not None and answers.label_ids is not None
             scores = self.answer_metrics(answers) if scored else {}
@@ -172,7 +173,7 @@ class AnswerEvaluation(LengthBuckets):
 
 
 class Rows:
-    """Arrays that come in pieces, (batch, ...) each, of `total` rows in the end, in one table each from the start.
+    """Arrays that come in pieces, (batch, ...) each, of at most `total` rows in the end, in one table each from the start.
 
     The pieces themselves, between all that a step allocates and frees, would split the heap: a GB at 200,000 rows.
     """
@@ -181,12 +182,14 @@ class Rows:
         self.total, self.count, self.arrays = total, 0, []
 
     def add(self, pieces: list[np.ndarray]) -> None:
-        """Rows beyond the total, which fill the last group up, are left out."""
+        """Raises a ValueError for rows beyond the total."""
         if not self.arrays:
             self.arrays = [np.empty((self.total, *piece.shape[1:]), piece.dtype) for piece in pieces]
-        before, self.count = self.count, min(self.count + len(pieces[0]), self.total)
+        before, self.count = self.count, self.count + len(pieces[0])
+        if self.count > self.total:
+            raise ValueError(f"got over {self.total} rows")
         for array, piece in zip(self.arrays, pieces):
-            array[before : self.count] = piece[: self.count - before]
+            array[before : self.count] = piece
 
     def tables(self) -> list[np.ndarray]:
         return [array[: self.count] for array in self.arrays]

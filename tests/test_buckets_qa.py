@@ -111,15 +111,17 @@ def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
     assert (trainer_qa.in_order(said[order], widths, group) == said).all()
 
 
-@given(st.lists(st.integers(1, 4), max_size=6), st.integers(1, 12))
-def test_rows_come_in_pieces(sizes, total):
-    """What fills the last group up is left out; what did not come is not made up."""
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 3))
+def test_rows_come_in_pieces(sizes, spare):
+    """What did not come is not made up, and what is too much is not dropped."""
     said = np.random.default_rng(0).normal(size=(sum(sizes), 2))
-    kept = trainer_qa.Rows(total)
-    for piece in np.split(said, np.cumsum(sizes)[:-1]) if sizes else []:
+    kept = trainer_qa.Rows(len(said) + spare)
+    for piece in np.split(said, np.cumsum(sizes)[:-1]):
         kept.add([piece, piece[:, 0]])
-    both = kept.tables() or [said, said[:, 0]]
-    assert (both[0] == said[:total]).all() and (both[1] == said[:total, 0]).all() and kept.count == len(both[1])
+    both = kept.tables()
+    assert both[0].tolist() == said.tolist() and both[1].tolist() == said[:, 0].tolist()
+    with pytest.raises(ValueError):
+        kept.add([said[:1].repeat(spare + 1, axis=0)] * 2)
 
 
 @pytest.mark.parametrize(
