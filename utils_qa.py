@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import chain, starmap
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 CHECKED_ROWS = 16
 # How many examples are post-processed together: it bounds memory (1,000 windows of 384 tokens take 20 MB).
 EXAMPLES_AT_ONCE = 1000  # must fit 16 bits
+PAIRS_AT_ONCE = 1 << 20  # of a window's starts and ends, of all windows
 # How many texts are tokenized together: the tokenizers library keeps over 100 bytes a token until its arrays are made.
 TEXTS_AT_ONCE = 1000
 
@@ -394,9 +395,15 @@ def own_windows(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
+    # tokenizers 0.21 then tells which tokens are the context's in the first window only
+    untold = tokenizer.backend_tokenizer.post_processor is None
+    question_length = encoding.sequence_ids(0).count(int(not right))
     windows = []
     for window, ids in enumerate(encoding["input_ids"]):
         of_text = encoding.sequence_ids(window)
+        if untold:
+            rest = len(ids) - question_length
+            of_text = [0] * question_length + [1] * rest if right else [0] * rest + [1] * question_length
         inside = [sequence == int(right) for sequence in of_text]
         offsets = [span if here else None for span, here in zip(encoding["offset_mapping"][window], inside)]
         feature = {name: encoding[name][window] for name in MODEL_INPUTS if name in encoding}
@@ -786,8 +793,7 @@ def find_answers(
     if version_2_with_negative and (np.diff(bounds) == 0).any():
         raise ValueError(f"example {ids[np.flatnonzero(np.diff(bounds) == 0)[0]]!r} has no feature")
 
-    def part(begin: int) -> Answers:
-        end = min(begin + EXAMPLES_AT_ONCE, len(ids))
+    def part(begin: int, end: int) -> Answers:
         chosen = order[bounds[begin] : bounds[end]]
         if isinstance(predictions, Candidates):
             best = predictions.of(chosen)
@@ -801,7 +807,18 @@ def find_answers(
         kept = rank_spans(spans, null, n_best_size)
         return collect_answers(ids[begin:end], contexts[begin:end], kept, null, null_score_diff_threshold)
 
-    return map(part, range(0, len(ids), EXAMPLES_AT_ONCE))
+    return starmap(part, cuts(bounds, max(1, PAIRS_AT_ONCE // n_best_size**2)))
+
+
+def cuts(bounds: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Examples to answer at once, from one to before another: `EXAMPLES_AT_ONCE` at most, with `most` windows at most,
+    which `bounds` (examples + 1,) says the first of; or one example."""
+    begin = 0
+    while begin < len(bounds) - 1:
+        end = np.searchsorted(bounds, bounds[begin] + most, side="right") - 1
+        end = min(max(int(end), begin + 1), begin + EXAMPLES_AT_ONCE, len(bounds) - 1)
+        yield begin, end
+        begin = end
 
 
 def window_spans(

@@ -1,5 +1,6 @@
 """Features and answers against the plain oracle: on every kind of tokenizer, on nasty text and on random logits."""
 
+import copy
 import gzip
 import json
 import logging
@@ -13,6 +14,7 @@ import torch
 from conftest import SHARED_DATA, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
 from tokenizers_qa import make_rows, make_tokenizers
 
 import utils_qa
@@ -285,6 +287,41 @@ def test_more_examples_than_are_taken_at_once(windows, monkeypatch):
     logits = tuple(logits_of("integers", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
     found = all_answers(rows, features, logits, True)
     assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
+
+
+def test_more_pairs_than_are_taken_at_once(windows, monkeypatch):
+    rows, features, listed = windows
+    monkeypatch.setattr(utils_qa, "PAIRS_AT_ONCE", 2000)  # of five windows
+    logits = tuple(logits_of("integers", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
+    found = all_answers(rows, features, logits, True)
+    assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
+
+
+@given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 9))
+def test_what_is_answered_at_once_is_bounded(windows_of_each, most):
+    bounds = np.cumsum([0, *windows_of_each])
+    parts = list(utils_qa.cuts(bounds, most))
+    assert [index for begin, end in parts for index in range(begin, end)] == list(range(len(windows_of_each)))
+    assert all(bounds[end] - bounds[begin] <= most or end == begin + 1 for begin, end in parts)
+    # and no part could take the next example
+    assert all(bounds[end + 1] - bounds[begin] > most for begin, end in parts[:-1])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_tokenizer_without_a_post_processor(tokenizers, side):
+    """tokenizers 0.21 says of its first window only what is question and what context; the same one that adds nothing tells."""
+    bare, telling = (copy.deepcopy(tokenizers["qwen2"]) for _ in range(2))
+    bare.padding_side = telling.padding_side = side
+    settings = json.loads(bare.backend_tokenizer.to_str()) | {"post_processor": None}
+    bare._tokenizer = Tokenizer.from_str(json.dumps(settings))
+    telling.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair="$A $B", special_tokens=[]
+    )
+    assert bare.backend_tokenizer.post_processor is None
+    rows = short_enough(rows_of(*make_rows(60, seed=3)), telling, 64, 16)
+    features = utils_qa.prepare_features(rows, bare, 64, 16)
+    assert isinstance(features, utils_qa.Features) and as_dicts(features) == expected(telling, rows, 64, 16)
+    assert len(features) > len(rows)
 
 
 def test_more_texts_than_are_tokenized_at_once(windows, tokenizers, monkeypatch):
