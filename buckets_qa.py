@@ -6,8 +6,8 @@ shapes, and little padding.
 
 Every bucket but the longest holds a multiple of a *group*, the features that one step takes on all ranks: what is left over,
 its longest features, moves to the next bucket. So every rank of a step has the same shape, and no batch is shorter than the
-others but, in the longest bucket, the last one, which is filled up. Which bucket a feature is in does not change
-during a run; its batch does, with every epoch.
+others but, in the longest bucket, the last one, which is filled up. A group of each bucket comes first, the longest before
+the others. Which bucket a feature is in does not change during a run; its batch does, with every epoch.
 """
 
 import logging
@@ -87,7 +87,8 @@ def set_widths(features: dict, words: Sequence[str] | None, longest: int, args) 
     boundaries = read_buckets(words)
     if isinstance(boundaries, int):
         used = max(part.max() for part in lengths.values())
-        boundaries = choose_boundaries(next(iter(lengths.values())), boundaries, min(used, longest))
+        last = min(-(-int(used) // AUTO_MULTIPLE) * AUTO_MULTIPLE, longest)
+        boundaries = choose_boundaries(next(iter(lengths.values())), boundaries, last)
     else:
         boundaries = [*(boundary for boundary in boundaries if boundary < longest), longest]
     for split, part in features.items():
@@ -118,40 +119,57 @@ def eval_group(args) -> int:
 def pad_widths(lengths: np.ndarray, boundaries: Sequence[int], group: int) -> np.ndarray:
     """(features,) the boundary that each feature of the given length is padded to.
 
-    The longest features that a bucket holds beyond a multiple of `group` are padded to the next boundary.
+    The longest features that a bucket holds beyond a multiple of `group` are padded to the next boundary. Where that leaves
+    less than a group in the longest bucket, the longest group of the one before joins it: what fills the last group up
+    then is each there once, and of few long features none comes many times.
     """
     widths = np.asarray(boundaries, dtype=np.int32)[np.searchsorted(boundaries, lengths)]
     for boundary, following in zip(boundaries, boundaries[1:]):
         inside = np.flatnonzero(widths == boundary)
         kept = len(inside) - len(inside) % group
         widths[inside[np.argsort(lengths[inside], kind="stable")[kept:]]] = following
+    *shorter, longest = np.unique(widths)
+    if shorter and (widths == longest).sum() < group:
+        inside = np.flatnonzero(widths == shorter[-1])
+        widths[inside[np.argsort(lengths[inside], kind="stable")[-group:]]] = longest
     return widths
 
 
 def training_order(widths: np.ndarray, group: int, seed: tuple[int, ...], drop_last: bool = False) -> np.ndarray:
     """Every feature in random order, each `group` in a row of one width; the same for the same seed.
 
-    The longest bucket's last group is filled up with features of that bucket, a second time, or left out with
-    `drop_last`.
+    A group of each width comes first, the longest before the others: what memory cannot hold shows in the first step, and
+    behind as many steps as there are widths no graph is new. The longest bucket's last group is filled up with others of
+    that bucket, a second time, or left out with `drop_last`.
     """
     draw = np.random.default_rng(seed)
-    groups = []
-    for width in np.unique(widths):
+    parts = []
+    for width in np.unique(widths)[::-1]:
         inside = draw.permutation(np.flatnonzero(widths == width))
-        full = -(-len(inside) // group) if not drop_last else len(inside) // group
-        groups.append(np.resize(inside, (full, group)))
-    return draw.permutation(np.concatenate(groups)).ravel()
+        left = len(inside) % group
+        if left and drop_last:
+            inside = inside[:-left]
+        elif left:
+            inside = np.concatenate([inside, np.resize(inside, group - left)])
+        parts.append(inside.reshape(-1, group))
+    rest = draw.permutation(np.concatenate([part[1:] for part in parts]))
+    return np.concatenate([*(part[:1] for part in parts), rest]).ravel()
 
 
 def evaluation_order(widths: np.ndarray, group: int) -> np.ndarray:
-    """Every feature, by width, and behind them what fills the last group up: so the trainer takes it away again."""
+    """Every feature, a group of each width first as in training, the others by width.
+
+    What fills the longest bucket's last group up stands behind everything, so that the trainer takes it away again.
+    """
     order = np.argsort(widths, kind="stable")
     longest = order[widths[order] == widths.max()]
-    return np.concatenate([order, np.resize(longest, -len(order) % group)])
+    groups = np.concatenate([order, np.resize(longest, -len(order) % group)]).reshape(-1, group)
+    first = np.unique(widths[groups[:, 0]], return_index=True)[1][::-1]
+    return np.concatenate([groups[first], np.delete(groups, first, axis=0)]).ravel()
 
 
 class Order(torch.utils.data.Sampler):
-    """Hands out features in the order that `order()` gives when an epoch begins; `length` is how many those are."""
+    """Hands out `length` features in the order that `order()` gives at the beginning of an epoch."""
 
     def __init__(self, order: Callable[[], np.ndarray], length: int):
         self.order, self.length = order, length

@@ -16,13 +16,21 @@ from data_qa import load_rows
 from device_qa import trainer_extras
 from errors_qa import run_or_exit
 from models_qa import load_config_and_tokenizer, load_marker, sequence_limit
-from trainer_qa import QuestionAnsweringTrainer, checkpoint_to_resume, hand_in, run, score_answers, tell_checked
+from trainer_qa import (
+    QuestionAnsweringTrainer,
+    check_enough,
+    checkpoint_to_resume,
+    hand_in,
+    run,
+    score_answers,
+    tell_checked,
+)
 from utils_qa import Candidates, PaddingCollator, find_answers, prepare_features, read_template
 
 
 def main(argv: list[str] | None = None) -> None:
     model_args, data_args, args = start(argv, ModelArguments, DataArguments)
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
     rows = load_rows(data_args, model_args, args)
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
@@ -30,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
     set_widths(features, data_args.length_buckets, length, args)
+    check_enough(features, args)
     if data_args.check:
         return tell_checked(features, args)
 

@@ -18,7 +18,7 @@ from data_qa import load_rows
 from device_qa import trainer_extras
 from errors_qa import UserError, run_or_exit
 from models_qa import load_config_and_tokenizer, load_writer, sequence_limit
-from trainer_qa import checkpoint_to_resume, hand_in, run, score_answers, tell_checked
+from trainer_qa import check_enough, checkpoint_to_resume, hand_in, run, score_answers, tell_checked
 from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 from utils_qa import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def main(argv: list[str] | None = None) -> None:
     model_args, data_args, args = start(argv, Seq2SeqModelArguments, Seq2SeqDataArguments, seq2seq=True)
     settle_generation(data_args, args)
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
     rows = load_rows(data_args, model_args, args)
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
     set_widths(features, data_args.length_buckets, length, args)
+    check_enough(features, args)
     if data_args.check:
         return tell_checked(features, args)
 

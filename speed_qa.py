@@ -20,7 +20,7 @@ class Mark:
     """How far one rank's training is."""
 
     time: float
-    steps: int
+    updates: int  # of the weights
     samples: int
     tokens: int  # of the texts that the model reads, padding included
     real: int  # those that are no padding
@@ -31,27 +31,27 @@ class TrainingSpeed:
     """Mixin for a trainer: adds what its training took to the metrics that `train` returns."""
 
     def train(self, *args, **kwargs):
-        self.now, self.marks, self.real, self.paused = (
-            Mark(0, 0, 0, 0, 0, 0),
-            [],
-            0,
-            {"evaluation": 0.0, "saving": 0.0},
-        )
-        output = super().train(*args, **kwargs)
-        self.mark()
-        output.metrics.update(self.training_speed())
-        return output
+        self.now, self.marks, self.real, self.steps = Mark(0, 0, 0, 0, 0, 0), [], 0, 0
+        self.paused = {"evaluation": 0.0, "saving": 0.0}
+        return super().train(*args, **kwargs)
+
+    def log(self, logs: dict, *args, **kwargs) -> None:
+        """Adds to the training's own metrics, which come last, and so to what `train` returns."""
+        if "train_runtime" in logs:
+            self.mark()
+            logs.update(self.training_speed())
+        super().log(logs, *args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs):
         warmup = self.args.throughput_warmup_steps * self.args.gradient_accumulation_steps
-        if self.now.steps in (0, warmup):
+        if self.steps in (0, warmup):
             self.mark()
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        self.now.steps += 1
+        self.steps += 1
         self.now.samples += len(ids)
         self.now.tokens += ids.numel()
         self.real = self.real + (ids.numel() if mask is None else mask.sum())
-        if self.now.steps % STEPS_BETWEEN_READS == 0:
+        if self.steps % STEPS_BETWEEN_READS == 0:
             self.read_device()
         return super().training_step(model, inputs, *args, **kwargs)
 
@@ -84,8 +84,8 @@ class TrainingSpeed:
 
     def mark(self) -> None:
         self.read_device()
-        now = self.now
-        self.marks.append(Mark(time.time(), now.steps, now.samples, now.tokens, now.real, sum(self.paused.values())))
+        paused, now = sum(self.paused.values()), self.now
+        self.marks.append(Mark(time.time(), self.state.global_step, now.samples, now.tokens, now.real, paused))
 
     def training_speed(self) -> dict[str, float]:
         """Metrics of a training that has ended, of all ranks; the rates are those behind the warm-up."""
@@ -105,12 +105,11 @@ class TrainingSpeed:
         }
         metrics |= {f"train_{name}_runtime": round(seconds, 4) for name, seconds in self.paused.items()}
         if warm is not first:
-            metrics["train_first_steps_runtime"] = round(warm.time - first.time, 4)
+            metrics["train_first_steps_runtime"] = round(warm.time - first.time - warm.paused, 4)
         if not self.args.use_habana and (warm is not first or self.args.adjust_throughput):
             seconds = steady if self.args.adjust_throughput else seconds  # as GaudiTrainer counts
-            steps = (last.steps - warm.steps) / self.args.gradient_accumulation_steps
             metrics["train_samples_per_second"] = round(samples / seconds, 3)
-            metrics["train_steps_per_second"] = round(steps / seconds, 3)
+            metrics["train_steps_per_second"] = round((last.updates - warm.updates) / seconds, 3)
         return metrics
 
 

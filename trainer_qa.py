@@ -66,6 +66,37 @@ class LengthBuckets:
         return np.zeros(len(dataset)) if widths is None and self.args.dataloader_drop_last else widths
 
 
+class ResumedEpochs:
+    """Mixin for a trainer: also an epoch that a run resumes within takes its last update, of fewer batches than the others.
+
+    transformers 4.55 and optimum-habana 1.21.2 look for a whole epoch's number of batches there, so the gradients stayed
+    for the next epoch's first update. Before each batch both look whether `gradient_accumulation_steps` divides how many
+    they have had: for these batches it is a number that divides but their last.
+    """
+
+    batches, handed_out, last_batch = None, 0, None
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.handed_out = len(samples) + (self.handed_out if epoch_iterator is self.batches else 0)
+        self.batches, self.accumulated = epoch_iterator, self.args.gradient_accumulation_steps
+        resumed = self.handed_out < len(self.callback_handler.train_dataloader)
+        if resumed and 0 < len(samples) < self.accumulated:
+            self.args.gradient_accumulation_steps = self.last_batch = self.handed_out
+        return samples, items
+
+    def training_step(self, *args, **kwargs):
+        if self.last_batch is None:
+            return super().training_step(*args, **kwargs)
+        self.args.gradient_accumulation_steps = self.accumulated
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self.last_batch = None
+        else:
+            self.args.gradient_accumulation_steps = self.last_batch
+        return loss
+
+
 class AnswerEvaluation(LengthBuckets):
     """Mixin for a trainer: `evaluate` and `predict` turn what the model puts out into answers and score them.
 
@@ -204,7 +235,7 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
     return result
 
 
-class QuestionAnsweringTrainer(TrainingSpeed, AnswerEvaluation, trainer_class(False)):
+class QuestionAnsweringTrainer(ResumedEpochs, TrainingSpeed, AnswerEvaluation, trainer_class(False)):
     """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass.
 
     Args (beyond those of `AnswerEvaluation` and the base):
@@ -234,12 +265,25 @@ class QuestionAnsweringTrainer(TrainingSpeed, AnswerEvaluation, trainer_class(Fa
 # What a script does with its trainer
 
 
-def checkpoint_to_resume(args) -> str | None:
+def checkpoint_to_resume(args, buckets: list[str] | None) -> str | None:
     """Where training goes on: the checkpoint that the flags name, else the last complete one in `output_dir`.
 
     Raises:
-        UserError: `output_dir` holds something else, and --overwrite_output_dir is not given.
+        UserError: `output_dir` holds something else, and --overwrite_output_dir is not given; or with length `buckets` the
+            checkpoint's run had batches of another size, which transformers 4.55 goes on with.
     """
+    checkpoint = named_or_last_checkpoint(args)
+    if checkpoint is not None and buckets is not None and args.do_train:
+        size = json.loads((Path(checkpoint) / "trainer_state.json").read_text()).get("train_batch_size")
+        if size not in (None, args.train_batch_size):
+            raise UserError(
+                f"--per_device_train_batch_size {args.per_device_train_batch_size}: the run of {checkpoint} has "
+                f"{size // max(1, args.n_gpu)}, by which --length_buckets is laid out; resume with that"
+            )
+    return checkpoint
+
+
+def named_or_last_checkpoint(args) -> str | None:
     named = args.resume_from_checkpoint
     if named is not None and named.lower() not in ("true", "false"):
         if not is_complete(Path(named)):
@@ -305,6 +349,13 @@ def score_answers(data: DataArguments, answers: EvalPrediction) -> dict[str, flo
 
 def sigmoid(odds: float) -> float:
     return float(np.exp(-np.logaddexp(0.0, -odds)))  # without overflow
+
+
+def check_enough(features: dict, args) -> None:
+    """Raises a UserError where dropping the last batch leaves no batch to train on."""
+    number, group = len(features.get("train", ())), train_group(args)
+    if args.dataloader_drop_last and 0 < number < group:
+        raise UserError(f"--dataloader_drop_last drops all {number} features of the training: a step takes {group}")
 
 
 def tell_checked(features: dict, args) -> None:

@@ -4,10 +4,10 @@ import torch
 
 from device_qa import trainer_class
 from speed_qa import TrainingSpeed
-from trainer_qa import AnswerEvaluation
+from trainer_qa import AnswerEvaluation, ResumedEpochs
 
 
-class QuestionAnsweringSeq2SeqTrainer(TrainingSpeed, AnswerEvaluation, trainer_class(True)):
+class QuestionAnsweringSeq2SeqTrainer(ResumedEpochs, TrainingSpeed, AnswerEvaluation, trainer_class(True)):
     """Trains and evaluates models that write the answer: GaudiSeq2SeqTrainer's or Seq2SeqTrainer's subclass.
 
     Args (beyond those of `AnswerEvaluation` and the base):

@@ -31,6 +31,7 @@ CORRECTIONS = {
         "QuestionAnsweringSeq2SeqTrainer",
         "token_loss",
     ),
+    "ResumedEpochs.get_batch_samples": ("trainer_qa", "ResumedEpochs", "get_batch_samples"),
 }
 
 

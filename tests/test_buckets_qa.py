@@ -26,7 +26,12 @@ from errors_qa import UserError
 
 
 BUCKETS = ["32", "64", "96"]
-LENGTHS = st.lists(st.integers(1, 56), min_size=1, max_size=60).map(np.array)
+# also those of which few are long
+LENGTHS = st.builds(
+    lambda some, short: np.array(some + short),
+    st.lists(st.integers(1, 56), min_size=1, max_size=30),
+    st.lists(st.integers(1, 16), max_size=30),
+)
 
 
 def padded_tokens(lengths, boundaries) -> int:
@@ -51,7 +56,9 @@ def test_every_bucket_but_the_longest_holds_whole_groups(lengths, group):
     for boundary in boundaries[:-1]:
         inside = lengths[widths == boundary]
         moved = lengths[(lengths <= boundary) & (widths > boundary)]
-        assert len(inside) % group == 0 and (not len(inside) or not len(moved) or moved.min() >= inside.min())
+        assert not len(moved) or not len(inside) or moved.min() >= inside.max()
+        assert len(inside) % group == 0 or boundary == widths.max()
+    assert (widths == widths.max()).sum() >= min(group, len(lengths))
     assert (
         buckets_qa.pad_widths(lengths, boundaries, 1) == [min(b for b in boundaries if b >= n) for n in lengths]
     ).all()
@@ -74,6 +81,9 @@ def test_all_ranks_of_a_step_see_one_width_and_every_feature_once(lengths, batch
     counts = np.bincount(orders[0], minlength=len(lengths))
     longest = widths == widths.max()
     left = longest.sum() % group
+    there = [width for width in np.unique(widths)[::-1] if (widths == width).sum() >= group]
+    assert widths[orders[0][::group]][: len(there)].tolist() == there
+    assert len(lengths) < group or counts.max() <= 2
     if drop_last:
         assert counts.max(initial=0) <= 1 and (counts == 0).sum() == left and not (counts == 0)[~longest].any()
     else:
@@ -106,7 +116,9 @@ def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
     widths = buckets_qa.pad_widths(lengths, [16, 32, 56], group)
     order = buckets_qa.evaluation_order(widths, group)
     assert len(order) % group == 0 and sorted(order[: len(lengths)]) == list(range(len(lengths)))
-    assert len({tuple(set(part)) for part in widths[order].reshape(-1, group)}) <= 3
+    steps = widths[order].reshape(-1, group)
+    there = [width for width in np.unique(widths)[::-1] if (widths == width).sum() >= group]
+    assert (steps == steps[:, :1]).all() and steps[: len(there), 0].tolist() == there
     said = np.arange(len(lengths))[:, None] * [1, 2]
     assert (trainer_qa.in_order(said[order], widths, group) == said).all()
 
@@ -146,6 +158,15 @@ def test_buckets_that_cannot_be_are_told(words, told, squad_files):
     with pytest.raises(UserError) as error:
         run_qa.main([*flags, "--length_buckets", *words])
     assert len(error.value.problems) == 1 and error.value.problems[0].startswith(told)
+
+
+def test_the_last_boundary_of_auto_is_a_multiple_of_8_where_there_is_room():
+    lengths = np.array([20, 30, 41])
+    for longest, last in ((96, 48), (45, 45)):
+        features = SimpleNamespace(lengths=lambda: lengths)
+        args = SimpleNamespace(train_batch_size=1, world_size=1)
+        buckets_qa.set_widths({"train": features}, ["auto", "2"], longest, args)
+        assert features.widths.max() == last
 
 
 def test_the_numbers_of_auto():
@@ -260,21 +281,20 @@ def test_dropping_last_batches_drops_no_answers(tiny_model, mixed_lengths, tmp_p
     check_same_answers(tmp_path / "dropped", tmp_path / "kept")
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", [1, 2, 4])
 def test_a_run_resumed_within_its_second_epoch_goes_on_with_the_right_batches(
-    tiny_model, mixed_lengths, tmp_path, accumulated
+    tiny_model, mixed_lengths, tmp_path, seen, accumulated
 ):
-    """accelerate 1.10.1 forgets the epoch there. Every loss is that of a run which was not stopped, and so the weights."""
-    flags = [
-        *training_flags(mixed_lengths),
-        "--length_buckets",
-        *BUCKETS,
-        "--gradient_accumulation_steps",
-        accumulated,
-    ]
+    """accelerate 1.10.1 forgets the epoch there, and transformers 4.55 an epoch's last update of fewer batches.
+
+    Every loss is that of a run which was not stopped, and so the weights.
+    """
+    flags = [*training_flags(mixed_lengths), "--num_train_epochs", "3", "--length_buckets", *BUCKETS]
+    flags += ["--max_train_samples", "60", "--gradient_accumulation_steps", accumulated]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run(run_qa, tiny_model, whole, *flags, "--save_strategy", "steps", "--save_steps", "0.7")
+    run(run_qa, tiny_model, whole, *flags, "--save_strategy", "steps", "--save_steps", "0.5")
     (checkpoint,) = (path for path in whole.glob("checkpoint-*") if 1 < load(path / "trainer_state.json")["epoch"] < 2)
+    assert accumulated == 1 or len(seen["training_step"]) // 3 % accumulated
     shutil.copytree(checkpoint, resumed / checkpoint.name)
     run(run_qa, tiny_model, resumed, *flags, "--save_strategy", "no")
     losses, expected = (
@@ -282,8 +302,33 @@ def test_a_run_resumed_within_its_second_epoch_goes_on_with_the_right_batches(
         for folder in (resumed, whole)
     )
     assert losses == expected
+    assert len({load(folder / "trainer_state.json")["global_step"] for folder in (resumed, whole)}) == 1
     weights, expected = load_file(resumed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all((weights[name] == expected[name]).all() for name in expected)
+
+
+def test_a_run_is_not_resumed_with_batches_of_another_size(tiny_model, mixed_lengths, tmp_path):
+    """transformers 4.55 goes on with those of the checkpoint, which would hold features of several buckets."""
+    flags = [*training_flags(mixed_lengths), "--max_steps", "1", "--save_steps", "1"]
+    run(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
+    flags[flags.index("--per_device_train_batch_size") + 1] = "8"
+    with pytest.raises(UserError) as error:
+        run(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
+    (told,) = error.value.problems
+    assert (
+        told.startswith("--per_device_train_batch_size 8: the run of") and "has 4, by which --length_buckets" in told
+    )
+    run(run_qa, tiny_model, tmp_path, *flags)
+
+
+@pytest.mark.parametrize("buckets", [[], ["--length_buckets", *BUCKETS]])
+def test_dropping_all_there_is_to_train_on_is_told(tiny_model, mixed_lengths, tmp_path, buckets):
+    flags = [*training_flags(mixed_lengths), "--max_train_samples", "1", "--dataloader_drop_last", *buckets]
+    flags += ["--per_device_train_batch_size", "16", "--check"]
+    with pytest.raises(UserError) as error:
+        run(run_qa, tiny_model, tmp_path, *flags)
+    (told,) = error.value.problems
+    assert told.startswith("--dataloader_drop_last drops all ") and told.endswith(": a step takes 16")
 
 
 def test_a_writing_model_writes_the_same(tiny_writers, mixed_lengths, tmp_path, seen):
@@ -346,15 +391,10 @@ def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
 
 
 def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
-    """Against the features themselves; the rates leave the first steps and the pauses out."""
-    flags = [
-        *training_flags(mixed_lengths),
-        "--dataloader_drop_last",
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "0.5",
-    ]
+    """Against the features themselves; the rates leave the first steps and the pauses out, of which one is among the first
+    steps."""
+    flags = [*training_flags(mixed_lengths), "--dataloader_drop_last", "--eval_strategy", "steps", "--eval_steps", "2"]
+    flags += ["--gradient_accumulation_steps", "2"]
     flags += ["--do_eval", "--validation_file", mixed_lengths / "dev.json", "--length_buckets", *BUCKETS]
     run(run_qa, tiny_model, tmp_path, *flags, "--throughput_warmup_steps", "3")
     results, evaluated = load(tmp_path / "train_results.json"), load(tmp_path / "eval_results.json")
@@ -370,12 +410,18 @@ def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
     assert results["train_padding_share"] == pytest.approx(
         1 - real / sum(widths[order].sum() for order in orders), abs=1e-4
     )
-    samples = sum(map(len, orders)) - 3 * 4
+    samples = sum(map(len, orders)) - 6 * 4
     steady = samples / results["train_steady_samples_per_second"]
     pauses = results["train_evaluation_runtime"] + results["train_saving_runtime"]
     assert results["train_evaluation_runtime"] > 0
-    assert results["train_first_steps_runtime"] + steady + pauses == pytest.approx(results["train_runtime"], rel=0.2)
-    assert samples / results["train_samples_per_second"] == pytest.approx(steady + pauses, rel=0.05)
-    first = features.lengths()[orders[0][: 3 * 4]].sum()
+    parts = results["train_first_steps_runtime"] + steady + pauses
+    assert parts < results["train_runtime"] and parts == pytest.approx(results["train_runtime"], rel=0.2)
+    seconds = samples / results["train_samples_per_second"]  # without the pauses before
+    assert steady < seconds < steady + pauses
+    updates = sum(-(-len(order) // 8) for order in orders) - 3
+    assert results["train_steps_per_second"] == pytest.approx(updates / seconds, abs=2e-3)
+    told = load(tmp_path / "trainer_state.json")["log_history"][-1]
+    assert {name: results[name] for name in told if name.startswith("train_")}.items() <= told.items()
+    first = features.lengths()[orders[0][: 6 * 4]].sum()
     assert results["train_tokens_per_second"] * steady == pytest.approx(real - first, rel=0.01)
     assert evaluated["eval_postprocess_runtime"] > 0 and evaluated["eval_first_steps_runtime"] > 0

@@ -24,6 +24,7 @@ SCRIPTS = {"run_qa": run_qa, "run_seq2seq_qa": run_seq2seq_qa}
 LOSS, BATCHES = "GaudiCorrections.compute_loss", "GaudiCorrections.get_batch_samples_transformers"
 GAUDI_CONFIG = ("use_fused_adam", "use_fused_clip_norm", "use_torch_autocast")
 TOKENS = "QuestionAnsweringSeq2SeqTrainer.token_loss"
+UPDATES = "ResumedEpochs.get_batch_samples"
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,14 @@ def on_gaudi(simulated_gaudi, steady_models, squad_files, tmp_path_factory):
     cases.append(("run_qa", 1, "fused"))
     flags = flags_of("run_qa", steady_models, squad_files, folder / str(len(runs))) + gaudi
     runs[len(runs)] = {"script": "run_qa", "flags": [*flags, "--gaudi_config_name", str(folder), "--bf16"]}
+    # Epochs of three batches, the last of which is an update of its own.
+    epochs = "--max_train_samples 12 --length_buckets 256 --save_strategy steps --save_steps 1".split()
+    whole = folder / str(len(runs))
+    for name, without in (("whole", None), ("resumed", None), ("resumed", UPDATES)):
+        flags = flags_of("run_qa", steady_models, squad_files, folder / str(len(runs)), 2) + gaudi + epochs
+        flags += ["--resume_from_checkpoint", str(whole / "checkpoint-1")] if name == "resumed" else []
+        cases.append(("run_qa", name, without))
+        runs[len(runs)] = {"script": "run_qa", "flags": flags, "without": [without] if without else []}
     (folder / "runs.json").write_text(json.dumps(runs))
     done = start_on_gaudi(simulated_gaudi.environment(), [sys.executable], folder / "runs.json")
     assert done.returncode == 0, done.stderr[-4000:]
@@ -167,6 +176,18 @@ def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
     assert fused == {"optimizer": "FusedAdamW", "fused_clip_norm": True, "autocast": True, "device": "hpu"}
     losses = losses_of(on_gaudi["run_qa", 1, "fused"])
     assert losses != losses_of(on_gaudi["run_qa", 1, None]) and losses == pytest.approx(on_cpu["run_qa", 1], rel=0.02)
+
+
+def test_an_epoch_that_is_resumed_within_takes_its_last_update(on_gaudi):
+    """transformers' trainer has the same defect (test_buckets_qa.py)."""
+    whole, resumed, lost = (
+        on_gaudi["run_qa", name, without]
+        for name, without in (("whole", None), ("resumed", None), ("resumed", UPDATES))
+    )
+    assert [load(folder / "trainer_state.json")["epoch"] for folder in (whole, resumed)] == [2, 2]
+    assert load(whole / "checkpoint-1" / "trainer_state.json")["epoch"] == pytest.approx(2 / 3)
+    assert losses_of(resumed) == losses_of(whole)
+    assert losses_of(lost) != losses_of(whole), f"optimum-habana takes the last update: {UPDATES} can go"
 
 
 @pytest.mark.parametrize("without", [None, TOKENS])
