@@ -54,11 +54,14 @@ def write_rows(rows: list[dict], path: Path) -> Path:
 def make_tokenizer(rows: list[dict]):
     """A WordPiece tokenizer of at most 20,000 pieces, trained on the contexts."""
     from tokenizers import BertWordPieceTokenizer
+    from tokenizers.processors import BertProcessing
     from transformers import BertTokenizerFast
 
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     contexts = dict.fromkeys(row["context"] for row in rows)
     tokenizer.train_from_iterator(contexts, vocab_size=20_000, show_progress=False)
+    special = ((token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]"))
+    tokenizer.post_processor = BertProcessing(*special)
     return BertTokenizerFast(tokenizer_object=tokenizer._tokenizer)
 
 
@@ -70,6 +73,13 @@ def make_model(folder: Path, rows: list[dict], **sizes) -> Path:
     BertForQuestionAnswering(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def fast_bf16() -> bool:
+    """Whether a GPU is there, or the CPU has units for bf16."""
+    import torch
+
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def run_process(command: list, **options) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.questions import MAX_SEQ_LENGTH, load_questions, make_model, write_rows
+from benchmarks.questions import MAX_SEQ_LENGTH, fast_bf16, load_questions, make_model, write_rows
 
 
 # isort: split
@@ -32,7 +32,7 @@ def sizes(precision: str, full: bool) -> tuple[int, int, int]:
     bucket come out even weighs more the fewer steps there are."""
     if torch.cuda.is_available():
         return 4608, 32, 3
-    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # it takes ten times as long
+    if precision == "bf16" and not fast_bf16():  # it takes ten times as long
         return 40, 2, 1
     return (288, 8, 3) if full else (96, 8, 1)
 
