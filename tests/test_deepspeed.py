@@ -20,8 +20,9 @@ CONFIGS = ROOT / "tests" / "configs"
 STAGES = ("deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3")
 FLAGS = """--do_train --do_eval --max_train_samples 32 --max_eval_samples 33 --max_seq_length 192 --doc_stride 64
     --learning_rate 5e-4 --num_train_epochs 2 --save_strategy epoch --logging_steps 1 --report_to none --disable_tqdm True"""
-# bf16 keeps three digits, and DeepSpeed logs losses in it; FSDP trains in fp32 here.
-TOLERANCES = {"fsdp": {"abs": 5e-4}} | dict.fromkeys(STAGES, {"rel": 0.06})
+# bf16 keeps three digits, and DeepSpeed logs losses in it; FSDP trains in fp32 here. What rounding does to the weights adds up
+# over the steps, and differs between CPUs with and without bf16 units: of a last loss of 1.4, 0.06 or 0.09.
+TOLERANCES = {"fsdp": {"abs": 5e-4}} | dict.fromkeys(STAGES, {"rel": 0.06, "abs": 0.15})
 # The design document's, which its DeepSpeed recipe names, and gives no --bf16 beside.
 ZERO_2 = {
     "steps_per_print": 64,
