@@ -1,6 +1,7 @@
 """The one way a user's mistake ends: a line or two on stderr and exit status 2."""
 
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -16,7 +17,20 @@ def run_or_exit(main: Callable[[], None]) -> None:
     """Runs a script's `main`; a `UserError` becomes its problems on stderr and exit status 2, without a traceback."""
     try:
         main()
+        let_threads_finish()
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+
+
+def let_threads_finish() -> None:
+    """Gives the threads of collectives and gradients the time to let go of their last tensors.
+
+    A thread that does so while Python is being torn down aborts the process, and a rank that had done all its work
+    would end with SIGABRT (https://github.com/pytorch/pytorch/issues/190489; seen in PyTorch 2.13 with gloo).
+    Destroying the process group is not enough: DDP and DeepSpeed hold it, so its threads live on.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        time.sleep(0.5)  # they need milliseconds, and a core, which other ranks may have

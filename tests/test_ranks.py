@@ -9,6 +9,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -165,6 +167,21 @@ def test_a_mistake_is_told_once(tmp_path):
     assert start_ranks(tmp_path, "torchrun", os.environ, script, tmp_path / "rank").wait(60) == 2
     told = (tmp_path / "err").read_text()
     assert told.count("error: --train_file x") == told.count("error: --max_seq_length is 0") == 1
+
+
+def test_a_rank_that_is_done_ends_well(tmp_path):
+    """Not with SIGABRT, with tensors of collectives still in other threads, which long for Python's lock in vain here."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+                      "import torch, torch.distributed as dist\n"
+                      "from errors_qa import run_or_exit\n"
+                      "def main():\n"
+                      "    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+                      "    for _ in range(50): dist.broadcast(torch.ones(1), 0, async_op=True)\n"
+                      "sys.setswitchinterval(10)\n"
+                      "run_or_exit(main)\n")  # fmt: skip
+    done = subprocess.run([sys.executable, script], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # A rank that is killed

@@ -1,8 +1,16 @@
 """What test_gaudi_sim.py runs as two ranks on the simulated Gaudi: each collective, and gradients through DDP."""
 
+import sys
+from pathlib import Path
+
 import habana_frameworks.torch.distributed.hccl as hccl
 import torch
 import torch.distributed as dist
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from errors_qa import run_or_exit  # noqa: E402
 
 
 def ones(*shape) -> torch.Tensor:
@@ -60,8 +68,7 @@ def main() -> None:
     check_collectives(rank)
     check_work(rank)
     check_gradients(rank)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    run_or_exit(main)
