@@ -2,7 +2,7 @@
 # make quickstart-seq2seq   the same for a model that writes its answers
 # make setup        build .venv alone            make test    run the tests
 # make check        lint, change nothing         make style   lint and reformat
-# make bench        print the benchmark tables, the short ones; make bench-full   all, over an hour
+# make bench        print the benchmark tables, the short ones; make bench-full   in full, an hour
 
 PYTHON ?= python3
 BIN := .venv/bin

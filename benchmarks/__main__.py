@@ -1,7 +1,7 @@
 """Side-by-side measurements, printed as tables.
 
     make bench          python -m benchmarks                      # the short ones, some minutes
-    make bench-full     python -m benchmarks --full               # all, over an hour
+    make bench-full     python -m benchmarks --full               # in full, about an hour
                         python -m benchmarks throughput --full    # one topic
 
 Real questions of ../shared/data where that is present, else generated ones. README.md holds results.
