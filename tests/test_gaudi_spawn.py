@@ -170,7 +170,8 @@ def test_thousands_of_argument_lists_come_back_from_the_printed_command():
         assert re.fullmatch(r"[\w./=,:@+~' -]+", given, re.ASCII)
 
 
-def test_the_dry_run_prints_the_command_and_starts_nothing(engine, tmp_path):
+def test_the_dry_run_prints_the_command_and_starts_nothing(engine, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     words = [word for words in random_lists(500, seed=2) for word in words]
     status, out, err = call(tmp_path, "--world_size", 8, *engine, "--dry_run", "--", ECHO, tmp_path, "echo", *words)
     assert status == 0 and script_in(out) == [ECHO, str(tmp_path), "echo", *words]
