@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -30,8 +31,14 @@ def build_library() -> Path:
     It needs neither Python's headers nor ninja, since PyTorch loads it as a library of operations.
 
     Raises:
-        CannotBuild: there is no C++ compiler, or it fails.
+        CannotBuild: there is no C++ compiler, or it fails; or PyTorch is built for a GPU, and so refuses another device.
     """
+    gpu = gpu_of_torch()
+    if gpu is not None:
+        raise CannotBuild(
+            f"simulated Gaudi: this PyTorch is built for {gpu}, and so for no Gaudi beside it; install the CPU build: "
+            "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        )
     source = SOURCE.read_bytes()
     key = hashlib.sha256(source + " ".join(compile_command("c++", Path())).encode()).hexdigest()[:16]
     library = cache_folder() / f"device-torch{importlib.metadata.version('torch')}-{key}.so"
@@ -65,8 +72,17 @@ def compile_library(library: Path) -> None:
     unfinished.replace(library)
 
 
+def gpu_of_torch() -> str | None:
+    version = runpy.run_path(str(torch_folder() / "version.py"))
+    return next((name for name in ("cuda", "hip", "xpu") if version.get(name)), None)
+
+
+def torch_folder() -> Path:
+    return Path(importlib.util.find_spec("torch").origin).parent  # not imported: that takes seconds
+
+
 def compile_command(compiler: str, library: Path) -> list[str]:
-    torch = Path(importlib.util.find_spec("torch").origin).parent  # not imported: that takes seconds
+    torch = torch_folder()
     folders = [f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}", f"-L{torch / 'lib'}"]
     options = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w"]
     return [compiler, *options, *folders, str(SOURCE), "-o", str(library), "-ltorch_cpu", "-lc10"]

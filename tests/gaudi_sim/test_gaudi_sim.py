@@ -124,6 +124,15 @@ def test_without_a_compiler_it_ends_with_one_line(tmp_path):
     assert re.fullmatch(r"simulated Gaudi: no C\+\+ compiler found; .*\n", done.stderr)
 
 
+def test_a_pytorch_for_a_gpu_is_told_of_in_one_line(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    (tmp_path / "torch" / "version.py").write_text("cuda = '13.0'\nhip = None\n")
+    done = run([sys.executable, "-m", "tests.gaudi_sim", "script.py"], env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2
+    assert re.fullmatch(r"simulated Gaudi: this PyTorch is built for cuda, .*\n", done.stderr)
+
+
 def test_a_compiler_that_fails_is_named_with_its_error(tmp_path):
     compiler = fake_compiler(tmp_path, "echo 'device.cpp:1: error: no such header' >&2; exit 1")
     env = os.environ | {"SIMULATED_GAUDI_CACHE": str(tmp_path), "CXX": str(compiler)}
