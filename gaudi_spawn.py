@@ -38,7 +38,7 @@ from multiprocessing import connection
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from errors_qa import UserError, run_or_exit
+from qa.errors import UserError, run_or_exit
 
 
 FLAGS = {  # name: (what its value is, or None for a switch; help)

@@ -10,22 +10,21 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md tell
 
 from functools import partial
 
-from arguments_qa import DataArguments, ModelArguments, start
-from buckets_qa import set_widths
-from data_qa import load_rows
-from device_qa import trainer_extras
-from errors_qa import run_or_exit
-from models_qa import load_config_and_tokenizer, load_marker, sequence_limit
-from trainer_qa import (
-    QuestionAnsweringTrainer,
-    check_enough,
-    checkpoint_to_resume,
-    hand_in,
-    run,
-    score_answers,
-    tell_checked,
-)
-from utils_qa import Candidates, PaddingCollator, find_answers, prepare_features, read_template
+import qa.upstream  # noqa: F401  before anything that imports PyTorch
+
+
+# isort: split
+from qa.answers import Candidates, find_answers
+from qa.arguments import DataArguments, ModelArguments
+from qa.buckets import set_widths
+from qa.data import load_rows
+from qa.device import trainer_extras
+from qa.errors import run_or_exit
+from qa.models import load_config_and_tokenizer, load_marker, sequence_limit
+from qa.stages import check_enough, checkpoint_to_resume, hand_in, run, score_answers, start, tell_checked
+from qa.windows import read_template
+from trainer_qa import QuestionAnsweringTrainer
+from utils_qa import PaddingCollator, prepare_features
 
 
 def main(argv: list[str] | None = None) -> None:

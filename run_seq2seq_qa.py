@@ -12,15 +12,19 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md tell
 import logging
 from functools import partial
 
-from arguments_qa import Seq2SeqDataArguments, Seq2SeqModelArguments, start
-from buckets_qa import set_widths
-from data_qa import load_rows
-from device_qa import trainer_extras
-from errors_qa import UserError, run_or_exit
-from models_qa import load_config_and_tokenizer, load_writer, sequence_limit
-from trainer_qa import check_enough, checkpoint_to_resume, hand_in, run, score_answers, tell_checked
+import qa.upstream  # noqa: F401  before anything that imports PyTorch
+
+
+# isort: split
+from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
+from qa.buckets import set_widths
+from qa.data import load_rows
+from qa.device import trainer_extras
+from qa.errors import UserError, run_or_exit
+from qa.models import load_config_and_tokenizer, load_writer, sequence_limit
+from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
+from qa.stages import check_enough, checkpoint_to_resume, hand_in, run, score_answers, start, tell_checked
 from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
-from utils_qa import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 
 
 logger = logging.getLogger(__name__)

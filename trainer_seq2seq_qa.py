@@ -2,9 +2,10 @@
 
 import torch
 
-from device_qa import trainer_class
-from speed_qa import TrainingSpeed
-from trainer_qa import AnswerEvaluation, ResumedEpochs
+from qa.device import trainer_class
+from qa.speed import TrainingSpeed
+from qa.upstream import ResumedEpochs
+from trainer_qa import AnswerEvaluation
 
 
 class QuestionAnsweringSeq2SeqTrainer(ResumedEpochs, TrainingSpeed, AnswerEvaluation, trainer_class(True)):

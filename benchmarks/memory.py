@@ -15,7 +15,7 @@ from benchmarks.questions import DOC_STRIDE, MAX_SEQ_LENGTH, generated_questions
 
 # isort: split
 import utils_qa
-from device_qa import training_arguments  # before what imports PyTorch
+from qa.device import training_arguments  # before what imports PyTorch
 from trainer_qa import QuestionAnsweringTrainer
 
 
@@ -24,6 +24,9 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.trainer_utils import EvalPrediction
+
+import qa.answers
+import qa.padding
 
 
 MEGABYTE = 1 << 20
@@ -72,7 +75,7 @@ def measure(number: int) -> None:
             eval_dataset=features,
             eval_examples=rows,
             processing_class=tokenizer,
-            data_collator=utils_qa.PaddingCollator(tokenizer, MAX_SEQ_LENGTH),
+            data_collator=qa.padding.PaddingCollator(tokenizer, MAX_SEQ_LENGTH),
             post_process_function=partial(write_answers, folder),
         )
         start = current()
@@ -82,7 +85,7 @@ def measure(number: int) -> None:
 
 
 def write_answers(folder: str, examples, features, candidates, stage: str):
-    parts = utils_qa.find_answers(examples, features, utils_qa.Candidates.unpacked(*candidates))
+    parts = utils_qa.find_answers(examples, features, qa.answers.Candidates.unpacked(*candidates))
     return EvalPrediction(predictions=utils_qa.write_answers(parts, folder, stage).texts, label_ids=None)
 
 

@@ -19,7 +19,7 @@ from benchmarks.questions import DOC_STRIDE, MAX_SEQ_LENGTH, load_questions, mak
 import oracle  # of the tests
 
 import utils_qa
-from metrics_qa import load_metric
+from qa.metrics import load_metric
 
 
 def seconds_of(work: Callable[[], object]) -> tuple[float, float]:

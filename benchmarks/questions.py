@@ -11,8 +11,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "quickstart")]
 
-import data_qa  # noqa: E402
-from arguments_qa import DataArguments  # noqa: E402
+import qa.data  # noqa: E402
+from qa.arguments import DataArguments  # noqa: E402
 
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -25,7 +25,7 @@ def load_questions(part: str, number: int, seed: int = 0) -> tuple[list[dict], s
     path = SHARED / f"squad-v1.1-{part}.json.gz"
     if not path.is_file():
         return generated_questions(number, seed), "generated questions with the lengths of SQuAD's"
-    rows = data_qa.checked_rows(data_qa.read_file(path), path.name, DataArguments(), needs_answers=True)
+    rows = qa.data.checked_rows(qa.data.read_file(path), path.name, DataArguments(), needs_answers=True)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:number])
     return [rows[index] for index in chosen], path.name
 

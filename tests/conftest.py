@@ -18,7 +18,7 @@ import corpus  # noqa: E402
 import oracle  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from tokenizers_qa import SENTENCES, make_tokenizers, make_writers  # noqa: E402
+from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E402
 
 
 torch.set_num_threads(1)  # tiny models are faster so, and a busy machine does not slow them down
@@ -221,7 +221,7 @@ def questions_of(paragraph: dict) -> list[str]:
 
 
 def rows_of(questions: list[str], contexts: list[str], answers: list[dict | None]) -> list[dict]:
-    """Rows in the shape of data_qa."""
+    """Rows in the shape of qa.data."""
     return [
         {"id": f"q{number}", "title": "", "context": context, "question": question, "answers": answer}
         for number, (question, context, answer) in enumerate(zip(questions, contexts, answers))

@@ -14,15 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import trainer_qa  # noqa: E402
-from trainer_qa import train  # noqa: E402
+import qa.stages  # noqa: E402
+from qa.stages import train  # noqa: E402
 
 
 # corrections by name: where they are, and how a run does without (None: the attribute is deleted)
 CORRECTIONS = {
-    "GaudiCorrections.compute_loss": ("device_qa", "GaudiCorrections", "compute_loss"),
+    "GaudiCorrections.compute_loss": ("qa.upstream", "GaudiCorrections", "compute_loss"),
     "GaudiCorrections.get_batch_samples_transformers": (
-        "device_qa",
+        "qa.upstream",
         "GaudiCorrections",
         "get_batch_samples_transformers",
     ),
@@ -31,7 +31,7 @@ CORRECTIONS = {
         "QuestionAnsweringSeq2SeqTrainer",
         "token_loss",
     ),
-    "ResumedEpochs.get_batch_samples": ("trainer_qa", "ResumedEpochs", "get_batch_samples"),
+    "ResumedEpochs.get_batch_samples": ("qa.upstream", "ResumedEpochs", "get_batch_samples"),
 }
 
 
@@ -54,7 +54,7 @@ def run(script: str, flags: list[str], without: list[str]) -> None:
 
 
 def train_and_tell(trainer, checkpoint, most) -> None:
-    """`trainer_qa.train`, which also writes down what the trainer trained with."""
+    """`qa.stages.train`, which also writes down what the trainer trained with."""
     train(trainer, checkpoint, most)
     told = {
         "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
@@ -66,7 +66,7 @@ def train_and_tell(trainer, checkpoint, most) -> None:
 
 
 def main() -> None:
-    trainer_qa.train = train_and_tell
+    qa.stages.train = train_and_tell
     for task in json.loads(Path(sys.argv[1]).read_text()).values():
         run(task["script"], task["flags"], task.get("without", []))
 

@@ -43,7 +43,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from errors_qa import run_or_exit
+    from qa.errors import run_or_exit
 
     sys.addaudithook(note_opened)
     run_or_exit(main)

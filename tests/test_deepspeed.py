@@ -13,7 +13,7 @@ from conftest import ROOT, history_of, load, start_ranks
 from safetensors.torch import load_file
 
 import run_qa
-from errors_qa import UserError
+from qa.errors import UserError
 
 
 CONFIGS = ROOT / "tests" / "configs"

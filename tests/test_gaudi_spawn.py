@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 
 import gaudi_spawn
-from errors_qa import UserError
+from qa.errors import UserError
 
 
 ECHO = str(ROOT / "tests" / "echo_rank.py")

@@ -14,9 +14,9 @@ from importlib.metadata import distribution
 import pytest
 from conftest import ROOT, load
 
+import qa.speed
 import run_qa
 import run_seq2seq_qa
-import speed_qa
 import trainer_qa
 
 
@@ -150,10 +150,10 @@ def test_evaluation_speed_leaves_the_first_steps_out(on_gaudi, monkeypatch):
     """The library leaves out a time that it looks for under a wrong name, and writes other times among the metrics."""
     monkeypatch.setattr(trainer_qa.time, "time", lambda: 160.0)
     begun = [100.0, 150.0, 152.0, 154.0, 156.0, 158.0]
-    speed = speed_qa.evaluation_speed("eval", 100.0, begun, 2, 47, 8)
+    speed = qa.speed.evaluation_speed("eval", 100.0, begun, 2, 47, 8)
     rates = {"eval_samples_per_second": 3.875, "eval_steps_per_second": 0.5}
     assert speed == {"eval_runtime": 60.0, "eval_first_steps_runtime": 52.0, **rates}
-    speed = speed_qa.evaluation_speed("eval", 100.0, begun, 6, 48, 8)  # nothing but first steps
+    speed = qa.speed.evaluation_speed("eval", 100.0, begun, 6, 48, 8)  # nothing but first steps
     assert speed == {"eval_runtime": 60.0, "eval_samples_per_second": 0.8, "eval_steps_per_second": 0.1}
     results = load(on_gaudi["run_qa", 1, None] / "eval_results.json")
     assert not [name for name in results if name.endswith(trainer_qa.STRAY_METRICS)]

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-import device_qa
+import qa.device
+import qa.preflight
 
 
 LAZY = "PT_HPU_LAZY_MODE"
@@ -123,14 +124,14 @@ def test_the_variable_and_the_flag_of_lazy_mode(monkeypatch, flags, variable, se
     if variable is not None:
         monkeypatch.setenv(LAZY, variable)
     argv = ["--use_habana", *flags]
-    assert device_qa.settle_lazy_mode(argv) == argv + ([] if lazy is None else [f"--use_lazy_mode={lazy}"])
+    assert qa.device.settle_lazy_mode(argv) == argv + ([] if lazy is None else [f"--use_lazy_mode={lazy}"])
     assert os.environ[LAZY] == settled
 
 
 def test_lazy_mode_without_a_gaudi_is_left_alone(monkeypatch):
     monkeypatch.delenv(LAZY, raising=False)
     for argv in (["--use_lazy_mode"], ["--use_habana", "False"], ["--use_habana", "perhaps"]):
-        assert device_qa.settle_lazy_mode(argv) == argv and LAZY not in os.environ
+        assert qa.device.settle_lazy_mode(argv) == argv and LAZY not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_contradictions_of_lazy_mode(monkeypatch, variable, lazy, compiles, grap
     )
     args.use_hpu_graphs = args.use_hpu_graphs_for_training = False
     args.use_hpu_graphs_for_inference = graphs
-    problems = device_qa.lazy_problems(args)
+    problems = qa.preflight.lazy_problems(args)
     assert problems == [] if problem is None else len(problems) == 1 and problem in problems[0]
 
 
@@ -164,17 +165,17 @@ def test_who_holds_a_card(tmp_path):
     code = f"import time; held = open({str(card)!r}); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
-        found = device_qa.processes_at(str(tmp_path / "accel"))
+        found = qa.preflight.processes_at(str(tmp_path / "accel"))
         holder.kill()
     assert found == [f"process {holder.pid} ({sys.executable} -c)"]
     with card.open():
-        assert device_qa.processes_at(str(tmp_path / "accel")) == []
+        assert qa.preflight.processes_at(str(tmp_path / "accel")) == []
 
 
 def test_check_ends_with_status_2_for_data_too(tiny_model, tmp_path):
     """In process, without a Gaudi."""
     import run_qa
-    from errors_qa import UserError
+    from qa.errors import UserError
 
     (tmp_path / "dev.json").write_text(json.dumps([{"context": "a", "question": "", "answers": "a"}]))
     flags = [

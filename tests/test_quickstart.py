@@ -8,7 +8,7 @@ import corpus
 import report
 from conftest import ROOT
 
-import data_qa
+from qa.data import flatten_squad
 
 
 def load_parts() -> tuple[dict, dict]:
@@ -16,12 +16,12 @@ def load_parts() -> tuple[dict, dict]:
 
 
 def texts_of(squad: dict) -> str:
-    rows = data_qa.flatten_squad(squad["data"])
+    rows = flatten_squad(squad["data"])
     return "\n".join(f"{row['context']} {row['question']}" for row in rows)
 
 
 def answers_of(squad: dict) -> set[str]:
-    return {row["answers"][0]["text"] for row in data_qa.flatten_squad(squad["data"])}
+    return {row["answers"][0]["text"] for row in flatten_squad(squad["data"])}
 
 
 def template_words() -> set[str]:
@@ -66,7 +66,7 @@ def test_the_checkpoint_is_small_and_knows_no_name_of_the_evaluation_part():
 
 def test_the_report(tmp_path, capsys, monkeypatch):
     dev = corpus.make_part("dev", 12, seed=0)
-    rows = data_qa.flatten_squad(dev["data"])
+    rows = flatten_squad(dev["data"])
     (tmp_path / "dev.json").write_text(json.dumps(dev))
     (tmp_path / "eval_results.json").write_text(json.dumps({"eval_exact_match": 91.83, "eval_f1": 92.6}))
     (tmp_path / "eval_predictions.json").write_text(json.dumps({row["id"]: "seven" for row in rows}))

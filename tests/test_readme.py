@@ -16,10 +16,10 @@ from pathlib import Path
 import corpus
 import pytest
 from conftest import ROOT, corpus_texts
-from tokenizers_qa import make_tokenizers
+from small_tokenizers import make_tokenizers
 
-import data_qa
 import gaudi_spawn
+import qa.data
 from tests import gaudi_sim
 
 
@@ -130,10 +130,10 @@ def make_dataset(folder: Path, questions: dict[str, int], negatives: bool = Fals
     """A dataset folder: so many invented questions in each split, as `load_dataset` gives the hub's."""
     folder.mkdir()
     for split, part in (("train", "train"), ("validation", "dev")):
-        rows = data_qa.flatten_squad(corpus.make_part(part, questions[split], seed=1)["data"])[: questions[split]]
+        rows = qa.data.flatten_squad(corpus.make_part(part, questions[split], seed=1)["data"])[: questions[split]]
         for row in rows[::2] if negatives else []:
             row["answers"] = []
-        shaped = data_qa.checked_rows(rows, split, data_qa.DataArguments(version_2_with_negative=True), True)
+        shaped = qa.data.checked_rows(rows, split, qa.data.DataArguments(version_2_with_negative=True), True)
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, shaped)))
 
 

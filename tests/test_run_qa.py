@@ -11,10 +11,10 @@ import torch
 from conftest import check_results, golds_of, load, rows_of
 from safetensors.torch import load_file
 
+import qa.stages
 import run_qa
-import trainer_qa
 import utils_qa
-from errors_qa import UserError
+from qa.errors import UserError
 
 
 TRAINED_FILES = {
@@ -76,7 +76,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_model, squad_files, trai
     shutil.copytree(trained / f"checkpoint-{steps[0]}", tmp_path / f"checkpoint-{steps[0]}")
     shutil.copytree(trained / f"checkpoint-{steps[1]}", tmp_path / f"checkpoint-{steps[1]}")
     (tmp_path / f"checkpoint-{steps[1]}" / "trainer_state.json").unlink()
-    assert trainer_qa.last_checkpoint(tmp_path) == tmp_path / f"checkpoint-{steps[0]}"
+    assert qa.stages.last_checkpoint(tmp_path) == tmp_path / f"checkpoint-{steps[0]}"
     run(tiny_model, tmp_path, *training_flags(squad_files))
     expected, found = load_file(trained / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -11,9 +11,9 @@ from conftest import ROOT, check_results, golds_of, load
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-import data_qa
+import qa.data
 import run_seq2seq_qa
-from errors_qa import UserError
+from qa.errors import UserError
 
 
 FILES = {
@@ -65,7 +65,7 @@ def slow_log_probability(model, encoding: dict, tokens: list[int]) -> float:
 
 
 def rows_of_file(path) -> list[dict]:
-    return data_qa.flatten_squad(load(path)["data"])
+    return qa.data.flatten_squad(load(path)["data"])
 
 
 def test_the_files_of_a_run(writing_models):

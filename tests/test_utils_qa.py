@@ -14,9 +14,13 @@ import torch
 from conftest import SHARED_DATA, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokenizers import make_rows, make_tokenizers
 from tokenizers import Tokenizer, processors
-from tokenizers_qa import make_rows, make_tokenizers
 
+import qa.answers
+import qa.data
+import qa.padding
+import qa.windows
 import utils_qa
 
 
@@ -151,7 +155,7 @@ def test_rows_without_any_answer_have_no_labels(tokenizers):
 def test_collator_pads_as_the_tokenizer_does_on_the_right(tokenizers, kind, length, multiple_of):
     tokenizer = tokenizers[kind]
     features = utils_qa.prepare_features(rows_of(*make_rows(20, seed=4)), tokenizer, 64, 16)
-    batch = utils_qa.PaddingCollator(tokenizer, length, multiple_of)([features[index] for index in range(8)])
+    batch = qa.padding.PaddingCollator(tokenizer, length, multiple_of)([features[index] for index in range(8)])
     inputs = [{name: features.as_dict(index)[name] for name in tokenizer.model_input_names} for index in range(8)]
     padding = {"padding": "max_length", "max_length": length} if length else {"padding": True}
     padding["padding_side"] = "right"
@@ -252,14 +256,14 @@ def test_answers_of_random_logits(windows, seed, count, kind, negative, n_best_s
     ]
 
 
-def all_answers(*args) -> utils_qa.Answers:
+def all_answers(*args) -> qa.answers.Answers:
     parts = [vars(part) for part in utils_qa.find_answers(*args)]
-    return utils_qa.Answers(
+    return qa.answers.Answers(
         **{name: {key: part[name][key] for part in parts for key in part[name]} for name in parts[0]}
     )
 
 
-def nbest_of(answers: utils_qa.Answers) -> dict[str, list[dict]]:
+def nbest_of(answers: qa.answers.Answers) -> dict[str, list[dict]]:
     return {name: json.loads(rows) for name, rows in answers.nbest.items()}
 
 
@@ -283,7 +287,7 @@ def test_answers_of_datasets(windows, tmp_path_factory):
 
 def test_more_examples_than_are_taken_at_once(windows, monkeypatch):
     rows, features, listed = windows
-    monkeypatch.setattr(utils_qa, "EXAMPLES_AT_ONCE", 7)
+    monkeypatch.setattr(qa.answers, "EXAMPLES_AT_ONCE", 7)
     logits = tuple(logits_of("integers", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
     found = all_answers(rows, features, logits, True)
     assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
@@ -291,7 +295,7 @@ def test_more_examples_than_are_taken_at_once(windows, monkeypatch):
 
 def test_more_pairs_than_are_taken_at_once(windows, monkeypatch):
     rows, features, listed = windows
-    monkeypatch.setattr(utils_qa, "PAIRS_AT_ONCE", 2000)  # of five windows
+    monkeypatch.setattr(qa.answers, "PAIRS_AT_ONCE", 2000)  # of five windows
     logits = tuple(logits_of("integers", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
     found = all_answers(rows, features, logits, True)
     assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
@@ -300,7 +304,7 @@ def test_more_pairs_than_are_taken_at_once(windows, monkeypatch):
 @given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 9))
 def test_what_is_answered_at_once_is_bounded(windows_of_each, most):
     bounds = np.cumsum([0, *windows_of_each])
-    parts = list(utils_qa.cuts(bounds, most))
+    parts = list(qa.answers.cuts(bounds, most))
     assert [index for begin, end in parts for index in range(begin, end)] == list(range(len(windows_of_each)))
     assert all(bounds[end] - bounds[begin] <= most or end == begin + 1 for begin, end in parts)
     # and no part could take the next example
@@ -326,7 +330,7 @@ def test_a_tokenizer_without_a_post_processor(tokenizers, side):
 
 def test_more_texts_than_are_tokenized_at_once(windows, tokenizers, monkeypatch):
     rows, _, listed = windows
-    monkeypatch.setattr(utils_qa, "TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(qa.windows, "TEXTS_AT_ONCE", 7)
     assert as_dicts(utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16)) == listed
 
 
@@ -337,7 +341,7 @@ def test_written_answers_are_not_kept(tmp_path):
     def parts():
         for number in range(5):
             assert sum(part() is not None for part in made) <= 1  # the one before
-            part = utils_qa.Answers({f"q{number}": "text"}, {f"q{number}": "[]"}, {}, {f"q{number}": "text"})
+            part = qa.answers.Answers({f"q{number}": "text"}, {f"q{number}": "[]"}, {}, {f"q{number}": "text"})
             made.append(weakref.ref(part))
             yield part
             del part
@@ -382,13 +386,12 @@ def test_what_does_not_fit_together_is_refused(windows):
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no real SQuAD data in {SHARED_DATA}")
 def test_real_questions(tmp_path_factory):
     """Features and answer files of real SQuAD 2.0 questions, on a WordPiece and a byte-level BPE tokenizer."""
-    import data_qa
-    from arguments_qa import DataArguments
+    from qa.arguments import DataArguments
 
     path = SHARED_DATA / "squad-v2.0-dev.json.gz"
     data = DataArguments(version_2_with_negative=True)
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = data_qa.checked_rows(data_qa.read_json(file.read()), path.name, data, needs_answers=True)[::9]
+        rows = qa.data.checked_rows(qa.data.read_json(file.read()), path.name, data, needs_answers=True)[::9]
     tokenizers = make_tokenizers([row["context"] for row in rows[::10]])
     for kind in ("bert", "roberta"):
         features = utils_qa.prepare_features(rows, tokenizers[kind], 384, 128)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from errors_qa import run_or_exit  # noqa: E402
+from qa.errors import run_or_exit  # noqa: E402
 
 
 def ones(*shape) -> torch.Tensor:

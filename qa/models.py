@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from arguments_qa import DataArguments, ModelArguments
-from errors_qa import UserError
+from qa.arguments import DataArguments, ModelArguments
+from qa.errors import UserError
 
 
 logger = logging.getLogger(__name__)

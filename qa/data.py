@@ -15,8 +15,8 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-from arguments_qa import SPLITS, DataArguments, ModelArguments
-from errors_qa import UserError
+from qa.arguments import SPLITS, DataArguments, ModelArguments
+from qa.errors import UserError
 
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import metrics_qa
+import qa.metrics
 
 
 WORDS = "the a an The A. river Rivers river's 42 4,2 é–a the–end “the” of\tthe —  ' - $5 €5 a€an \x00 京都 x_y".split(
@@ -34,7 +34,7 @@ def references_of(golds: dict[str, list[str]]) -> list[dict]:
 def test_version_1_equals_the_official_evaluator(cases):
     texts = {str(number): text for number, (text, _) in enumerate(cases)}
     golds = {str(number): list(gold) for number, (_, gold) in enumerate(cases)}
-    scores = metrics_qa.load_metric().compute(predictions=predictions_of(texts), references=references_of(golds))
+    scores = qa.metrics.load_metric().compute(predictions=predictions_of(texts), references=references_of(golds))
     assert scores == pytest.approx(oracle.squad_v1(texts, golds), abs=1e-9)
 
 
@@ -47,7 +47,7 @@ def test_version_2_equals_the_official_evaluator(cases, threshold):
     texts = {str(number): text for number, (text, _, _) in enumerate(cases)}
     golds = {str(number): list(gold) for number, (_, gold, _) in enumerate(cases)}
     probabilities = {str(number): tenths / 5 for number, (_, _, tenths) in enumerate(cases)}
-    scores = metrics_qa.load_metric(version_2_with_negative=True).compute(
+    scores = qa.metrics.load_metric(version_2_with_negative=True).compute(
         predictions=predictions_of(texts, probabilities),
         references=references_of(golds),
         no_answer_threshold=threshold,
@@ -61,13 +61,13 @@ def test_version_2_equals_the_official_evaluator(cases, threshold):
     "text", ["the–a end", "“The” a", "a€an", "x_y's A.", "the\x1cend", "ⅻ the½", "", "a\nthe b\n", "ΟΔΟΣ", "\ud800 x"]
 )
 def test_normalization(text):
-    assert metrics_qa.normalize(text) == oracle.normalize(text)
-    assert metrics_qa.normalize_all([text, "the other"]) == {text: oracle.normalize(text), "the other": "other"}
+    assert qa.metrics.normalize(text) == oracle.normalize(text)
+    assert qa.metrics.normalize_all([text, "the other"]) == {text: oracle.normalize(text), "the other": "other"}
 
 
 def test_added_one_by_one_it_is_an_evaluate_metric():
     """`add` and a bare `compute` go by way of evaluate's own Arrow files."""
-    metric = metrics_qa.load_metric(version_2_with_negative=True)
+    metric = qa.metrics.load_metric(version_2_with_negative=True)
     texts, golds, probabilities = {"a": "river", "b": "sea"}, {"a": ["the river"], "b": []}, {"a": 0.1, "b": 0.9}
     for prediction, reference in zip(predictions_of(texts, probabilities), references_of(golds)):
         metric.add(prediction=prediction, reference=reference)
@@ -76,4 +76,4 @@ def test_added_one_by_one_it_is_an_evaluate_metric():
 
 def test_version_1_refuses_a_question_without_answer():
     with pytest.raises(ValueError, match="'a' has no gold answer"):
-        metrics_qa.squad_scores({"a": "x"}, {"a": []})
+        qa.metrics.squad_scores({"a": "x"}, {"a": []})

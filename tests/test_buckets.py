@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
-import arguments_qa
-import buckets_qa
 import gaudi_spawn
+import qa.arguments
+import qa.buckets
+import qa.device
 import run_qa
 import run_seq2seq_qa
 import trainer_qa
-from errors_qa import UserError
+from qa.errors import UserError
 
 
 BUCKETS = ["32", "64", "96"]
@@ -41,7 +42,7 @@ def padded_tokens(lengths, boundaries) -> int:
 @settings(deadline=None, max_examples=200)
 @given(LENGTHS, st.integers(1, 4))
 def test_no_other_boundaries_pad_less(lengths, number):
-    chosen = buckets_qa.choose_boundaries(lengths, number, 56)
+    chosen = qa.buckets.choose_boundaries(lengths, number, 56)
     assert len(chosen) <= number and chosen[-1] == 56 and chosen == sorted(set(chosen))
     others = [[*others, 56] for k in range(number) for others in combinations(range(8, 56, 8), k)]
     assert padded_tokens(lengths, chosen) == min(padded_tokens(lengths, other) for other in others)
@@ -51,7 +52,7 @@ def test_no_other_boundaries_pad_less(lengths, number):
 @given(LENGTHS, st.integers(1, 9))
 def test_every_bucket_but_the_longest_holds_whole_groups(lengths, group):
     boundaries = [16, 32, 56]
-    widths = buckets_qa.pad_widths(lengths, boundaries, group)
+    widths = qa.buckets.pad_widths(lengths, boundaries, group)
     assert (widths >= lengths).all() and set(widths) <= set(boundaries)
     for boundary in boundaries[:-1]:
         inside = lengths[widths == boundary]
@@ -60,7 +61,7 @@ def test_every_bucket_but_the_longest_holds_whole_groups(lengths, group):
         assert len(inside) % group == 0 or boundary == widths.max()
     assert (widths == widths.max()).sum() >= min(group, len(lengths))
     assert (
-        buckets_qa.pad_widths(lengths, boundaries, 1) == [min(b for b in boundaries if b >= n) for n in lengths]
+        qa.buckets.pad_widths(lengths, boundaries, 1) == [min(b for b in boundaries if b >= n) for n in lengths]
     ).all()
 
 
@@ -69,10 +70,10 @@ def test_every_bucket_but_the_longest_holds_whole_groups(lengths, group):
 def test_all_ranks_of_a_step_see_one_width_and_every_feature_once(lengths, batch, ranks, drop_last):
     """Through accelerate's own sharding."""
     group = batch * ranks
-    widths = buckets_qa.pad_widths(lengths, [16, 32, 56], group)
-    orders = [buckets_qa.training_order(widths, group, (3, epoch), drop_last) for epoch in (0, 0, 1)]
+    widths = qa.buckets.pad_widths(lengths, [16, 32, 56], group)
+    orders = [qa.buckets.training_order(widths, group, (3, epoch), drop_last) for epoch in (0, 0, 1)]
     assert (orders[0] == orders[1]).all() and len(orders[0]) == len(orders[2]) and len(orders[0]) % group == 0
-    sampler = buckets_qa.Order(lambda: orders[0], len(orders[0]))
+    sampler = qa.buckets.Order(lambda: orders[0], len(orders[0]))
     shards = [BatchSamplerShard(BatchSampler(sampler, batch, drop_last), ranks, rank) for rank in range(ranks)]
     steps = list(zip(*map(list, shards), strict=True))
     assert len(steps) == len(shards[0])
@@ -92,7 +93,7 @@ def test_all_ranks_of_a_step_see_one_width_and_every_feature_once(lengths, batch
 
 def test_epochs_are_shuffled_apart():
     widths = np.repeat([16, 56], 40)
-    orders = [buckets_qa.training_order(widths, 4, seed) for seed in ((3, 0), (3, 1), (4, 0))]
+    orders = [qa.buckets.training_order(widths, 4, seed) for seed in ((3, 0), (3, 1), (4, 0))]
     assert len({tuple(order) for order in orders}) == 3
     firsts = widths[orders[0][::4]]  # batches of both widths alternate
     assert 3 < (np.diff(firsts) != 0).sum() < len(firsts)
@@ -113,8 +114,8 @@ def test_the_trainers_order_is_that_of_the_epoch_it_is_in():
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 9))
 def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
-    widths = buckets_qa.pad_widths(lengths, [16, 32, 56], group)
-    order = buckets_qa.evaluation_order(widths, group)
+    widths = qa.buckets.pad_widths(lengths, [16, 32, 56], group)
+    order = qa.buckets.evaluation_order(widths, group)
     assert len(order) % group == 0 and sorted(order[: len(lengths)]) == list(range(len(lengths)))
     steps = widths[order].reshape(-1, group)
     there = [width for width in np.unique(widths)[::-1] if (widths == width).sum() >= group]
@@ -165,12 +166,12 @@ def test_the_last_boundary_of_auto_is_a_multiple_of_8_where_there_is_room():
     for longest, last in ((96, 48), (45, 45)):
         features = SimpleNamespace(lengths=lambda: lengths)
         args = SimpleNamespace(train_batch_size=1, world_size=1)
-        buckets_qa.set_widths({"train": features}, ["auto", "2"], longest, args)
+        qa.buckets.set_widths({"train": features}, ["auto", "2"], longest, args)
         assert features.widths.max() == last
 
 
 def test_the_numbers_of_auto():
-    assert [buckets_qa.read_buckets(words) for words in (["auto"], ["auto", "6"], ["7", "9"])] == [4, 6, [7, 9]]
+    assert [qa.buckets.read_buckets(words) for words in (["auto"], ["auto", "6"], ["7", "9"])] == [4, 6, [7, 9]]
 
 
 # The scripts
@@ -399,13 +400,13 @@ def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
     run(run_qa, tiny_model, tmp_path, *flags, "--throughput_warmup_steps", "3")
     results, evaluated = load(tmp_path / "train_results.json"), load(tmp_path / "eval_results.json")
     rows = run_qa.load_rows(
-        arguments_qa.DataArguments(train_file=str(mixed_lengths / "train.json")), None,
-        arguments_qa.training_arguments(False)(output_dir=str(tmp_path), do_train=True),
+        qa.arguments.DataArguments(train_file=str(mixed_lengths / "train.json")), None,
+        qa.device.training_arguments(False)(output_dir=str(tmp_path), do_train=True),
     )["train"]  # fmt: skip
-    tokenizer = run_qa.load_config_and_tokenizer(arguments_qa.ModelArguments(str(tiny_model)))[1]
+    tokenizer = run_qa.load_config_and_tokenizer(qa.arguments.ModelArguments(str(tiny_model)))[1]
     features = run_qa.prepare_features(rows, tokenizer, 96, 16)
-    widths = buckets_qa.pad_widths(features.lengths(), [int(word) for word in BUCKETS], 4)
-    orders = [buckets_qa.training_order(widths, 4, (42, epoch), drop_last=True) for epoch in (0, 1)]
+    widths = qa.buckets.pad_widths(features.lengths(), [int(word) for word in BUCKETS], 4)
+    orders = [qa.buckets.training_order(widths, 4, (42, epoch), drop_last=True) for epoch in (0, 1)]
     real = sum(features.lengths()[order].sum() for order in orders)
     assert results["train_padding_share"] == pytest.approx(
         1 - real / sum(widths[order].sum() for order in orders), abs=1e-4

@@ -9,9 +9,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-from arguments_qa import DataArguments, ModelArguments, check_arguments, parse_command_line
-from device_qa import GAUDI_DEFAULTS, GAUDI_FLAGS, settle_lazy_mode, training_arguments
-from errors_qa import UserError
+from qa.arguments import DataArguments, ModelArguments, parse_command_line
+from qa.checks import check_arguments
+from qa.device import GAUDI_DEFAULTS, GAUDI_FLAGS, settle_lazy_mode, training_arguments
+from qa.errors import UserError
 
 
 # reference.md, "Command line to keep"
@@ -67,7 +68,7 @@ def test_without_a_gaudi_its_flags_are_named_once_and_ignored(caplog):
         "--use_lazy_mode", "--use_hpu_graphs_for_inference", "--gaudi_config_name", "Habana/bert", "--throughput_warmup_steps",
         "3", "--adjust_throughput", "--torch_compile_backend", "hpu_backend", "--bf16", "--do_eval",
     )  # fmt: skip
-    (record,) = (record for record in caplog.records if record.name == "device_qa")
+    (record,) = (record for record in caplog.records if record.name == "qa.device")
     for name in (
         "use_lazy_mode",
         "use_hpu_graphs_for_inference",

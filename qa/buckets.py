@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from errors_qa import UserError
+from qa.errors import UserError
 
 
 logger = logging.getLogger(__name__)

@@ -5,29 +5,19 @@ Flags keep the names and defaults of optimum-habana's question-answering example
 """
 
 import json
-import logging
-import sys
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Optional
 
-from device_qa import settle_lazy_mode, training_arguments  # before anything that imports PyTorch: see there
-
 
 # isort: split
-import transformers
 from transformers import HfArgumentParser
 
-from buckets_qa import read_buckets
-from errors_qa import UserError
+from qa.errors import UserError
 
 
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
-FILE_KINDS = (".json", ".jsonl", ".csv", ".parquet")
-# The smallest value of each number among the data's arguments.
-LEAST = {"max_seq_length": 8, "doc_stride": 0, "n_best_size": 1, "max_answer_length": 1, "val_max_answer_length": 2}
-LEAST |= dict.fromkeys(("num_beams", "max_train_samples", "max_eval_samples", "max_predict_samples"), 1)
 
 
 @dataclass
@@ -188,19 +178,6 @@ class CommandLine(HfArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def start(argv: list[str] | None, model_type: type, data_type: type, seq2seq: bool = False) -> tuple:
-    """What a script does first: reads and checks its command line, and the device; starts the log and seeds.
-
-    Returns the model's, the data's and the training's arguments.
-    """
-    argv = settle_lazy_mode(with_file(sys.argv[1:] if argv is None else argv))
-    model, data, training = parse_command_line(argv, model_type, data_type, training_arguments(seq2seq))
-    check_arguments(data, training)
-    start_logging(training)
-    transformers.set_seed(training.seed)
-    return model, data, training
-
-
 def with_file(argv: list[str]) -> list[str]:
     """The command line with the flags of the file that its first argument names, if it does, in front."""
     if argv and argv[0].endswith((".json", ".yaml", ".yml")):
@@ -255,83 +232,3 @@ def flags_of_file(path: Path) -> list[str]:
 def unknown_argument(word: str, known: list[str]) -> str:
     nearest = get_close_matches(word.split("=")[0], known, n=1)
     return f"unknown argument {word}" + (f" (did you mean {nearest[0]}?)" if nearest else " (see --help)")
-
-
-def check_arguments(data: DataArguments, training) -> None:
-    """Everything that can be known wrong from the command line alone, told at once.
-
-    Raises:
-        UserError: with every problem found.
-    """
-    problems = []
-    wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
-    if not any(wanted.values()):
-        problems.append("nothing to do: add --do_train, --do_eval or --do_predict")
-    for split, flag in SPLITS.items():
-        path = getattr(data, flag)
-        if wanted[split] and path is None and data.dataset_name is None:
-            problems.append(f"no data for the {split} part: give --{flag} or --dataset_name")
-        if path is not None:
-            problems += check_file(flag, Path(path))
-    for name, least in LEAST.items():
-        value = getattr(data, name, None)
-        if value is not None and value < least:
-            problems.append(f"--{name} is {value}, it must be {least} or more")
-    problems += bucket_problems(data, training)
-    if data.doc_stride >= data.max_seq_length:
-        problems.append(
-            f"--doc_stride {data.doc_stride} leaves no room in a window of --max_seq_length {data.max_seq_length}: "
-            "windows overlap by doc_stride tokens, so it must be smaller"
-        )
-    if problems:
-        raise UserError(*problems)
-
-
-def bucket_problems(data: DataArguments, training) -> list[str]:
-    """What `--length_buckets` cannot be, and what it does not go with: whatever orders or sizes batches itself."""
-    if data.length_buckets is None:
-        return []
-    others = ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")
-    problems = [f"--length_buckets does not go with --{name}" for name in others if getattr(training, name)]
-    try:
-        boundaries = read_buckets(data.length_buckets)
-    except UserError as error:
-        return [*problems, *error.problems]
-    if not isinstance(boundaries, int) and boundaries[-1] != data.max_seq_length:
-        problems.append(
-            f"--length_buckets ends at {boundaries[-1]}, but features have up to --max_seq_length {data.max_seq_length} "
-            "tokens: the last boundary must be that"
-        )
-    return problems
-
-
-def check_file(flag: str, path: Path) -> list[str]:
-    """The problems of a data file that can be seen from outside."""
-    if not path.is_file():
-        return [f"--{flag} {path}: there is no such file"]
-    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind not in FILE_KINDS:
-        return [f"--{flag} {path}: not one of {', '.join(FILE_KINDS)} (each may end in .gz)"]
-    return []
-
-
-def start_logging(training) -> None:
-    """One format for the log of the scripts and of the libraries, at the level that `--log_level` asks of this rank."""
-    logging.basicConfig(
-        format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%m/%d/%Y %H:%M:%S", stream=sys.stdout
-    )
-    logging.getLogger("huggingface_hub").handlers.clear()  # its own would tell everything a second time
-    level = training.get_process_log_level()
-    if training.should_log and training.log_level == "passive":
-        level = logging.INFO
-        for chatty in (
-            "configuration_utils",
-            "modeling_utils",
-            "tokenization_utils_base",
-            "generation.configuration_utils",
-        ):
-            logging.getLogger(f"transformers.{chatty}").setLevel(logging.WARNING)
-    logging.getLogger().setLevel(level)
-    transformers.utils.logging.set_verbosity(level)
-    transformers.utils.logging.enable_default_handler()
-    transformers.utils.logging.enable_explicit_format()

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-from arguments_qa import DataArguments, ModelArguments
-from data_qa import load_rows
-from errors_qa import UserError
+from qa.arguments import DataArguments, ModelArguments
+from qa.data import load_rows
+from qa.errors import UserError
 
 
 CONTEXT = "The Nile flows through Egypt.\nEgypt lies in Africa; \u2028 the Rhône does not."

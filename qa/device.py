@@ -1,0 +1,274 @@
+"""Where a run happens: optimum-habana's trainer on a Gaudi, transformers' own on a CPU, a GPU or Apple silicon.
+
+Everything that depends on whether this machine has a Gaudi stands here, and so does every message about a missing one.
+The same command line parses in both cases: where optimum-habana cannot be used, its flags are declared with its defaults.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Optional
+
+import torch
+from transformers.hf_argparser import string_to_bool
+
+from qa.errors import UserError
+from qa.preflight import (
+    gaudi_is_usable,
+    gaudi_problems,
+    printed_once,
+    read_gaudi_config,
+)
+from qa.upstream import GaudiCorrections, mend_bart
+
+
+logger = logging.getLogger(__name__)
+
+
+# The flags that GaudiTrainingArguments (optimum-habana 1.21.2) adds to TrainingArguments, with type and default.
+GAUDI_FLAGS = {
+    "use_habana": (bool, False),
+    "gaudi_config_name": (Optional[str], None),
+    "use_lazy_mode": (bool, False),  # True on a Gaudi; here, so that a --use_lazy_mode is named among what is ignored
+    "use_hpu_graphs": (bool, False),
+    "use_hpu_graphs_for_inference": (bool, False),
+    "use_hpu_graphs_for_training": (bool, False),
+    "use_compiled_autograd": (bool, False),
+    "compile_from_sec_iteration": (bool, False),
+    "compile_dynamic": (Optional[bool], None),
+    "use_zero3_leaf_promotion": (bool, False),
+    "cache_size_limit": (Optional[int], None),
+    "use_regional_compilation": (bool, False),
+    "inline_inbuilt_nn_modules": (Optional[bool], None),
+    "allow_unspec_int_on_nn_module": (Optional[bool], None),
+    "disable_tensor_cache_hpu_graphs": (bool, False),
+    "max_hpu_graphs": (Optional[int], None),
+    "distribution_strategy": (str, "ddp"),
+    "context_parallel_size": (int, 1),
+    "minimize_memory": (bool, False),
+    "throughput_warmup_steps": (int, 0),
+    "adjust_throughput": (bool, False),
+    "pipelining_fwd_bwd": (bool, False),
+    "ignore_eos": (bool, True),
+    "non_blocking_data_copy": (bool, False),
+    "profiling_warmup_steps": (int, 0),
+    "profiling_steps": (int, 0),
+    "profiling_warmup_steps_eval": (int, 0),
+    "profiling_steps_eval": (int, 0),
+    "profiling_record_shapes": (bool, True),
+    "profiling_with_stack": (bool, False),
+    "attn_implementation": (str, "eager"),
+    "flash_attention_recompute": (bool, False),
+    "flash_attention_fast_softmax": (bool, False),
+    "flash_attention_causal_mask": (bool, False),
+    "flash_attention_fp8": (bool, False),
+    "sdp_on_bf16": (bool, False),
+    "fp8": (bool, False),
+}
+
+
+# Those that count on every device: see qa.speed.
+EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput")
+
+
+# Defaults of TrainingArguments that optimum-habana changes; kept everywhere, so that a command gives the same numbers.
+GAUDI_DEFAULTS = {
+    "optim": (str, "adamw_torch"),
+    "adam_epsilon": (float, 1e-6),
+    "logging_nan_inf_filter": (bool, False),
+    "ddp_bucket_cap_mb": (Optional[int], 230),
+    "ddp_find_unused_parameters": (Optional[bool], False),
+    "half_precision_backend": (str, "hpu_amp"),
+}
+
+
+def settle_lazy_mode(argv: list[str]) -> list[str]:
+    """Sets PT_HPU_LAZY_MODE as a command line asks, before the plugin reads it, or --use_lazy_mode as the variable asks.
+
+    The variable's default was 1 up to SynapseAI 1.18 and is 0 since; optimum-habana 1.21.2 takes it for 1, and lazy mode
+    for the flag's default. Here, where one of both is given the other follows, and without either a run is lazy unless
+    it compiles. `lazy_problems` tells when they contradict each other.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    for flag in ("use_habana", "use_lazy_mode", "torch_compile"):
+        parser.add_argument(f"--{flag}", type=string_to_bool, nargs="?", const=True)
+    for flag in ("torch_compile_backend", "torch_compile_mode"):
+        parser.add_argument(f"--{flag}")
+    try:
+        given, _ = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return argv  # the script's own parser will tell
+    if not given.use_habana:
+        return argv
+    compiles = given.torch_compile or given.torch_compile_backend is not None or given.torch_compile_mode is not None
+    lazy = not compiles if given.use_lazy_mode is None else given.use_lazy_mode
+    variable = os.environ.setdefault("PT_HPU_LAZY_MODE", str(int(lazy)))
+    return argv if given.use_lazy_mode is not None else [*argv, f"--use_lazy_mode={variable != '0'}"]
+
+
+@cache
+@printed_once()
+def training_arguments(seq2seq: bool, /) -> type:
+    """The training arguments of a script: optimum-habana's on a Gaudi, transformers' plus its flags elsewhere.
+
+    The same class every time (hence no keyword, which the cache would tell apart), or it could not be pickled.
+    """
+    if gaudi_is_usable():
+        from optimum.habana import GaudiSeq2SeqTrainingArguments, GaudiTrainingArguments
+
+        base, added = GaudiSeq2SeqTrainingArguments if seq2seq else GaudiTrainingArguments, {}
+    else:
+        from transformers import Seq2SeqTrainingArguments, TrainingArguments
+
+        base, added = Seq2SeqTrainingArguments if seq2seq else TrainingArguments, GAUDI_FLAGS | GAUDI_DEFAULTS
+    flags = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in added.items()]
+    for name, _, flag in flags[: len(GAUDI_FLAGS)]:
+        where = "every device" if name in EVERYWHERE else "a Gaudi, with --use_habana, and is ignored elsewhere"
+        flag.metadata = {"help": f"Of optimum-habana: counts on {where}."}
+    patience = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "End training when so many evaluations in a row bring no better --metric_for_best_model; by default never."
+        },
+    )
+    flags.append(("early_stopping_patience", Optional[int], patience))
+    made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, base))
+    made.__module__ = __name__
+    return made
+
+
+def __getattr__(name: str) -> type:
+    """Lets `training_args.bin` be unpickled: its class is made by `training_arguments` when it is first asked for."""
+    if name.startswith("Device") and name.endswith("TrainingArguments"):
+        return training_arguments("Seq2Seq" in name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class DeviceChoice:
+    """What the training arguments do before they check themselves: decide between a Gaudi and the rest."""
+
+    @printed_once()
+    def __post_init__(self):
+        if self.log_level_replica == "warning":  # the default, but what one rank warns of, all do
+            self.log_level_replica = "error"
+        if not self.use_habana:
+            self.leave_gaudi_flags()
+            # optimum-habana takes the word of DeepSpeed's configuration; transformers wants --bf16 to say the same.
+            self.bf16 = self.bf16 or deepspeed_settings(self.deepspeed).get("bf16", {}).get("enabled") is True
+            # Without this transformers refuses --bf16 on a machine that has nothing but a CPU, or but unused Gaudis.
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            self.use_cpu = self.use_cpu or accelerator is None or accelerator.type == "hpu"
+        elif problems := gaudi_problems(self):
+            raise UserError(*problems)
+        if self.use_cpu or self.use_habana:  # DeepSpeed would look for itself, and warn where it finds nothing
+            os.environ["DS_ACCELERATOR"] = "hpu" if self.use_habana else "cpu"
+        if problems := self.problems_of_flags():
+            raise UserError(*problems)
+        super().__post_init__()
+        if problems := self.deepspeed_mismatches():
+            raise UserError(*problems)
+        if self.use_habana:
+            mend_bart()
+        if self.use_habana and self.device.type != "hpu":
+            raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
+
+    def problems_of_flags(self) -> list[str]:
+        """Flags that want others beside them, or another device; the libraries tell later, and in a traceback."""
+        problems = []
+        if self.deepspeed and not self.do_train and zero_stage(self.deepspeed) < 3:
+            problems.append(
+                f"--deepspeed {self.deepspeed}: without --do_train only ZeRO stage 3 has something to distribute; leave "
+                "--deepspeed away, and the ranks share the questions"
+            )
+        if self.fsdp and self.use_cpu:
+            problems.append("--fsdp: accelerate shards a model over Gaudis or GPUs, not over CPUs; leave it away here")
+        if self.early_stopping_patience is not None and (self.eval_strategy == "no" or not self.metric_for_best_model):
+            problems.append(
+                "--early_stopping_patience counts evaluations without a better score: add --eval_strategy epoch (or steps) "
+                "and --metric_for_best_model f1"
+            )
+        return problems
+
+    def deepspeed_mismatches(self) -> list[str]:
+        """What DeepSpeed's file and the flags say differently; transformers notes it, and tells it in a traceback later."""
+        config = getattr(self, "hf_deepspeed_config", None)
+        pairs = [line.removeprefix("- ds ").split(" vs hf ") for line in config.mismatches] if config else []
+        return [
+            f'--deepspeed {self.deepspeed}: {there} in the file, but {here} of the flags; give one value, or "auto" in the file'
+            for there, here in pairs
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        """As the base's, but a CPU has no number: ranks resume onto their device, and torch.load knows no `cpu:0`, which
+        accelerate 1.10 calls a rank's CPU."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    def leave_gaudi_flags(self) -> None:
+        """Without `--use_habana`, sets every flag that only a Gaudi knows back to its default and names those."""
+        own = type(self)  # optimum-habana's own default of --use_lazy_mode is another
+        given = [
+            name
+            for name, (_, default) in GAUDI_FLAGS.items()
+            if name not in EVERYWHERE and getattr(self, name) != getattr(own, name, default)
+        ]
+        for name in given:
+            setattr(self, name, GAUDI_FLAGS[name][1])
+        self.use_lazy_mode = False  # GaudiTrainingArguments refuses its own default without use_habana
+        if self.half_precision_backend == "hpu_amp":
+            self.half_precision_backend = "cpu_amp" if gaudi_is_usable() else "auto"
+        if self.torch_compile_backend == "hpu_backend":
+            given.append("torch_compile_backend")
+            self.torch_compile_backend = None
+        if given:
+            logger.warning(f"Without --use_habana these are ignored: {', '.join('--' + name for name in given)}")
+
+
+@cache
+@printed_once()
+def trainer_class(seq2seq: bool, /) -> type:
+    """The trainer that the scripts' trainers extend: GaudiTrainer where that is usable, transformers' Trainer elsewhere."""
+    if gaudi_is_usable():
+        from optimum.habana import GaudiSeq2SeqTrainer, GaudiTrainer
+
+        base = GaudiSeq2SeqTrainer if seq2seq else GaudiTrainer
+        return type(f"Mended{base.__name__}", (GaudiCorrections, base), {})
+    from transformers import Seq2SeqTrainer, Trainer
+
+    return Seq2SeqTrainer if seq2seq else Trainer
+
+
+def deepspeed_settings(given: str | dict | None) -> dict:
+    """A DeepSpeed configuration, or the one in a file; empty where there is none: transformers tells what is wrong with it."""
+    try:
+        if isinstance(given, str):
+            given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text())
+    except (OSError, ValueError):
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
+def zero_stage(given: str | dict) -> int:
+    return deepspeed_settings(given).get("zero_optimization", {}).get("stage", 0)
+
+
+def trainer_extras(args, model_args) -> dict:
+    """What GaudiTrainer wants beyond Trainer's own parameters: the Gaudi configuration that the flags name."""
+    if not gaudi_is_usable():
+        return {}
+    if args.gaudi_config_name is None:
+        from optimum.habana import GaudiConfig
+
+        return {"gaudi_config": GaudiConfig()}
+    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
+    return {"gaudi_config": read_gaudi_config(args.gaudi_config_name, **hub)}
+
+
+# `training_args.bin` of earlier versions names the module that this one was.
+sys.modules.setdefault("device_qa", sys.modules[__name__])

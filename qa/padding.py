@@ -1,0 +1,44 @@
+"""Batches of features, padded."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from qa.windows import MODEL_INPUTS
+
+
+LABELS = ("start_positions", "end_positions")
+
+
+@dataclass
+class PaddingCollator:
+    """Batches features: pads them to their bucket's width, else to `length` tokens or the batch's longest, on the right.
+
+    On the right whichever side the tokenizer prefers: nothing is generated here, and a causal model's padding on the left
+    attends to nothing. Its logits, which the loss counts, are then what a device makes of that, on a Gaudi not what they
+    are elsewhere. Returns (batch, length) int64 tensors of the model's inputs, (batch,) labels and `cls_index`; what else a
+    feature carries is left behind.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    length: int | None = None
+    multiple_of: int = 1
+
+    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
+        lengths = [len(feature["input_ids"]) for feature in features]
+        bucket = max(feature.get("width", 0) for feature in features)
+        width = bucket or self.length or -(-max(lengths) // self.multiple_of) * self.multiple_of
+        padding = (self.tokenizer.pad_token_id, 0, self.tokenizer.pad_token_type_id)
+        batch = {}
+        for name, value in zip(MODEL_INPUTS, padding):
+            if name in features[0]:
+                table = np.full((len(features), width), value, dtype=np.int64)
+                for row, feature, length in zip(table, features, lengths):
+                    row[:length] = feature[name]
+                batch[name] = torch.from_numpy(table)
+        for name in (*LABELS, "cls_index"):
+            if name in features[0]:
+                batch[name] = torch.tensor([feature[name] for feature in features], dtype=torch.int64)
+        return batch

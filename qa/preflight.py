@@ -1,0 +1,185 @@
+"""Checks of a Gaudi node: whether optimum-habana can run here, and what stands in the way of a run."""
+
+import importlib.util
+import logging
+import os
+import re
+import subprocess
+import sys
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import torch
+from packaging.version import Version
+
+from qa.errors import UserError
+from qa.upstream import IS_RANK_0
+
+
+logger = logging.getLogger(__name__)
+
+
+OLDEST_OPTIMUM_HABANA = "1.21.0"
+
+
+HPU_GRAPH_FLAGS = ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_graphs_for_training")
+
+
+# What Habana's driver offers a process for each card.
+CARDS = "/dev/accel/accel"
+
+
+@cache
+def why_no_gaudi() -> str | None:
+    """Why optimum-habana cannot run here, None where it can; loads Habana's plugin, which registers the device."""
+    if importlib.util.find_spec("habana_frameworks") is None:
+        return "Habana's PyTorch plugin (habana_frameworks) is not installed in this Python"
+    try:
+        import habana_frameworks.torch.hpu as hpu
+    except (ImportError, OSError) as error:
+        return (
+            f"Habana's PyTorch plugin cannot be loaded into PyTorch {torch.__version__} ({one_line(error)}); if pip has "
+            "replaced the PyTorch of the image, which is built for Habana, start from a fresh image"
+        )
+    if not hpu.is_available() or hpu.device_count() == 0:
+        return "Habana's PyTorch plugin sees no card (`hl-smi` shows which are there and who uses them)"
+    try:
+        import optimum.habana  # noqa: F401
+    except (ImportError, IndexError) as error:  # its version check takes the first line of `pip list | grep`
+        return (
+            f"optimum-habana cannot be imported ({one_line(error)}); `pip list` in this shell must show it and "
+            "habana-torch-plugin, so `pip` and `python` have to be of the same installation"
+        )
+    return None
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def gaudi_is_usable() -> bool:
+    """Whether optimum-habana can run here."""
+    return why_no_gaudi() is None
+
+
+def lazy_problems(args) -> list[str]:
+    """Where PT_HPU_LAZY_MODE, --use_lazy_mode and --torch_compile contradict each other."""
+    variable = os.environ.get("PT_HPU_LAZY_MODE")
+    if args.torch_compile or args.torch_compile_backend is not None or args.torch_compile_mode is not None:
+        if args.use_lazy_mode or variable != "0":
+            return ["--torch_compile does not go with lazy mode: set PT_HPU_LAZY_MODE=0 and --use_lazy_mode false"]
+    elif args.use_lazy_mode != (variable != "0"):
+        return [
+            f"PT_HPU_LAZY_MODE={variable} contradicts --use_lazy_mode {args.use_lazy_mode}: set it to "
+            f"{int(args.use_lazy_mode)}, or unset it, and it follows the flags"
+        ]
+    elif not args.use_lazy_mode and any(getattr(args, flag) for flag in HPU_GRAPH_FLAGS):
+        return [f"PT_HPU_LAZY_MODE={variable}: HPU graphs need lazy mode (1, with --use_lazy_mode) or --torch_compile"]
+    return []
+
+
+def gaudi_problems(args) -> list[str]:
+    """What stands in the way of a run with `--use_habana`, as far as it can be known at once."""
+    problems = lazy_problems(args)
+    missing = why_no_gaudi()
+    if missing is not None:
+        advice = "Run inside Habana's PyTorch image on a Gaudi node, or leave --use_habana away"
+        return [f"--use_habana: {missing}. {advice} to run on this machine's GPU or CPU.", *problems]
+    problems += version_problems()
+    busy = why_busy()
+    if busy is not None:
+        problems.append(busy)
+    elif args.bf16 and not bf16_is_supported():
+        problems.append("--bf16: this card does not support it; leave it away")
+    if args.gaudi_config_name is not None:
+        try:
+            read_gaudi_config(args.gaudi_config_name)
+        except UserError as error:
+            problems += error.problems
+    return problems
+
+
+def version_problems() -> list[str]:
+    """Versions that do not belong together; those that probably do are told in the log."""
+    from packaging.requirements import Requirement
+
+    habana = version("optimum-habana")
+    problems = [
+        f"transformers {version('transformers')} is installed, but optimum-habana {habana} needs {needed.specifier}: "
+        "pip install -r requirements.txt"
+        for needed in map(Requirement, requires("optimum-habana"))
+        if needed.name == "transformers" and not needed.specifier.contains(version("transformers"))
+    ]
+    if Version(habana) < Version(OLDEST_OPTIMUM_HABANA):
+        problems.append(
+            f"optimum-habana {habana} is installed, but these scripts need {OLDEST_OPTIMUM_HABANA} or newer: "
+            "pip install -r requirements.txt"
+        )
+    driver, plugin = driver_version(), Version(version("habana-torch-plugin"))
+    if driver is not None and driver.release[:2] != plugin.release[:2]:
+        logger.warning(
+            f"Habana's driver is {driver}, its PyTorch plugin {plugin}: they should be of one release. "
+            "Update the driver of the node, or use the image of its release"
+        )
+    return problems
+
+
+def driver_version() -> Version | None:
+    """The version of Habana's driver on this node, as `hl-smi` tells it."""
+    try:
+        told = subprocess.run(["hl-smi"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"Driver Version:\s*(\d+(?:\.\d+)+)", told)
+    return Version(found[1]) if found else None
+
+
+def why_busy() -> str | None:
+    """Tries to take a card, which fails where others hold all of them. Ranks of a launched run take theirs later."""
+    if any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")):
+        return None
+    try:
+        torch.zeros(1, device="hpu")
+    except RuntimeError as error:
+        holders = ", ".join(processes_at(CARDS)) or "`hl-smi` shows by whom"
+        return f"--use_habana: no card can be taken ({one_line(error)}); held by: {holders}"
+    return None
+
+
+def processes_at(devices: str) -> list[str]:
+    """The other processes that have a device open whose path begins with `devices`, as far as this user may know."""
+    found = {}
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        process = link.parts[2]
+        try:
+            if process != str(os.getpid()) and os.readlink(link).startswith(devices):
+                words = (Path("/proc") / process / "cmdline").read_bytes().split(b"\0")
+                found[process] = f"process {process} ({b' '.join(words[:2]).decode(errors='replace')})"
+        except OSError:  # it has ended, or belongs to somebody else
+            continue
+    return list(found.values())
+
+
+def bf16_is_supported() -> bool:
+    import habana_frameworks.torch.hpu as hpu
+
+    return not hasattr(hpu, "is_bf16_supported") or hpu.is_bf16_supported()
+
+
+@contextmanager
+def printed_once():
+    """Lets rank 0 alone print: optimum-habana says on stdout what it finds while it is imported."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if IS_RANK_0 else nowhere):
+        yield
+
+
+def read_gaudi_config(name: str, **hub):
+    """The Gaudi configuration of that name; a UserError where there is none, since optimum-habana gives a traceback."""
+    from optimum.habana import GaudiConfig
+
+    try:
+        return GaudiConfig.from_pretrained(name, **hub)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--gaudi_config_name {name}: no gaudi_config.json can be read ({one_line(error)})") from error

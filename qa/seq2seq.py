@@ -1,0 +1,236 @@
+"""Features, collator and choice of windows for models that write their answer."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from json.encoder import encode_basestring_ascii
+
+import numpy as np
+import pyarrow
+import pyarrow.compute
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from qa.answers import (
+    Answers,
+    column_of,
+    softmax_of_groups,
+)
+from qa.errors import UserError
+from qa.files import float_strings, json_of_groups, json_of_objects
+from qa.padding import PaddingCollator
+from qa.windows import (
+    CHECKED_ROWS,
+    Features,
+    Template,
+    Texts,
+    gold_spans,
+    has_answers,
+    tokenize_distinct,
+    windows_holding,
+    windows_of,
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+class Seq2SeqFeatures(Features):
+    """Features whose label is a text: items hold `labels`, the tokens of the answer to write, where any is known."""
+
+    targets: Texts | None = None  # the distinct answers, special tokens included
+    target: np.ndarray | None = None  # (features,) which of them is a feature's
+
+    def __getitem__(self, index: int) -> dict:
+        item = super().__getitem__(index)
+        if self.targets is not None:
+            begin, end = self.targets.splits[self.target[index]], self.targets.splits[self.target[index] + 1]
+            item["labels"] = self.targets.ids[begin:end].astype(np.int64)
+        return item
+
+
+def prepare_seq2seq_features(
+    rows: Sequence[dict],
+    tokenizer: PreTrainedTokenizerFast,
+    max_seq_length: int,
+    doc_stride: int,
+    max_answer_length: int,
+    version_2_with_negative: bool = False,
+    training: bool = False,
+) -> Seq2SeqFeatures:
+    """The windows of all rows, each to be read as `question: Q context: C` with its stretch of C.
+
+    A context that fits gives one feature, the tokenizer's own ids of that text. A longer one is cut as for
+    `prepare_features`: windows share `doc_stride` tokens, the question stands in front of each, and a question that
+    leaves no room is cut.
+
+    The target is the first gold answer, at most `max_answer_length` tokens with the special ones. Windows that do not
+    hold it have the empty target with negatives; without, they are left out of training and keep the answer for the
+    evaluation loss. Rows without an answer have the empty target.
+
+    Raises:
+        UserError: there is nothing to train on.
+    """
+    template = read_seq2seq_template(tokenizer)
+    questions, contexts = seq2seq_texts(rows, tokenizer, template)
+    features = windows_of(Seq2SeqFeatures, rows, questions, contexts, template, tokenizer, max_seq_length, doc_stride)
+    if not (training or has_answers(rows)):
+        return features
+    cut = [len(row["context"]) - len(row["context"].lstrip()) - 1 for row in rows]  # seq2seq_texts puts a space there
+    begin, end = gold_spans(rows)
+    only = np.bincount(features.row, minlength=len(rows)) == 1
+    holds = windows_holding(features, np.where(begin < 0, -1, begin - cut), end - cut) | only[features.row]
+    if training and not version_2_with_negative:
+        keep_windows(features, holds)
+        holds = holds[holds]
+    written = [row["answers"]["text"][0] if row["answers"]["text"] else "" for row in rows]
+    of_window = np.array(written, dtype=object)[features.row]
+    if version_2_with_negative:
+        of_window[~holds] = ""
+    features.targets = tokenize_targets(of_window.tolist(), tokenizer, max_answer_length)
+    features.target = features.targets.of_row
+    return features
+
+
+def read_seq2seq_template(tokenizer) -> Template:
+    """What stands around question and context: the special tokens of one text, and the word that begins the context.
+
+    "question:" is not among it; it is the beginning of the question's text.
+    """
+    probe = tokenizer("a")
+    inside = probe.sequence_ids().index(0)
+    last = len(probe["input_ids"]) - probe.sequence_ids()[::-1].index(0)
+    before, after = probe["input_ids"][:inside], probe["input_ids"][last:]
+    between = tokenizer.backend_tokenizer.encode(" context:", add_special_tokens=False).ids
+    return Template(before, between, after, types=(0,) * 5, context_first=False)
+
+
+def seq2seq_texts(rows, tokenizer, template: Template) -> tuple[Texts, Texts]:
+    """The tokens of `question: Q` and of ` C`, each distinct text tokenized once.
+
+    Where a check on the first rows finds that the parts do not add up to the whole, every whole text is tokenized.
+    """
+    questions = [f"question: {row['question'].lstrip()}" for row in rows]
+    contexts = [f" {row['context'].lstrip()}" for row in rows]
+    parts = tokenize_distinct(questions, tokenizer, offsets=False), tokenize_distinct(contexts, tokenizer)
+    for index in range(min(CHECKED_ROWS, len(rows))):
+        question, context = (texts.ids[slice(*texts.splits[texts.of_row[index] :][:2])] for texts in parts)
+        own = tokenizer(f"{questions[index]} context:{contexts[index]}")["input_ids"]
+        if own != [*template.before, *question, *template.between, *context, *template.after]:
+            logger.warning("This tokenizer joins words of question and context; every text is tokenized whole")
+            template.between = []
+            return split_texts([f"{question} context:" for question in questions], contexts, tokenizer)
+    return parts
+
+
+def split_texts(fronts: list[str], contexts: list[str], tokenizer) -> tuple[Texts, Texts]:
+    """The tokens of each front and of the context behind it, out of the tokens of both together."""
+    whole = tokenize_distinct([front + context for front, context in zip(fronts, contexts)], tokenizer)
+    begin, end = whole.splits[whole.of_row], whole.splits[whole.of_row + 1]
+    fronts_length = np.array([len(front) for front in fronts])
+    middle = [first + np.searchsorted(whole.ends[first:last], length, side="right")
+              for first, last, length in zip(begin, end, fronts_length)]  # fmt: skip
+    return take_texts(whole, begin, middle, 0), take_texts(whole, middle, end, fronts_length)
+
+
+def take_texts(texts: Texts, begin, end, shift) -> Texts:
+    """The tokens `begin[i]` to `end[i]` of `texts` as one text a row, its characters counted from `shift[i]` on."""
+    length = np.subtract(end, begin)
+    token = np.repeat(np.asarray(begin) - (np.cumsum(length) - length), length) + np.arange(length.sum())
+    shift = np.repeat(np.broadcast_to(shift, length.shape), length)
+    splits = np.cumsum([0, *length])
+    return Texts(
+        np.arange(len(length)), splits, texts.ids[token], texts.starts[token] - shift, texts.ends[token] - shift
+    )
+
+
+def keep_windows(features: Features, kept: np.ndarray) -> None:
+    """Leaves out the windows that are not `kept`, and tells of questions that lose all of theirs."""
+    lost = len(features.row_ids) - len(np.unique(features.row[kept]))
+    if lost:
+        logger.warning(f"{lost} answers lie in no single window; their questions are left out of training")
+    if not kept.any():
+        raise UserError("no window holds a whole answer, so there is nothing to train on; raise --max_seq_length")
+    features.row, features.first, features.last = (a[kept] for a in (features.row, features.first, features.last))
+
+
+def tokenize_targets(texts: list[str], tokenizer, max_length: int) -> Texts:
+    """The answers as labels, at most `max_length` tokens each with the special ones; without places in the text."""
+    distinct = list(dict.fromkeys(texts))
+    number = {text: index for index, text in enumerate(distinct)}
+    ids = tokenizer(text_target=distinct, max_length=max_length, truncation=True)["input_ids"]
+    splits = np.cumsum([0, *map(len, ids)])
+    nowhere = np.zeros(0, dtype=np.int32)
+    of_row = np.array([number[text] for text in texts], dtype=np.int32)
+    return Texts(of_row, splits, np.fromiter(chain.from_iterable(ids), np.int32, splits[-1]), nowhere, nowhere)
+
+
+@dataclass
+class Seq2SeqCollator(PaddingCollator):
+    """`PaddingCollator` that also pads `labels`, to `label_length` tokens or to the batch's longest answer.
+
+    `decoder_inputs` (labels -> ids, both padded) makes `decoder_input_ids`, for a loss that the model does not compute.
+    """
+
+    label_length: int | None = None
+    label_padding: int = -100
+    decoder_inputs: Callable[..., torch.Tensor] | None = None
+
+    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
+        batch = super().__call__(features)
+        if "labels" in features[0]:
+            width = self.label_length or max(len(feature["labels"]) for feature in features)
+            table = np.full((len(features), width), self.label_padding, dtype=np.int64)
+            for row, feature in zip(table, features):
+                row[: len(feature["labels"])] = feature["labels"]
+            batch["labels"] = torch.from_numpy(table)
+            if self.decoder_inputs is not None:
+                batch["decoder_input_ids"] = self.decoder_inputs(labels=batch["labels"])
+        return batch
+
+
+def choose_windows(
+    examples,
+    features: Seq2SeqFeatures,
+    texts: list[str],
+    scores: np.ndarray,
+    null_scores: np.ndarray | None = None,
+    null_score_diff_threshold: float = 0.0,
+) -> Answers:
+    """The answer of every example out of what was written for each of its windows: the text with the best score.
+
+    Args:
+        texts: (features,) what the model wrote.
+        scores: (features,) the log-probability of that.
+        null_scores: (features,) with negatives, the log-probability of the empty answer. An example's null score is the
+            lowest of its windows, as in `find_answers`, and the answer is empty when it exceeds the best text's score
+            by more than `null_score_diff_threshold`.
+
+    The n-best rows, one for each window, are `{text, score, probability, window}`, with negatives also `null_score`;
+    probabilities are a softmax over the windows' scores, and `window` counts from the beginning of the context.
+    """
+    ids = column_of(examples, "id")
+    if features.row_ids != ids or len(texts) != len(features):
+        raise ValueError(f"got {len(texts)} texts and {len(features)} features of {len(features.row_ids)} examples")
+    blank = np.array([null_scores is not None and not text.strip() for text in texts])
+    order = np.lexsort((-scores, blank, features.row))
+    bounds = np.searchsorted(features.row[order], np.arange(len(ids) + 1))
+    window = np.arange(len(features)) - np.searchsorted(features.row, np.arange(len(ids)))[features.row]
+    texts, scores = [texts[index] for index in order], scores[order]
+    columns = {
+        "text": pyarrow.array(map(encode_basestring_ascii, texts), pyarrow.string()),
+        "score": float_strings(scores),
+        "probability": float_strings(softmax_of_groups(scores, bounds)),
+        "window": pyarrow.compute.cast(pyarrow.array(window[order]), pyarrow.string()),
+    }
+    if null_scores is not None:
+        columns["null_score"] = float_strings(null_scores[order])
+    nbest = dict(zip(ids, json_of_groups(json_of_objects(**columns), bounds)))
+    best_texts = {identity: texts[first] for identity, first in zip(ids, bounds)}
+    if null_scores is None:
+        return Answers(best_texts, nbest, {}, best_texts)
+    odds = np.minimum.reduceat(null_scores[order], bounds[:-1]) - scores[bounds[:-1]]
+    null_odds = dict(zip(ids, odds.tolist()))
+    chosen = {name: "" if null_odds[name] > null_score_diff_threshold else best_texts[name] for name in ids}
+    return Answers(chosen, nbest, null_odds, best_texts)

@@ -1,0 +1,259 @@
+"""Tokenized texts, the template around them, and cutting windows: what both kinds of features are built from."""
+
+import logging
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+
+# How many rows are tokenized the slow way too, to see that both ways agree.
+CHECKED_ROWS = 16
+
+
+# How many texts are tokenized together: the tokenizers library keeps over 100 bytes a token until its arrays are made.
+TEXTS_AT_ONCE = 1000
+
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass
+class Template:
+    """What a tokenizer puts around a pair of texts: `before first between second after`, ids and token types of each."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    types: tuple  # of before, first, between, second, after: one for all tokens of a part, or a list
+    context_first: bool  # left-padding tokenizers put the context in front of the question
+
+    @property
+    def special_tokens(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+@dataclass
+class Texts:
+    """Distinct texts, tokenized one behind the other: text i holds the tokens `splits[i]` to `splits[i + 1]`."""
+
+    of_row: np.ndarray  # (rows,) which text a row has
+    splits: np.ndarray  # (texts + 1,)
+    ids: np.ndarray  # (tokens,)
+    starts: np.ndarray  # (tokens,) first character of each token in its text
+    ends: np.ndarray  # (tokens,) the one after its last
+
+    def __len__(self) -> int:
+        return len(self.splits) - 1
+
+
+class Features(torch.utils.data.Dataset):
+    """Features as index ranges; item i is a dict of unpadded arrays for a collator.
+
+    Items hold `input_ids`, `attention_mask` and `token_type_ids` as far as the tokenizer's models take them, and
+    `start_positions`, `end_positions` where labels are known, `cls_index` where spans are asked for, and `width` where
+    length buckets say what to pad to. `as_dict(i)` adds what people look at.
+    """
+
+    cls_index: np.ndarray | None = None  # (features,) position that stands for "no answer"
+    labels: np.ndarray | None = None  # (features, 2) first and last token of the answer
+    widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
+
+    def __init__(self, rows, questions: Texts, contexts: Texts, template: Template, names: list[str], **arrays):
+        self.row_ids = [row["id"] for row in rows]
+        self.questions, self.contexts, self.template, self.names = questions, contexts, template, names
+        self.row = arrays["row"]  # (features,) which row a feature is a window of
+        self.first, self.last = arrays["first"], arrays["last"]  # (features,) its tokens in contexts.ids
+        self.question_length = arrays["question_length"]  # (rows,) tokens kept of each row's question
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, index: int) -> dict:
+        template, row = self.template, self.row[index]
+        begin = self.questions.splits[self.questions.of_row[row]]
+        question = self.questions.ids[begin : begin + self.question_length[row]]
+        context = self.contexts.ids[self.first[index] : self.last[index]]
+        first, second = (context, question) if template.context_first else (question, context)
+        parts = (template.before, first, template.between, second, template.after)
+        item = {"input_ids": np.concatenate(parts, dtype=np.int64, casting="unsafe")}
+        if "attention_mask" in self.names:
+            item["attention_mask"] = np.ones(len(item["input_ids"]), dtype=np.int64)
+        if "token_type_ids" in self.names:
+            types = (np.broadcast_to(kind, len(part)) for kind, part in zip(template.types, parts))
+            item["token_type_ids"] = np.concatenate(list(types), dtype=np.int64, casting="unsafe")
+        if self.labels is not None:
+            item["start_positions"], item["end_positions"] = self.labels[index]
+        if self.cls_index is not None:
+            item["cls_index"] = self.cls_index[index]
+        if self.widths is not None:
+            item["width"] = self.widths[index]
+        return item
+
+    def as_dict(self, index: int) -> dict:
+        """Feature `index` as plain lists, with `example_id` and `offset_mapping` (None outside the context)."""
+        item = {name: value.tolist() for name, value in self[index].items()}
+        begin, length = self.context_begin()[index], len(item["input_ids"])
+        tokens = slice(self.first[index], self.last[index])
+        spans = list(zip(self.contexts.starts[tokens].tolist(), self.contexts.ends[tokens].tolist()))
+        offsets = [None] * begin + spans + [None] * (length - begin - len(spans))
+        identity = self.row_ids[self.row[index]]
+        return item | {"example_id": identity, "offset_mapping": offsets}
+
+    def lengths(self) -> np.ndarray:
+        """(features,) tokens of each feature."""
+        return self.last - self.first + self.question_length[self.row] + self.template.special_tokens
+
+    def context_begin(self) -> np.ndarray:
+        """(features,) position of the first context token of each feature."""
+        if self.template.context_first:
+            return np.full(len(self), len(self.template.before))
+        return len(self.template.before) + self.question_length[self.row] + len(self.template.between)
+
+    def characters(self, chosen: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First character, and the one after the last, of the tokens at `positions` (len(chosen), n) of some features.
+
+        -1 outside the context.
+        """
+        place = positions - self.context_begin()[chosen, None]
+        inside = (place >= 0) & (place < (self.last - self.first)[chosen, None])
+        token = np.where(inside, place + self.first[chosen, None], 0)
+        return np.where(inside, self.contexts.starts[token], -1), np.where(inside, self.contexts.ends[token], -1)
+
+
+def windows_of(
+    kind: type,
+    rows,
+    questions: Texts,
+    contexts: Texts,
+    template: Template,
+    tokenizer,
+    max_seq_length: int,
+    doc_stride: int,
+) -> "Features":
+    """All windows of all rows, without labels, as an instance of `kind`."""
+    length = np.diff(questions.splits)[questions.of_row]
+    most = max_seq_length - template.special_tokens
+    length = trim_questions(length, np.diff(contexts.splits)[contexts.of_row], most, doc_stride)
+    row, first, last = cut_windows(contexts, most - length, doc_stride)
+    names = [name for name in tokenizer.model_input_names if name in ("attention_mask", "token_type_ids")]
+    return kind(rows, questions, contexts, template, names, row=row, first=first, last=last, question_length=length)
+
+
+def read_template(tokenizer) -> Template:
+    """Reads off a probe pair where the tokenizer puts special tokens and which types it gives."""
+    probe = tokenizer("a", "b", return_token_type_ids=True)
+    of_text = [2 if sequence is None else sequence for sequence in probe.sequence_ids()]
+    first, second = of_text.index(0), of_text.index(1)
+    first_end = len(of_text) - of_text[::-1].index(0)
+    second_end = len(of_text) - of_text[::-1].index(1)
+    ids, types = probe["input_ids"], probe["token_type_ids"]
+    return Template(
+        before=ids[:first],
+        between=ids[first_end:second],
+        after=ids[second_end:],
+        types=(types[:first], types[first], types[first_end:second], types[second], types[second_end:]),
+        context_first=tokenizer.padding_side == "left",
+    )
+
+
+def tokenize_distinct(texts: list[str], tokenizer, offsets: bool = True) -> Texts:
+    """Tokenizes each distinct text once, without special tokens; without offsets (all 0 then) in half the time."""
+    distinct = dict.fromkeys(texts)
+    number = {text: index for index, text in enumerate(distinct)}
+    encoded = tokenizer.backend_tokenizer
+    encoded.no_truncation()
+    encoded.no_padding()
+    encode = encoded.encode_batch if offsets else encoded.encode_batch_fast
+    once = list(distinct)
+    batches = (once[begin : begin + TEXTS_AT_ONCE] for begin in range(0, max(len(once), 1), TEXTS_AT_ONCE))
+    arrays = (token_arrays(encode(batch, add_special_tokens=False)) for batch in batches)
+    lengths, ids, spans = map(np.concatenate, zip(*arrays))
+    return Texts(
+        of_row=np.array([number[text] for text in texts], dtype=np.int32),
+        splits=np.cumsum(np.concatenate([[0], lengths])),
+        ids=ids,
+        starts=spans[::2].copy(),
+        ends=spans[1::2].copy(),
+    )
+
+
+def token_arrays(encodings: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many tokens each text has; the ids of all; of each in turn where it starts and ends in its text."""
+    lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+    total = int(lengths.sum())
+    ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, total)
+    spans = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
+    return lengths, ids, np.fromiter(spans, np.int32, 2 * total)
+
+
+def trim_questions(questions: np.ndarray, contexts: np.ndarray, most: int, doc_stride: int) -> np.ndarray:
+    """(rows,) tokens to keep of questions of the given lengths, when `most` tokens hold question and context window.
+
+    A context that does not fit beside its question is cut into windows that share `doc_stride` tokens, so the question
+    must leave more room than that. One that does not is cut so that half of the rest goes to new tokens.
+    """
+    stuck = (questions + contexts > most) & (most - questions <= doc_stride)
+    if stuck.any():
+        logger.warning(
+            f"{stuck.sum()} questions are too long for their windows and were cut to {(most - doc_stride) // 2} tokens"
+        )
+    return np.where(stuck, np.minimum(questions, (most - doc_stride) // 2), questions).astype(np.int32)
+
+
+def cut_windows(contexts: Texts, room: np.ndarray, doc_stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The windows of every row, in order: which row, its first token, the one after its last.
+
+    The rule of the tokenizers library (0.21, `Encoding.truncate`): windows of `room` tokens start every
+    `room - doc_stride` tokens until one reaches the end of the context.
+    """
+    begin = contexts.splits[contexts.of_row]
+    length = contexts.splits[contexts.of_row + 1] - begin
+    step = np.maximum(room - doc_stride, 1)  # where a context fits whole, room may be less than doc_stride
+    count = 1 + np.maximum(0, -(-(length - room) // step))
+    row = np.repeat(np.arange(len(count), dtype=np.int32), count)
+    window = np.arange(len(row)) - (np.cumsum(count) - count)[row]
+    first = window * step[row]
+    last = np.minimum(first + room[row], length[row])
+    return row, (begin[row] + first).astype(np.int32), (begin[row] + last).astype(np.int32)
+
+
+def no_answer_tokens(tokenizer) -> list[int]:
+    """The special tokens that stand for "no answer", the preferred one first."""
+    return [token for token in (tokenizer.cls_token_id, tokenizer.bos_token_id) if token is not None]
+
+
+def no_answer_positions(tokenizer, template: Template, lengths: np.ndarray) -> np.ndarray:
+    """(features,) position of the CLS token, else of the BOS token, else 0."""
+    for token in no_answer_tokens(tokenizer):
+        if token in template.before:
+            return np.full(len(lengths), template.before.index(token), dtype=np.int32)
+        if token in template.after:
+            return (lengths - len(template.after) + template.after.index(token)).astype(np.int32)
+    return np.zeros(len(lengths), dtype=np.int32)
+
+
+def gold_spans(rows) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) first character of each row's first answer, and the one after its last; both -1 without an answer."""
+    answered = [row["answers"] if row["answers"]["text"] else None for row in rows]
+    begin = np.array([-1 if answers is None else answers["answer_start"][0] for answers in answered])
+    return begin, begin + [0 if answers is None else len(answers["text"][0]) for answers in answered]
+
+
+def windows_holding(features: Features, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """(features,) whether a window holds all the characters `begin` to `end` (rows,) of its row's context."""
+    contexts, row = features.contexts, features.row
+    filled = features.last > features.first
+    if not filled.any():
+        return filled
+    left, right = np.where(filled, features.first, 0), np.where(filled, features.last - 1, 0)
+    spanned = (contexts.starts[left] <= begin[row]) & (contexts.ends[right] >= end[row])
+    return filled & (begin[row] >= 0) & spanned
+
+
+def has_answers(rows) -> bool:
+    return any(row["answers"]["text"] for row in rows)
