@@ -21,14 +21,15 @@ from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.models import load_config_and_tokenizer, load_marker, sequence_limit
-from qa.stages import check_enough, checkpoint_to_resume, hand_in, run, score_answers, start, tell_checked
+from qa.screen import report_features
+from qa.stages import check_enough, checkpoint_to_resume, hand_in, report_check, run, score_answers, start
 from qa.windows import read_template
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import PaddingCollator, prepare_features
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, args = start(argv, ModelArguments, DataArguments)
+    model_args, data_args, args = start(argv, ModelArguments, DataArguments, description=__doc__)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
     rows = load_rows(data_args, model_args, args)
     with args.main_process_first():  # it downloads, the others find what it downloaded
@@ -37,9 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
     set_widths(features, data_args.length_buckets, length, args)
+    report_features(features, args, data_args.pad_to_max_length, length)
     check_enough(features, args)
     if data_args.check:
-        return tell_checked(features, args)
+        return report_check(features, args)
 
     trainer = QuestionAnsweringTrainer(
         model=load_marker(config, model_args),

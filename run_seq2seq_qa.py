@@ -22,8 +22,9 @@ from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import UserError, run_or_exit
 from qa.models import load_config_and_tokenizer, load_writer, sequence_limit
+from qa.screen import report_features
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
-from qa.stages import check_enough, checkpoint_to_resume, hand_in, run, score_answers, start, tell_checked
+from qa.stages import check_enough, checkpoint_to_resume, hand_in, report_check, run, score_answers, start
 from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 
 
@@ -31,8 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, args = start(argv, Seq2SeqModelArguments, Seq2SeqDataArguments, seq2seq=True)
-    settle_generation(data_args, args)
+    model_args, data_args, args = start(
+        argv, Seq2SeqModelArguments, Seq2SeqDataArguments, seq2seq=True, description=__doc__
+    )
+    set_generation(data_args, args)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
     rows = load_rows(data_args, model_args, args)
     with args.main_process_first():  # it downloads, the others find what it downloaded
@@ -49,9 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
     set_widths(features, data_args.length_buckets, length, args)
+    report_features(features, args, data_args.pad_to_max_length, length)
     check_enough(features, args)
     if data_args.check:
-        return tell_checked(features, args)
+        return report_check(features, args)
 
     model = load_writer(config, model_args)
     one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers
@@ -78,20 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
 
 
-def settle_generation(data: Seq2SeqDataArguments, args) -> None:
-    """Puts length and beams of what is written where the trainer looks; tells what a run without writing cannot give.
-
-    Raises:
-        UserError: the best checkpoint is to be chosen by a score of answers that are not written.
-    """
+def set_generation(data: Seq2SeqDataArguments, args) -> None:
+    """Put length and beams of the written answers where the trainer looks; warn of a run that writes none."""
     args.generation_max_length = args.generation_max_length or data.val_max_answer_length
     args.generation_num_beams = data.num_beams or args.generation_num_beams
-    if args.predict_with_generate:
-        return
-    best = args.metric_for_best_model
-    if best is not None and best.removeprefix("eval_") in ("f1", "exact_match", "exact"):
-        raise UserError(f"--metric_for_best_model {best} needs written answers: add --predict_with_generate")
-    if args.do_eval or args.do_predict:
+    if not args.predict_with_generate and (args.do_eval or args.do_predict):
         logger.warning(
             "Without --predict_with_generate no answers are written: there will be a loss (where answers are known), "
             "but no EM, no F1 and no files of predictions"

@@ -1,20 +1,10 @@
-"""What to run: the flags of the scripts as dataclasses, and reading and checking a command line.
+"""The flags of the scripts, as dataclasses.
 
-Flags keep the names and defaults of optimum-habana's question-answering example. A first argument that ends in
-`.json`, `.yaml` or `.yml` is a file of arguments; flags behind it override what it says.
+Names and defaults are those of optimum-habana's question-answering example.
 """
 
-import json
-from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Optional
-
-
-# isort: split
-from transformers import HfArgumentParser
-
-from qa.errors import UserError
 
 
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
@@ -169,66 +159,3 @@ class Seq2SeqDataArguments(DataArguments):
     def __post_init__(self):
         if self.val_max_answer_length is None:
             self.val_max_answer_length = self.max_answer_length
-
-
-class CommandLine(HfArgumentParser):
-    """`HfArgumentParser` whose mistakes are `UserError`s of one line instead of pages of usage."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see --help)")
-
-
-def with_file(argv: list[str]) -> list[str]:
-    """The command line with the flags of the file that its first argument names, if it does, in front."""
-    if argv and argv[0].endswith((".json", ".yaml", ".yml")):
-        return flags_of_file(Path(argv[0])) + argv[1:]
-    return argv
-
-
-def parse_command_line(argv: list[str], *dataclass_types: type) -> tuple:
-    """Reads `argv` (without the program's name) into one instance of each dataclass.
-
-    Raises:
-        UserError: unknown flags (with the nearest known one), values of the wrong type, missing ones, a file of
-            arguments that cannot be read, and combinations that the dataclasses themselves refuse.
-    """
-    parser = CommandLine(dataclass_types)
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(with_file(argv), return_remaining_strings=True)
-    except (ValueError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if unknown:
-        known = [f"--{f.name}" for dataclass_type in dataclass_types for f in fields(dataclass_type)]
-        flags = [word for word in unknown if word.startswith("-")]  # what else is unknown are their values
-        raise UserError(*(unknown_argument(word, known) for word in flags or unknown))
-    return tuple(parsed)
-
-
-def flags_of_file(path: Path) -> list[str]:
-    """The arguments of a JSON or YAML file as the flags that would say the same (None is left out)."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            settings = json.loads(text)
-        else:
-            import yaml
-
-            settings = yaml.safe_load(text)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a file of arguments: {error}") from error
-    except Exception as error:  # yaml.YAMLError is no ValueError, and its text spans lines
-        raise UserError(f"{path}: cannot be read as a file of arguments: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: a file of arguments holds one `flag: value` each, not a {type(settings).__name__}")
-    flags = []
-    for name, value in settings.items():
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
-
-
-def unknown_argument(word: str, known: list[str]) -> str:
-    nearest = get_close_matches(word.split("=")[0], known, n=1)
-    return f"unknown argument {word}" + (f" (did you mean {nearest[0]}?)" if nearest else " (see --help)")

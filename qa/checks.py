@@ -1,10 +1,16 @@
-"""Everything that can be known wrong from the command line alone."""
+"""Everything that can be known wrong from the command line and the device, before any data or model is read.
+
+`find_problems` returns all of it at once. It reads the values of the flags, not the training arguments made of them:
+those are made last, since a device that does not fit ends in a library's own error there.
+"""
 
 from pathlib import Path
 
 from qa.arguments import SPLITS, DataArguments
 from qa.buckets import read_buckets
+from qa.device import runs_on_cpu, zero_stage
 from qa.errors import UserError
+from qa.preflight import gaudi_problems
 
 
 FILE_KINDS = (".json", ".jsonl", ".csv", ".parquet")
@@ -17,12 +23,24 @@ LEAST = {"max_seq_length": 8, "doc_stride": 0, "n_best_size": 1, "max_answer_len
 LEAST |= dict.fromkeys(("num_beams", "max_train_samples", "max_eval_samples", "max_predict_samples"), 1)
 
 
-def check_arguments(data: DataArguments, training) -> None:
-    """Everything that can be known wrong from the command line alone, told at once.
+def find_problems(data: DataArguments, training) -> list[str]:
+    """Return every problem of a command line and its device, one line each.
 
-    Raises:
-        UserError: with every problem found.
+    Args:
+        training: the values of the training flags, as a namespace or as training arguments.
     """
+    return [
+        *data_problems(data, training),
+        *number_problems(data),
+        *bucket_problems(data, training),
+        *generation_problems(training),
+        *training_problems(training),
+        *(gaudi_problems(training) if training.use_habana else []),
+    ]
+
+
+def data_problems(data: DataArguments, training) -> list[str]:
+    """Return problems of the stages asked for and the data that they need."""
     problems = []
     wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
     if not any(wanted.values()):
@@ -32,23 +50,28 @@ def check_arguments(data: DataArguments, training) -> None:
         if wanted[split] and path is None and data.dataset_name is None:
             problems.append(f"no data for the {split} part: give --{flag} or --dataset_name")
         if path is not None:
-            problems += check_file(flag, Path(path))
-    for name, least in LEAST.items():
-        value = getattr(data, name, None)
-        if value is not None and value < least:
-            problems.append(f"--{name} is {value}, it must be {least} or more")
-    problems += bucket_problems(data, training)
+            problems += file_problems(flag, Path(path))
+    return problems
+
+
+def number_problems(data: DataArguments) -> list[str]:
+    """Return problems of the numbers among the data's arguments."""
+    values = {name: getattr(data, name, None) for name in LEAST}
+    problems = [
+        f"--{name} is {value}; give {LEAST[name]} or more"
+        for name, value in values.items()
+        if value is not None and value < LEAST[name]
+    ]
     if data.doc_stride >= data.max_seq_length:
         problems.append(
             f"--doc_stride {data.doc_stride} leaves no room in a window of --max_seq_length {data.max_seq_length}: "
-            "windows overlap by doc_stride tokens, so it must be smaller"
+            "windows overlap by doc_stride tokens; make it smaller"
         )
-    if problems:
-        raise UserError(*problems)
+    return problems
 
 
 def bucket_problems(data: DataArguments, training) -> list[str]:
-    """What `--length_buckets` cannot be, and what it does not go with: whatever orders or sizes batches itself."""
+    """Return problems of `--length_buckets`, which excludes flags that order or size batches themselves."""
     if data.length_buckets is None:
         return []
     others = ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")
@@ -65,11 +88,41 @@ def bucket_problems(data: DataArguments, training) -> list[str]:
     return problems
 
 
-def check_file(flag: str, path: Path) -> list[str]:
-    """The problems of a data file that can be seen from outside."""
+def file_problems(flag: str, path: Path) -> list[str]:
+    """Return the problems of a data file that show without reading it."""
     if not path.is_file():
         return [f"--{flag} {path}: there is no such file"]
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind not in FILE_KINDS:
         return [f"--{flag} {path}: not one of {', '.join(FILE_KINDS)} (each may end in .gz)"]
     return []
+
+
+def generation_problems(training) -> list[str]:
+    """Return problems of a model that is to write its answers: a score of answers needs answers."""
+    if getattr(training, "predict_with_generate", True) or training.metric_for_best_model is None:
+        return []
+    best = training.metric_for_best_model
+    if best.removeprefix("eval_") not in ("f1", "exact_match", "exact"):
+        return []
+    return [f"--metric_for_best_model {best} needs written answers; add --predict_with_generate"]
+
+
+def training_problems(training) -> list[str]:
+    """Return problems of flags that need others, or another device; the libraries report them late, in a traceback."""
+    problems = []
+    if training.deepspeed and not training.do_train and zero_stage(training.deepspeed) < 3:
+        problems.append(
+            f"--deepspeed {training.deepspeed}: without --do_train only ZeRO stage 3 has something to distribute; omit "
+            "--deepspeed, and the ranks share the questions"
+        )
+    if training.fsdp and runs_on_cpu(training):
+        problems.append("--fsdp: accelerate shards a model over Gaudis or GPUs, not over CPUs; omit it here")
+    if training.early_stopping_patience is not None and (
+        training.eval_strategy == "no" or not training.metric_for_best_model
+    ):
+        problems.append(
+            "--early_stopping_patience counts evaluations without a better score; add --eval_strategy epoch (or steps) "
+            "and --metric_for_best_model f1"
+        )
+    return problems

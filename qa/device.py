@@ -20,11 +20,10 @@ from transformers.hf_argparser import string_to_bool
 from qa.errors import UserError
 from qa.preflight import (
     gaudi_is_usable,
-    gaudi_problems,
-    printed_once,
+    quiet_imports,
     read_gaudi_config,
 )
-from qa.upstream import GaudiCorrections, mend_bart
+from qa.upstream import GaudiCorrections, patch_bart
 
 
 logger = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ GAUDI_DEFAULTS = {
 }
 
 
-def settle_lazy_mode(argv: list[str]) -> list[str]:
+def resolve_lazy_mode(argv: list[str]) -> list[str]:
     """Sets PT_HPU_LAZY_MODE as a command line asks, before the plugin reads it, or --use_lazy_mode as the variable asks.
 
     The variable's default was 1 up to SynapseAI 1.18 and is 0 since; optimum-habana 1.21.2 takes it for 1, and lazy mode
@@ -112,7 +111,7 @@ def settle_lazy_mode(argv: list[str]) -> list[str]:
 
 
 @cache
-@printed_once()
+@quiet_imports()
 def training_arguments(seq2seq: bool, /) -> type:
     """The training arguments of a script: optimum-habana's on a Gaudi, transformers' plus its flags elsewhere.
 
@@ -152,54 +151,40 @@ def __getattr__(name: str) -> type:
 class DeviceChoice:
     """What the training arguments do before they check themselves: decide between a Gaudi and the rest."""
 
-    @printed_once()
+    @quiet_imports()
     def __post_init__(self):
-        if self.log_level_replica == "warning":  # the default, but what one rank warns of, all do
-            self.log_level_replica = "error"
+        self.choose_defaults()
         if not self.use_habana:
-            self.leave_gaudi_flags()
+            self.reset_gaudi_flags()
             # optimum-habana takes the word of DeepSpeed's configuration; transformers wants --bf16 to say the same.
             self.bf16 = self.bf16 or deepspeed_settings(self.deepspeed).get("bf16", {}).get("enabled") is True
-            # Without this transformers refuses --bf16 on a machine that has nothing but a CPU, or but unused Gaudis.
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            self.use_cpu = self.use_cpu or accelerator is None or accelerator.type == "hpu"
-        elif problems := gaudi_problems(self):
-            raise UserError(*problems)
-        if self.use_cpu or self.use_habana:  # DeepSpeed would look for itself, and warn where it finds nothing
+            # Without this transformers refuses --bf16 on a machine that has only a CPU, or a CPU and unused Gaudis.
+            self.use_cpu = runs_on_cpu(self)
+        if self.use_cpu or self.use_habana:  # DeepSpeed would look for a device, and warn where it finds none
             os.environ["DS_ACCELERATOR"] = "hpu" if self.use_habana else "cpu"
-        if problems := self.problems_of_flags():
-            raise UserError(*problems)
         super().__post_init__()
         if problems := self.deepspeed_mismatches():
             raise UserError(*problems)
         if self.use_habana:
-            mend_bart()
+            patch_bart()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
 
-    def problems_of_flags(self) -> list[str]:
-        """Flags that want others beside them, or another device; the libraries tell later, and in a traceback."""
-        problems = []
-        if self.deepspeed and not self.do_train and zero_stage(self.deepspeed) < 3:
-            problems.append(
-                f"--deepspeed {self.deepspeed}: without --do_train only ZeRO stage 3 has something to distribute; leave "
-                "--deepspeed away, and the ranks share the questions"
-            )
-        if self.fsdp and self.use_cpu:
-            problems.append("--fsdp: accelerate shards a model over Gaudis or GPUs, not over CPUs; leave it away here")
-        if self.early_stopping_patience is not None and (self.eval_strategy == "no" or not self.metric_for_best_model):
-            problems.append(
-                "--early_stopping_patience counts evaluations without a better score: add --eval_strategy epoch (or steps) "
-                "and --metric_for_best_model f1"
-            )
-        return problems
+    def choose_defaults(self) -> None:
+        """Set defaults of the libraries that suit nobody: every tracker, bars in files, one warning from each rank."""
+        if self.report_to is None:  # all that are installed: W&B without a login ends the run
+            self.report_to = "none"
+        if self.disable_tqdm is None and not sys.stderr.isatty():
+            self.disable_tqdm = True
+        if self.log_level_replica == "warning":
+            self.log_level_replica = "error"
 
     def deepspeed_mismatches(self) -> list[str]:
-        """What DeepSpeed's file and the flags say differently; transformers notes it, and tells it in a traceback later."""
+        """Return what DeepSpeed's file and the flags say differently; transformers reports it late, in a traceback."""
         config = getattr(self, "hf_deepspeed_config", None)
         pairs = [line.removeprefix("- ds ").split(" vs hf ") for line in config.mismatches] if config else []
         return [
-            f'--deepspeed {self.deepspeed}: {there} in the file, but {here} of the flags; give one value, or "auto" in the file'
+            f'--deepspeed {self.deepspeed}: {there} in the file, but {here} of the flags; make them equal, or write "auto"'
             for there, here in pairs
         ]
 
@@ -210,7 +195,7 @@ class DeviceChoice:
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
-    def leave_gaudi_flags(self) -> None:
+    def reset_gaudi_flags(self) -> None:
         """Without `--use_habana`, sets every flag that only a Gaudi knows back to its default and names those."""
         own = type(self)  # optimum-habana's own default of --use_lazy_mode is another
         given = [
@@ -231,7 +216,7 @@ class DeviceChoice:
 
 
 @cache
-@printed_once()
+@quiet_imports()
 def trainer_class(seq2seq: bool, /) -> type:
     """The trainer that the scripts' trainers extend: GaudiTrainer where that is usable, transformers' Trainer elsewhere."""
     if gaudi_is_usable():
@@ -252,6 +237,12 @@ def deepspeed_settings(given: str | dict | None) -> dict:
     except (OSError, ValueError):
         return {}
     return given if isinstance(given, dict) else {}
+
+
+def runs_on_cpu(training) -> bool:
+    """Return whether a run with these flags computes on the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return not training.use_habana and (training.use_cpu or accelerator is None or accelerator.type == "hpu")
 
 
 def zero_stage(given: str | dict) -> int:

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import subprocess
-import sys
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from importlib.metadata import requires, version
@@ -14,8 +13,8 @@ from pathlib import Path
 import torch
 from packaging.version import Version
 
+import qa.upstream  # noqa: F401  before PyTorch
 from qa.errors import UserError
-from qa.upstream import IS_RANK_0
 
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,15 @@ HPU_GRAPH_FLAGS = ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_gr
 CARDS = "/dev/accel/accel"
 
 
+@contextmanager
+def quiet_imports():
+    """Discard what optimum-habana and Habana's plugin print while they are imported: which kernels they do not find."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
 @cache
+@quiet_imports()
 def why_no_gaudi() -> str | None:
     """Why optimum-habana cannot run here, None where it can; loads Habana's plugin, which registers the device."""
     if importlib.util.find_spec("habana_frameworks") is None:
@@ -85,14 +92,14 @@ def gaudi_problems(args) -> list[str]:
     problems = lazy_problems(args)
     missing = why_no_gaudi()
     if missing is not None:
-        advice = "Run inside Habana's PyTorch image on a Gaudi node, or leave --use_habana away"
+        advice = "Run inside Habana's PyTorch image on a Gaudi node, or omit --use_habana"
         return [f"--use_habana: {missing}. {advice} to run on this machine's GPU or CPU.", *problems]
     problems += version_problems()
     busy = why_busy()
     if busy is not None:
         problems.append(busy)
     elif args.bf16 and not bf16_is_supported():
-        problems.append("--bf16: this card does not support it; leave it away")
+        problems.append("--bf16: this card does not support it; omit it")
     if args.gaudi_config_name is not None:
         try:
             read_gaudi_config(args.gaudi_config_name)
@@ -166,13 +173,6 @@ def bf16_is_supported() -> bool:
     import habana_frameworks.torch.hpu as hpu
 
     return not hasattr(hpu, "is_bf16_supported") or hpu.is_bf16_supported()
-
-
-@contextmanager
-def printed_once():
-    """Lets rank 0 alone print: optimum-habana says on stdout what it finds while it is imported."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if IS_RANK_0 else nowhere):
-        yield
 
 
 def read_gaudi_config(name: str, **hub):

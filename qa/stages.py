@@ -3,57 +3,78 @@
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import transformers
+from transformers import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
 
 from qa.answers import Answers, write_answers
-from qa.arguments import DataArguments, ModelArguments, parse_command_line, with_file
+from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import train_group
-from qa.checks import check_arguments
-from qa.device import settle_lazy_mode, training_arguments
+from qa.checks import find_problems
+from qa.command_line import build, expand_file, read_command_line
+from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError
+from qa.screen import StageLines, print_summary, report_stage
 
 
 logger = logging.getLogger(__name__)
 
 
-def start(argv: list[str] | None, model_type: type, data_type: type, seq2seq: bool = False) -> tuple:
-    """What a script does first: reads and checks its command line, and the device; starts the log and seeds.
+def start(
+    argv: list[str] | None, model_type: type, data_type: type, seq2seq: bool = False, description: str | None = None
+) -> tuple:
+    """Read and check a script's command line and the device, start the log, and seed.
 
-    Returns the model's, the data's and the training's arguments.
+    Returns:
+        The model's, the data's and the training's arguments.
+
+    Raises:
+        UserError: with every problem that shows without reading data or a model.
     """
-    argv = settle_lazy_mode(with_file(sys.argv[1:] if argv is None else argv))
-    model, data, training = parse_command_line(argv, model_type, data_type, training_arguments(seq2seq))
-    check_arguments(data, training)
+    argv = resolve_lazy_mode(expand_file(sys.argv[1:] if argv is None else argv))
+    training_type = training_arguments(seq2seq)
+    values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
+    model, data = build(model_type, values), build(data_type, values)
+    problems += find_problems(data, values)
+    if problems and values.use_habana:  # training arguments take the device, which may be what is wrong
+        raise UserError(*problems)
+    try:
+        training = build(training_type, values)
+    except UserError as error:
+        problems += error.problems
+    except (ValueError, ImportError) as error:  # the library's own checks
+        problems.append(" ".join(str(error).split()))
+    if problems:
+        raise UserError(*problems)
     start_logging(training)
     transformers.set_seed(training.seed)
     return model, data, training
 
 
 def start_logging(training) -> None:
-    """One format for the log of the scripts and of the libraries, at the level that `--log_level` asks of this rank."""
+    """Log the scripts and the libraries in one format, at the level that `--log_level` asks of this rank.
+
+    With the default level the libraries print warnings only; the scripts print a line for each stage.
+    """
     logging.basicConfig(
         format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%m/%d/%Y %H:%M:%S", stream=sys.stdout
     )
-    logging.getLogger("huggingface_hub").handlers.clear()  # its own would tell everything a second time
-    level = training.get_process_log_level()
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own handler would print everything twice
+    level, libraries = training.get_process_log_level(), training.get_process_log_level()
     if training.should_log and training.log_level == "passive":
-        level = logging.INFO
-        for chatty in (
-            "configuration_utils",
-            "modeling_utils",
-            "tokenization_utils_base",
-            "generation.configuration_utils",
-        ):
-            logging.getLogger(f"transformers.{chatty}").setLevel(logging.WARNING)
+        level, libraries = logging.INFO, logging.WARNING
+        warnings.filterwarnings("ignore", category=FutureWarning)  # for developers of the libraries
     logging.getLogger().setLevel(level)
-    transformers.utils.logging.set_verbosity(level)
+    transformers.utils.logging.set_verbosity(libraries)
     transformers.utils.logging.enable_default_handler()
     transformers.utils.logging.enable_explicit_format()
+    if training.disable_tqdm:
+        transformers.utils.logging.disable_progress_bar()
 
 
 def checkpoint_to_resume(args, buckets: list[str] | None) -> str | None:
@@ -149,39 +170,59 @@ def check_enough(features: dict, args) -> None:
         raise UserError(f"--dataloader_drop_last drops all {number} features of the training: a step takes {group}")
 
 
-def tell_checked(features: dict, args) -> None:
-    """What `--check` ends with: how much there is of each part; one rank tells it."""
+def report_check(features: dict, args) -> None:
+    """Print the end of `--check`: the number of features of each split; on rank 0 alone."""
     counts = ", ".join(f"{len(part)} {split} features" for split, part in features.items())
     if args.process_index == 0:
         print(f"checked, a run could start: {counts}")
 
 
-def train(trainer, checkpoint: str | None, most: int | None) -> None:
-    """Trains, and saves the model, the tokenizer, the trainer's state and `train_results.json`."""
+def train(trainer, checkpoint: str | None, most: int | None) -> dict:
+    """Train, and save the model, the tokenizer, the trainer's state and `train_results.json`; return the metrics."""
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
-    report(trainer, "train", metrics, trainer.train_dataset, most)
+    save_results(trainer, "train", metrics, trainer.train_dataset, most)
     trainer.save_state()
+    return metrics
 
 
-def report(trainer, stage: str, metrics: dict, features, most: int | None) -> None:
-    """Prints the metrics of a stage and writes them to `{stage}_results.json` and `all_results.json`."""
+def evaluate(trainer, most: int | None) -> dict:
+    """Answer and score the validation questions, and write `eval_results.json`; return the metrics."""
+    return save_results(trainer, "eval", trainer.evaluate(), trainer.eval_dataset, most)
+
+
+def predict(trainer, features, examples, most: int | None) -> dict:
+    """Answer the test questions, and write `predict_results.json`; return the metrics."""
+    return save_results(trainer, "predict", trainer.predict(features, examples).metrics, features, most)
+
+
+def save_results(trainer, stage: str, metrics: dict, features, most: int | None) -> dict:
+    """Write the metrics of a stage to `{stage}_results.json` and `all_results.json`, and log them in a line."""
     metrics[f"{stage}_samples"] = min(most or len(features), len(features))
-    trainer.log_metrics(stage, metrics)
+    report_stage(stage, metrics)
     trainer.save_metrics(stage, metrics)
+    return metrics
 
 
 def run(
     trainer, data: DataArguments, model: ModelArguments, checkpoint: str | None, test_features, test_examples
 ) -> None:
-    """Trains, evaluates and predicts, as the flags say, and writes the model card."""
-    if trainer.args.do_train:
-        train(trainer, checkpoint, data.max_train_samples)
-    if trainer.args.do_eval:
-        report(trainer, "eval", trainer.evaluate(), trainer.eval_dataset, data.max_eval_samples)
-    if trainer.args.do_predict:
-        metrics = trainer.predict(test_features, test_examples).metrics
-        report(trainer, "predict", metrics, test_features, data.max_predict_samples)
+    """Train, evaluate and predict, as the flags say; write the model card and print the summary."""
+    args, metrics = trainer.args, {}
+    trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
+    trainer.add_callback(StageLines)
+    if args.do_train:
+        metrics |= train(trainer, checkpoint, data.max_train_samples)
+    if args.do_eval:
+        metrics |= evaluate(trainer, data.max_eval_samples)
+    if args.do_predict:
+        metrics |= predict(trainer, test_features, test_examples, data.max_predict_samples)
+    write_model_card(trainer, data, model)
+    print_summary(trainer, metrics)
+
+
+def write_model_card(trainer, data: DataArguments, model: ModelArguments) -> None:
+    """Write the model card `README.md`, and push everything to the hub where the flags ask for that."""
     card = {"tasks": "question-answering"}
     if not Path(model.model_name_or_path).exists():  # a hub name; the card looks its licence up there
         card["finetuned_from"] = model.model_name_or_path

@@ -90,7 +90,7 @@ class GaudiCorrections:
         return self.get_batch_samples(epoch_iterator, num_batches, device)
 
 
-def mend_bart() -> None:
+def patch_bart() -> None:
     """Lets BART run on a Gaudi: optimum-habana 1.21.2's forwards expect an older BART than transformers 4.55.4 has.
 
     They serve for static shapes in generation, which transformers' own cannot, so they get back what has gone: splitting

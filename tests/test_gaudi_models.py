@@ -128,7 +128,7 @@ def runs(simulated_gaudi, squad_files, negatives, tmp_path_factory) -> Path:
         for device, names in (("cpu", READERS + WRITERS), ("lazy", READERS + WRITERS), ("compile", [COMPILED]))
     }
     once = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", "1"]
-    unmended = job("bart_unmended", folder, "lazy", once) | {"without": ["qa.device", "mend_bart"]}
+    unmended = job("bart_unmended", folder, "lazy", once) | {"without": ["qa.device", "patch_bart"]}
     jobs["lazy"].insert(0, unmended)  # before the others: what is mended stays so in a process
     started = {device: start(simulated_gaudi, folder, device, jobs[device]) for device in jobs}
     for device, process in started.items():
@@ -231,5 +231,5 @@ def test_the_cases_are_what_their_names_say(runs):
 def test_bart_still_needs_to_be_mended(runs):
     error = runs / "lazy" / "bart_unmended" / "error.txt"
     installed = f"optimum-habana {version('optimum-habana')} with transformers {version('transformers')}"
-    assert error.exists(), f"{installed} trains BART by itself: see what of qa.device.mend_bart can go"
+    assert error.exists(), f"{installed} trains BART by itself: see what of qa.device.patch_bart can go"
     assert "'BartAttention' object has no attribute '_shape'" in error.read_text()

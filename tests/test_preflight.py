@@ -27,7 +27,7 @@ NODES = {
         {"cards": 0},
         {},
         [],
-        ["error: --use_habana: Habana's PyTorch plugin sees no card (`hl-smi`", "or leave --use_habana away"],
+        ["error: --use_habana: Habana's PyTorch plugin sees no card (`hl-smi`", "or omit --use_habana"],
         2,
     ),
     "everything at once": (
@@ -69,7 +69,7 @@ def check(env: dict, tiny_model, squad_files, folder, *flags: str) -> subprocess
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_a_gaudi_run_is_told_before_anything_slow(simulated_gaudi, tiny_model, squad_files, tmp_path, node):
+def test_a_gaudi_run_is_checked_before_anything_slow(simulated_gaudi, tiny_model, squad_files, tmp_path, node):
     options, variables, flags, said, status = NODES[node]
     env = simulated_gaudi.environment(**options, counts_file=tmp_path / "counts") | variables
     if "TRANSFORMERS" in variables:  # installed elsewhere in another version, which stands first on the path
@@ -124,14 +124,14 @@ def test_the_variable_and_the_flag_of_lazy_mode(monkeypatch, flags, variable, se
     if variable is not None:
         monkeypatch.setenv(LAZY, variable)
     argv = ["--use_habana", *flags]
-    assert qa.device.settle_lazy_mode(argv) == argv + ([] if lazy is None else [f"--use_lazy_mode={lazy}"])
+    assert qa.device.resolve_lazy_mode(argv) == argv + ([] if lazy is None else [f"--use_lazy_mode={lazy}"])
     assert os.environ[LAZY] == settled
 
 
 def test_lazy_mode_without_a_gaudi_is_left_alone(monkeypatch):
     monkeypatch.delenv(LAZY, raising=False)
     for argv in (["--use_lazy_mode"], ["--use_habana", "False"], ["--use_habana", "perhaps"]):
-        assert qa.device.settle_lazy_mode(argv) == argv and LAZY not in os.environ
+        assert qa.device.resolve_lazy_mode(argv) == argv and LAZY not in os.environ
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_without_generating_it_is_told_what_is_missing(writing_models, squad_fil
     assert "eval_f1" not in results and not (tmp_path / "eval_predictions.json").exists()
     best = ["--metric_for_best_model", "f1", "--load_best_model_at_end", "--eval_strategy", "epoch"]
     with pytest.raises(
-        UserError, match="--metric_for_best_model f1 needs written answers: add --predict_with_generate"
+        UserError, match="--metric_for_best_model f1 needs written answers; add --predict_with_generate"
     ):
         run(writing_models["t5"], tmp_path / "x", *flags, *training_flags(squad_files), *best, generate=False)
 

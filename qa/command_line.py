@@ -1,0 +1,208 @@
+"""Reading a command line, and the file of arguments that it may begin with, into dataclasses; and `--help`.
+
+    arguments, problems = read_command_line(["config.yaml", "--seed", "7"], (ModelArguments, DataArguments, ...), __doc__)
+
+A first argument that ends in `.json`, `.yaml` or `.yml` is a file of arguments. Flags after it override its values.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from qa.errors import UserError
+
+
+# The flags that `--help` lists, by topic. `--help_all` lists the others too: those that only the libraries define.
+HELP = {
+    "The run": "output_dir overwrite_output_dir do_train do_eval do_predict check resume_from_checkpoint save_strategy "
+    "save_total_limit eval_strategy load_best_model_at_end metric_for_best_model early_stopping_patience logging_steps "
+    "report_to seed",
+    "Data": "dataset_name dataset_config_name train_file validation_file test_file question_column "
+    "context_column answer_column max_train_samples max_eval_samples max_predict_samples on_bad_rows "
+    "version_2_with_negative overwrite_cache preprocessing_num_workers",
+    "Model": "model_name_or_path config_name tokenizer_name cache_dir model_revision token trust_remote_code "
+    "use_fast_tokenizer",
+    "Features and answers": "max_seq_length doc_stride pad_to_max_length length_buckets max_answer_length n_best_size "
+    "null_score_diff_threshold predict_with_generate val_max_answer_length num_beams "
+    "ignore_pad_token_for_loss",
+    "Training": "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps warmup_ratio weight_decay lr_scheduler_type bf16 gradient_checkpointing deepspeed",
+    "Gaudi": "use_habana gaudi_config_name use_lazy_mode use_hpu_graphs_for_inference torch_compile "
+    "torch_compile_backend throughput_warmup_steps",
+}
+# One line for each flag of the libraries that `--help` lists; their own texts take up to twelve.
+LIBRARY_HELP = {
+    "output_dir": "Folder for the model, checkpoints, results and answers.",
+    "overwrite_output_dir": "Start anew in an --output_dir that holds files, instead of resuming or refusing.",
+    "do_train": "Train on the training questions.",
+    "do_eval": "Answer and score the validation questions.",
+    "do_predict": "Answer the test questions.",
+    "resume_from_checkpoint": "Checkpoint folder to resume from; by default the last one in --output_dir.",
+    "save_strategy": "When to write checkpoints: no, steps, epoch or best.",
+    "save_total_limit": "Number of checkpoints to keep; by default all.",
+    "eval_strategy": "When to evaluate during training: no, steps or epoch.",
+    "load_best_model_at_end": "Keep the model of the best evaluation instead of the last one.",
+    "metric_for_best_model": "Score that decides which evaluation is the best, such as f1.",
+    "logging_steps": "Steps between two lines of the training log.",
+    "report_to": "Trackers to log to: none, tensorboard, wandb or others that are installed.",
+    "seed": "Seed of the answer head, of dropout and of the order of the questions.",
+    "predict_with_generate": "Write answers in evaluation and prediction; without it there is a loss only.",
+    "learning_rate": "Highest learning rate.",
+    "num_train_epochs": "Passes over the training questions.",
+    "max_steps": "Number of training steps, in place of --num_train_epochs.",
+    "per_device_train_batch_size": "Features that one device takes in a training step.",
+    "per_device_eval_batch_size": "Features that one device takes in an evaluation step.",
+    "gradient_accumulation_steps": "Batches that add up to one update.",
+    "warmup_ratio": "Share of the steps over which the learning rate rises to its highest value.",
+    "weight_decay": "Weight decay of AdamW.",
+    "lr_scheduler_type": "How the learning rate falls after the warm-up: linear, cosine, constant and others.",
+    "bf16": "Compute in bfloat16 where that is accurate enough.",
+    "gradient_checkpointing": "Save memory by computing activations twice.",
+    "deepspeed": "DeepSpeed configuration file.",
+    "use_habana": "Run on Gaudi cards; without it on a GPU, on Apple silicon or on the CPU.",
+    "gaudi_config_name": "Folder or hub name of a Gaudi configuration.",
+    "use_lazy_mode": "Use lazy mode; by default yes, unless --torch_compile is given.",
+    "use_hpu_graphs_for_inference": "Record evaluation as HPU graphs; needs lazy mode.",
+    "torch_compile": "Compile the model with torch.compile.",
+    "torch_compile_backend": "Backend of torch.compile; on a Gaudi hpu_backend.",
+    "throughput_warmup_steps": "First steps to leave out of the reported throughput.",
+}
+
+
+def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], description: str | None = None) -> tuple:
+    """Read flags into a namespace that holds the values of all fields of the dataclasses.
+
+    Args:
+        argv: flags without the program's name, the file of arguments already expanded by `expand_file`.
+
+    Returns:
+        The namespace, and a list of what is wrong: unknown flags (with the nearest known one), values of the wrong
+        type and missing flags. The values in question are then the defaults.
+
+    Raises:
+        UserError: the command line cannot be parsed at all.
+    """
+    parser = CommandLine(dataclass_types, description=description)
+    values, unknown = parser.parse_known_args(argv)
+    known = [f"--{f.name}" for dataclass_type in dataclass_types for f in fields(dataclass_type)]
+    flags = [word for word in unknown if word.startswith("-")]  # the other unknown words are their values
+    problems = parser.problems + [unknown_argument(word, known) for word in flags or unknown]
+    return values, problems + [f"--{name} is required" for name in parser.required if getattr(values, name) is None]
+
+
+def build(dataclass_type: type, values: argparse.Namespace):
+    """Make the dataclass of the values that a command line gave for its fields."""
+    return dataclass_type(**{f.name: getattr(values, f.name) for f in fields(dataclass_type) if f.init})
+
+
+class CommandLine(HfArgumentParser):
+    """`HfArgumentParser` that collects every problem in a line each, and lists its flags by topic."""
+
+    def __init__(self, dataclass_types, **options):
+        super().__init__(dataclass_types, formatter_class=FlagFormatter, **options)
+        self.add_argument("--help_all", action=HelpAll, nargs=0, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+        self.problems: list[str] = []
+        self.required = [action.dest for action in self._actions if action.required]
+        for action in self._actions:
+            action.required = False  # argparse would stop at the first problem of this kind
+
+    def error(self, message: str):
+        raise UserError(*self.problems, f"{message} (see --help)")
+
+    def _get_values(self, action, arg_strings):
+        """Return the value of a flag; note what is wrong with it and go on with the default."""
+        try:
+            return super()._get_values(action, arg_strings)
+        except argparse.ArgumentError as error:
+            self.problems.append(f"{action.option_strings[0]}: {error.message}")
+            return action.default
+
+    def format_help(self, everything: bool = False) -> str:
+        """Format the flags of `HELP`, or all of them, by topic."""
+        flags = {action.dest: action for action in reversed(self._actions)}  # of --x and --no_x, the first
+        topics = {title: [flags.pop(name) for name in names.split() if name in flags] for title, names in HELP.items()}
+        rest = sorted(flags.values(), key=lambda action: action.dest) if everything else []
+        topics["Of the libraries" if everything else ""] = rest
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        for title, actions in topics.items():
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text("" if everything else "--help_all lists the other flags too, those of the libraries.")
+        return formatter.format_help()
+
+
+class HelpAll(argparse.Action):
+    """Print all flags and exit."""
+
+    def __call__(self, parser, *_):
+        print(parser.format_help(everything=True), end="")
+        sys.exit()
+
+
+class FlagFormatter(argparse.RawDescriptionHelpFormatter):
+    """One spelling of each flag, its default, and texts of one paragraph."""
+
+    def _format_action_invocation(self, action) -> str:
+        long = next((word for word in action.option_strings if word.startswith("--")), action.dest)
+        return f"{long} {self._format_args(action, self._get_default_metavar_for_optional(action))}".strip()
+
+    def _get_default_metavar_for_optional(self, action) -> str:
+        if action.choices:
+            return "|".join(map(str, action.choices)) if len(action.choices) < 6 else "NAME"
+        kind = getattr(action.type, "__name__", "")
+        return {"int": "N", "float": "X", "string_to_bool": "true|false"}.get(kind, "TEXT")
+
+    def _format_args(self, action, default_metavar) -> str:
+        return default_metavar if action.nargs in (None, "?") else super()._format_args(action, default_metavar)
+
+    def _get_help_string(self, action) -> str:
+        text = LIBRARY_HELP.get(action.dest) or " ".join((action.help or "").split()).replace("%", "%%")
+        known = action.default is not None and action.default is not argparse.SUPPRESS and action.default != ""
+        return f"{text} (default: %(default)s)" if known and action.default != [] else text
+
+
+def expand_file(argv: list[str]) -> list[str]:
+    """Return the command line with the flags of the file that its first argument names before the others."""
+    if argv and argv[0].endswith((".json", ".yaml", ".yml")):
+        return flags_of_file(Path(argv[0])) + argv[1:]
+    return argv
+
+
+def flags_of_file(path: Path) -> list[str]:
+    """Return the arguments of a JSON or YAML file as the equivalent flags; null values are omitted.
+
+    Raises:
+        UserError: the file cannot be read, or is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            settings = json.loads(text)
+        else:
+            import yaml
+
+            settings = yaml.safe_load(text)
+    except Exception as error:  # yaml.YAMLError is no ValueError
+        raise UserError(f"{path}: cannot be read as a file of arguments: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: a file of arguments holds `flag: value` pairs, not a {type(settings).__name__}")
+    flags = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def unknown_argument(word: str, known: list[str]) -> str:
+    """Return the message for a word that is no flag, with the nearest flag that is one."""
+    nearest = get_close_matches(word.split("=")[0], known, n=1)
+    return f"unknown argument {word}" + (f" (did you mean {nearest[0]}?)" if nearest else " (see --help)")

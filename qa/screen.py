@@ -1,0 +1,108 @@
+"""What a person sees during a run: one line for each stage, and a summary at the end."""
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from qa.buckets import padding_share, train_group
+
+
+logger = logging.getLogger(__name__)
+
+
+class StageLines(TrainerCallback):
+    """Log a line when training begins, with the numbers that decide how long it takes, and where no bar moves, its steps."""
+
+    training = False
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        self.training = True
+        batch = train_group(args) * args.gradient_accumulation_steps
+        parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        done = f", {state.global_step:,} of them done" if state.global_step else ""
+        logger.info(
+            f"Training {parameters / 1e6:,.1f} million parameters on {args.device.type}: {state.max_steps:,} steps of "
+            f"{batch} features{done}"
+        )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if args.disable_tqdm and state.is_world_process_zero and "loss" in logs:
+            rate = f", learning rate {logs['learning_rate']:.3g}" if "learning_rate" in logs else ""
+            logger.info(f"Step {state.global_step:,} of {state.max_steps:,}: loss {logs['loss']:.4g}{rate}")
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if self.training and state.is_world_process_zero:  # the last evaluation has a line of its own
+            logger.info(f"Evaluation at step {state.global_step:,}: {scores_of(metrics, 'eval')}")
+
+    def on_train_end(self, *args, **kwargs):
+        self.training = False
+
+
+def report_features(features: dict, args, pad_to_max_length: bool, length: int) -> None:
+    """Log how many features each split has; warn where padding to one length costs time off a Gaudi.
+
+    Args:
+        features: by split; those with length buckets have reported their padding already.
+        length: tokens that features are padded to.
+    """
+    for split, part in features.items():
+        logger.info(f"{len(part):,} {split} features of at most {length} tokens")
+    if args.use_habana or not pad_to_max_length or not features or next(iter(features.values())).widths is not None:
+        return
+    share = max(padding_share(part.lengths(), length) for part in features.values())
+    if share > 0.25:
+        logger.warning(
+            f"{share:.0%} of the tokens are padding, which suits a Gaudi only; add --pad_to_max_length false here"
+        )
+
+
+def report_stage(stage: str, metrics: dict) -> None:
+    """Log the scores and the time of a finished stage (train, eval or predict) in one line."""
+    prefix = {"predict": "test"}.get(stage, stage)
+    title = {"train": "Training", "eval": "Evaluation", "predict": "Prediction"}[stage]
+    logger.info(f"{title}: {scores_of(metrics, prefix)} in {metrics[f'{prefix}_runtime']:,.1f} s")
+
+
+def scores_of(metrics: dict, prefix: str) -> str:
+    """Return EM, F1 and the loss among the metrics as text."""
+    scores = {name: metrics.get(f"{prefix}_{name}") for name in ("exact_match", "exact", "f1", "loss")}
+    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if value is not None) or "done"
+
+
+def summary(trainer, metrics: dict, script: str) -> list[str]:
+    """Return the closing lines of a run: scores, the best checkpoint, where the files are, and the next command.
+
+    Args:
+        metrics: of all stages.
+        script: the name of the script, for the next command.
+    """
+    args, state = trainer.args, trainer.state
+    lines = []
+    for prefix, title in (("eval", ""), ("test", " of the predictions")):
+        for key, name in (("exact_match", "EM"), ("exact", "EM"), ("f1", "F1")):
+            if f"{prefix}_{key}" in metrics:
+                lines.append((f"{name}{title}", f"{metrics[f'{prefix}_{key}']:.2f}"))
+    if args.do_train and state.best_model_checkpoint is not None:
+        best = f"{state.best_model_checkpoint} ({args.metric_for_best_model} {state.best_metric:.4g})"
+        lines.append(("best checkpoint", best))
+    if args.do_train:
+        lines.append(("model", args.output_dir))
+    lines.append(("results", str(Path(args.output_dir) / "all_results.json")))
+    for stage, done in (("eval", args.do_eval), ("predict", args.do_predict)):
+        path = Path(args.output_dir) / f"{stage}_predictions.json"
+        if done and path.is_file():
+            lines.append(("answers", str(path)))
+    if args.do_train:
+        command = ["python", script, "--model_name_or_path", args.output_dir, "--test_file", "QUESTIONS.json"]
+        lines.append(("next", shlex.join([*command, "--do_predict", "--output_dir", "ANSWERS"])))
+    width = max(len(title) for title, _ in lines)
+    return [f"{title:<{width}}  {value}" for title, value in lines]
+
+
+def print_summary(trainer, metrics: dict) -> None:
+    """Print the closing lines of a run on rank 0."""
+    if trainer.is_world_process_zero():
+        print("\n".join(summary(trainer, metrics, Path(sys.argv[0]).name)), flush=True)

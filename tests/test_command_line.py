@@ -1,0 +1,201 @@
+"""The command line: the reference's flags and defaults, files of arguments, --help, and problems reported together."""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
+from qa.command_line import HELP, LIBRARY_HELP, CommandLine
+from qa.device import GAUDI_DEFAULTS, GAUDI_FLAGS, training_arguments
+from qa.errors import UserError
+from qa.stages import start
+
+
+DO = ("--do_eval", "--dataset_name", "squad")
+# The reference's command line.
+DEFAULTS = {
+    "config_name": None, "tokenizer_name": None, "cache_dir": None, "model_revision": "main", "token": None,
+    "trust_remote_code": False, "dataset_name": None, "dataset_config_name": None, "train_file": None,
+    "validation_file": None, "test_file": None, "overwrite_cache": False, "preprocessing_num_workers": None,
+    "max_seq_length": 384, "pad_to_max_length": True, "max_train_samples": None, "max_eval_samples": None,
+    "max_predict_samples": None, "version_2_with_negative": False, "null_score_diff_threshold": 0.0, "doc_stride": 128,
+    "n_best_size": 20, "max_answer_length": 30, "question_column": "question", "context_column": "context",
+    "answer_column": "answers",
+}  # fmt: skip
+
+
+def parse(*argv: str) -> tuple:
+    return start(["--model_name_or_path", "m", *argv], ModelArguments, DataArguments)
+
+
+def problems_of(*argv: str) -> list[str]:
+    """The problems that a command line is refused for."""
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    assert not any("\n" in problem for problem in caught.value.problems)
+    return list(caught.value.problems)
+
+
+def test_flags_and_defaults_are_the_references():
+    model, data, _ = parse(*DO)
+    found = {name: getattr(data, name, getattr(model, name, "missing")) for name in DEFAULTS}
+    assert found == DEFAULTS | {"dataset_name": "squad"}
+
+
+def test_gaudi_flags_are_those_of_optimum_habana():
+    """Read from its source, since the package cannot be imported without a Gaudi."""
+    folder = importlib.util.find_spec("optimum").submodule_search_locations[0]
+    tree = ast.parse(open(f"{folder}/habana/transformers/training_args.py", encoding="utf-8").read())
+    (body,) = (
+        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "GaudiTrainingArguments"
+    )
+    fields = {node.target.id: node.value for node in body if isinstance(node, ast.AnnAssign)}
+    defaults = {
+        name: ast.literal_eval(next(keyword.value for keyword in value.keywords if keyword.arg == "default"))
+        for name, value in fields.items()
+    }
+    ours = {name: default for name, (_, default) in (GAUDI_FLAGS | GAUDI_DEFAULTS).items()}
+    assert ours | {"use_lazy_mode": True} == defaults
+
+
+def test_without_a_gaudi_its_flags_are_named_once_and_ignored(caplog):
+    _, _, training = parse(
+        "--use_lazy_mode", "--use_hpu_graphs_for_inference", "--gaudi_config_name", "Habana/bert", "--throughput_warmup_steps",
+        "3", "--adjust_throughput", "--torch_compile_backend", "hpu_backend", "--bf16", "--do_eval", "--dataset_name", "squad",
+    )  # fmt: skip
+    (record,) = (record for record in caplog.records if record.name == "qa.device")
+    for name in (
+        "use_lazy_mode",
+        "use_hpu_graphs_for_inference",
+        "gaudi_config_name",
+        "torch_compile_backend",
+    ):
+        assert f"--{name}" in record.message
+        assert not getattr(training, name)
+    assert training.do_eval and "do_eval" not in record.message
+    assert training.throughput_warmup_steps == 3 and training.adjust_throughput  # these count everywhere
+    assert "throughput" not in record.message
+
+
+def test_use_habana_without_a_gaudi_ends_at_once():
+    """Defect 10: in the reference nothing runs without a Gaudi, and it does not say what is missing."""
+    (problem,) = problems_of("--use_habana", "--do_train", "--dataset_name", "squad")
+    assert "habana_frameworks" in problem and "omit --use_habana" in problem
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml", "yml"])
+def test_a_file_of_arguments_and_flags_that_override_it(tmp_path, suffix):
+    settings = {
+        "model_name_or_path": "m",
+        "dataset_name": "squad",
+        "do_train": True,
+        "max_seq_length": 128,
+        "seed": None,
+    }
+    settings |= {"learning_rate": 1e-4, "pad_to_max_length": False, "doc_stride": 8}
+    settings |= {"label_names": ["a b", "c"], "lr_scheduler_kwargs": {"num_cycles": 2}}
+    path = tmp_path / f"arguments.{suffix}"
+    path.write_text(json.dumps(settings))  # JSON is YAML
+    model, data, training = start([str(path), "--max_seq_length", "64", "--seed", "7"], ModelArguments, DataArguments)
+    assert (model.model_name_or_path, data.max_seq_length, data.pad_to_max_length) == ("m", 64, False)
+    assert (training.do_train, training.learning_rate, training.seed) == (True, 1e-4, 7)
+    assert (training.label_names, training.lr_scheduler_kwargs) == (["a b", "c"], {"num_cycles": 2})
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "a: [", "a: b: c"])
+def test_a_broken_file_of_arguments(tmp_path, content):
+    path = tmp_path / "a.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="a.yaml: ") as caught:
+        start([str(path)], ModelArguments, DataArguments)
+    assert len(caught.value.problems) == 1 and "\n" not in caught.value.problems[0]
+
+
+def test_only_the_first_argument_can_be_a_file(tmp_path):
+    """Even after an empty one, in whose place the second was once read."""
+    for name, content in (("first.yaml", "{}"), ("second.yaml", "do_train: true")):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        start([str(tmp_path / name) for name in ("first.yaml", "second.yaml")], ModelArguments, DataArguments)
+    assert f"unknown argument {tmp_path}/second.yaml (see --help)" in caught.value.problems
+
+
+def test_problems_are_reported_together(tmp_path):
+    """Those of parsing, of flags, of files, of the device and of the libraries."""
+    (tmp_path / "a.txt").touch()
+    problems = problems_of("--do_train", "--do_predict", "--train_file", str(tmp_path / "a.txt"), "--validation_file",
+                           "nowhere.json", "--doc_stride", "400", "--n_best_size", "0", "--max_eval_samples", "0",
+                           "--seed", "x", "--do_trian", "--early_stopping_patience", "2", "--use_habana")  # fmt: skip
+    starts = ["--seed: invalid int value: 'x'", "unknown argument --do_trian (did you mean --do_train?)",
+              "--train_file", "--validation_file nowhere.json: there is no such file", "no data for the test part",
+              "--n_best_size is 0", "--max_eval_samples is 0", "--doc_stride 400 leaves no room",
+              "--early_stopping_patience", "--use_habana: "]  # fmt: skip
+    assert len(problems) == len(starts)
+    assert all(problem.startswith(start) for problem, start in zip(problems, starts))
+    problems = problems_of("--doc_stride", "400", "--load_best_model_at_end", "--eval_strategy", "epoch", *DO)
+    assert len(problems) == 2 and problems[1].startswith(
+        "--load_best_model_at_end requires the save and eval strategy"
+    )
+
+
+def test_nothing_to_do_is_an_error():
+    """Defect 4: the reference falls through to the test split."""
+    assert problems_of("--dataset_name", "squad") == ["nothing to do: add --do_train, --do_eval or --do_predict"]
+
+
+def test_misspelt_flags_and_values():
+    assert problems_of("--learnin_rate", "1", *DO) == [
+        "unknown argument --learnin_rate (did you mean --learning_rate?)"
+    ]
+    assert problems_of("stray", *DO) == ["unknown argument stray (see --help)"]
+    assert problems_of("--max_seq_length", "many", *DO) == ["--max_seq_length: invalid int value: 'many'"]
+    assert problems_of("--save_strategy", "sometimes", *DO)[0].startswith(
+        "--save_strategy: invalid choice: 'sometimes'"
+    )
+    with pytest.raises(UserError) as caught:
+        start([*DO], ModelArguments, DataArguments)
+    assert caught.value.problems == ("--model_name_or_path is required",)
+
+
+def test_the_script_ends_with_status_2_and_no_traceback():
+    command = [sys.executable, str(ROOT / "run_qa.py"), "--model_name_or_path", "m", "--dataset_name", "d"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: nothing to do: add --do_train, --do_eval or --do_predict\n")
+
+
+def flags_listed(text: str) -> list[str]:
+    return [line.split()[0].removeprefix("--") for line in text.splitlines() if line.startswith("  --")]
+
+
+@pytest.mark.parametrize("seq2seq", [False, True])
+def test_help_lists_every_flag_of_the_scripts_once_and_the_libraries_on_demand(seq2seq):
+    own = (Seq2SeqModelArguments, Seq2SeqDataArguments) if seq2seq else (ModelArguments, DataArguments)
+    parser = CommandLine((*own, training_arguments(seq2seq)), description="    python run_qa.py --an_example")
+    listed, all_flags = flags_listed(parser.format_help()), flags_listed(parser.format_help(everything=True))
+    names = {field.name for kind in own for field in dataclasses.fields(kind)}
+    assert names <= set(listed) and len(listed) == len(set(listed)) < 75
+    training = {field.name for field in dataclasses.fields(training_arguments(seq2seq)) if field.init}
+    assert set(all_flags) >= names | training and len(all_flags) == len(set(all_flags))
+    assert parser.format_help().startswith("    python run_qa.py --an_example\n")
+    assert "(default: 384)" in parser.format_help()
+
+
+def test_help_explains_flags_that_exist():
+    known = {field.name for seq2seq in (False, True) for field in dataclasses.fields(training_arguments(seq2seq))}
+    own = {field.name for kind in (Seq2SeqModelArguments, Seq2SeqDataArguments) for field in dataclasses.fields(kind)}
+    listed = [name for names in HELP.values() for name in names.split()]
+    assert len(listed) == len(set(listed)) and set(listed) <= known | own
+    assert set(LIBRARY_HELP) == set(listed) - own - {"early_stopping_patience"}
+
+
+def test_a_run_reports_to_no_tracker_and_draws_no_bar_into_a_file_unless_asked():
+    _, _, training = parse(*DO)
+    assert training.report_to == [] and training.disable_tqdm
+    _, _, training = parse(*DO, "--report_to", "tensorboard", "--disable_tqdm", "false")
+    assert training.report_to == ["tensorboard"] and not training.disable_tqdm

@@ -1,0 +1,48 @@
+"""What a person sees during a run: a line for each stage, nothing of the libraries, and a summary that ends it."""
+
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+
+# In order; {out} is the output folder.
+LINES = r"""
+    \d+ train features of at most 256 tokens
+    \d+ validation features of at most 256 tokens
+    Training \d+\.\d million parameters on cpu: 4 steps of 8 features
+    Step 2 of 4: loss \d\.\d+, learning rate \S+
+    Step 4 of 4: loss \d\.\d+, learning rate \S+
+    Training: loss \d\.\d+ in \S+ s
+    Evaluation: exact_match \S+, f1 \S+, loss \S+ in \S+ s
+EM +\d+\.\d\d
+F1 +\d+\.\d\d
+best checkpoint +{out}/checkpoint-[24] \(f1 \S+\)
+model +{out}
+results +{out}/all_results.json
+answers +{out}/eval_predictions.json
+next +python run_qa.py --model_name_or_path {out} --test_file QUESTIONS.json --do_predict --output_dir ANSWERS
+"""
+
+
+def test_a_run_prints_a_line_for_each_stage_and_a_summary(tiny_model, squad_files, tmp_path):
+    """Evaluations during training have lines of their own; the command is run as a user runs it, into a file."""
+    flags = ["--train_file", squad_files / "train.json", "--validation_file", squad_files / "dev.json", "--do_train"]
+    flags += ["--do_eval", "--max_steps", 4, "--logging_steps", 2, "--save_steps", 2, "--eval_strategy", "steps"]
+    flags += ["--eval_steps", 2, "--load_best_model_at_end", "--metric_for_best_model", "f1", "--max_seq_length", 256]
+    flags += ["--model_name_or_path", tiny_model, "--output_dir", tmp_path / "out", "--doc_stride", 32]
+    command = [sys.executable, ROOT / "run_qa.py", *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert not done.stderr, done.stderr
+    (padding,) = [line for line in printed if "padding" in line]
+    assert re.search(r"WARNING .* \d\d% of the tokens are padding.* add --pad_to_max_length false", padding)
+    log = [re.sub(r"^\S+ \S+ - INFO - \S+ - ", "    ", line) for line in printed if line != padding]
+    wanted = LINES.replace("{out}", re.escape(str(tmp_path / "out"))).strip("\n").splitlines()
+    evaluations = [line for line in log if line.startswith("    Evaluation at step")]
+    assert len(evaluations) == 2 and all("f1" in line for line in evaluations)
+    log = [line for line in log if line not in evaluations]
+    assert len(log) == len(wanted), "\n".join(log)
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(wanted, log)), "\n".join(log)
