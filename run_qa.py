@@ -16,13 +16,11 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 # isort: split
 from qa.answers import Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
-from qa.buckets import set_widths
 from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.models import load_config_and_tokenizer, load_marker, sequence_limit
-from qa.screen import report_features
-from qa.stages import check_enough, checkpoint_to_resume, hand_in, report_check, run, score_answers, start
+from qa.stages import checkpoint_to_resume, hand_in, lay_out, report_check, run, score_answers, start
 from qa.windows import read_template
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import PaddingCollator, prepare_features
@@ -37,9 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     extras = trainer_extras(args, model_args)
     length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
-    set_widths(features, data_args.length_buckets, length, args)
-    report_features(features, args, data_args.pad_to_max_length, length)
-    check_enough(features, args)
+    lay_out(features, data_args, args, length)
     if data_args.check:
         return report_check(features, args)
 

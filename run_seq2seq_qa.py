@@ -17,14 +17,12 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 # isort: split
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
-from qa.buckets import set_widths
 from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import UserError, run_or_exit
 from qa.models import load_config_and_tokenizer, load_writer, sequence_limit
-from qa.screen import report_features
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
-from qa.stages import check_enough, checkpoint_to_resume, hand_in, report_check, run, score_answers, start
+from qa.stages import checkpoint_to_resume, hand_in, lay_out, report_check, run, score_answers, start
 from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 
 
@@ -51,9 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         data_args.version_2_with_negative,
     )
     features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
-    set_widths(features, data_args.length_buckets, length, args)
-    report_features(features, args, data_args.pad_to_max_length, length)
-    check_enough(features, args)
+    lay_out(features, data_args, args, length)
     if data_args.check:
         return report_check(features, args)
 

@@ -14,12 +14,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
 
 from qa.answers import Answers, write_answers
 from qa.arguments import DataArguments, ModelArguments
-from qa.buckets import train_group
+from qa.buckets import set_widths, train_group
 from qa.checks import find_problems
 from qa.command_line import build, expand_file, read_command_line
 from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError
-from qa.screen import StageLines, print_summary, report_stage
+from qa.screen import StageLines, print_summary, report_features, report_stage
 
 
 logger = logging.getLogger(__name__)
@@ -163,8 +163,14 @@ def sigmoid(odds: float) -> float:
     return float(np.exp(-np.logaddexp(0.0, -odds)))  # without overflow
 
 
-def check_enough(features: dict, args) -> None:
-    """Raises a UserError where dropping the last batch leaves no batch to train on."""
+def lay_out(features: dict, data: DataArguments, args, length: int) -> None:
+    """Set to which widths features of at most `length` tokens are padded, and log how many there are and the padding.
+
+    Raises:
+        UserError: dropping the last batch leaves no batch to train on.
+    """
+    set_widths(features, data.length_buckets, length, args)
+    report_features(features, args, data.pad_to_max_length, length)
     number, group = len(features.get("train", ())), train_group(args)
     if args.dataloader_drop_last and 0 < number < group:
         raise UserError(f"--dataloader_drop_last drops all {number} features of the training: a step takes {group}")
