@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa.answers import best_positions
-from qa.buckets import Order, eval_group, evaluation_order, train_group, training_order
+from qa.buckets import EpochOrderSampler, eval_group, evaluation_order, train_group, training_order
 from qa.device import trainer_class
 from qa.speed import TrainingSpeed, evaluation_speed
 from qa.upstream import STRAY_METRICS, ResumedEpochs
@@ -38,7 +38,7 @@ class LengthBuckets:
         if widths is None:
             return super()._get_train_sampler(dataset)
         order = partial(self.order_of_epoch, widths)
-        return Order(order, len(order()))
+        return EpochOrderSampler(order, len(order()))
 
     def order_of_epoch(self, widths: np.ndarray) -> np.ndarray:
         epoch = int(self.state.epoch or 0)
@@ -51,7 +51,7 @@ class LengthBuckets:
         if widths is None:
             return None
         order = partial(evaluation_order, widths, eval_group(self.args))
-        return Order(order, len(order()))
+        return EpochOrderSampler(order, len(order()))
 
     def evaluation_widths(self, dataset) -> np.ndarray | None:
         """Those of the features; one for all, so that no batch is a short one, where --dataloader_drop_last drops those."""

@@ -1,13 +1,13 @@
-"""Length buckets: to which few lengths features are padded, and in which order they are batched.
+"""Length buckets: the few lengths that features are padded to, and the order in which they are batched.
 
-A Gaudi compiles a graph for every shape of its input, so features are padded to one length and half of what it computes
-is padding. With `--length_buckets 160 256 384` each batch holds features of one bucket, padded to its boundary: three
+A Gaudi compiles a graph for every shape of its input. With one length for all features, half of the computation is
+padding. With `--length_buckets 160 256 384` each batch holds features of one bucket, padded to its boundary: three
 shapes, and little padding.
 
-Every bucket but the longest holds a multiple of a *group*, the features that one step takes on all ranks: what is left over,
-its longest features, moves to the next bucket. So every rank of a step has the same shape, and no batch is shorter than the
-others but, in the longest bucket, the last one, which is filled up. A group of each bucket comes first, the longest before
-the others. Which bucket a feature is in does not change during a run; its batch does, with every epoch.
+A *group* is the features that one step takes on all ranks. Every bucket except the longest holds whole groups: its
+surplus, the longest features, moves to the next bucket. So all ranks of a step have the same shape, and only the last
+batch of the longest bucket is short; it is filled up. The first groups are one of each bucket, the longest first. A
+feature stays in its bucket during a run; its batch changes with every epoch.
 """
 
 import logging
@@ -22,11 +22,11 @@ from qa.errors import UserError
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHAPES = 4  # of `--length_buckets auto`
-AUTO_MULTIPLE = 8  # boundaries that `auto` chooses are multiples of it, as matrix units like them
+AUTO_MULTIPLE = 8  # of the boundaries that `auto` chooses; matrix units prefer it
 
 
 def read_buckets(words: Sequence[str]) -> list[int] | int:
-    """The value of `--length_buckets`: boundaries, or for `auto` how many to choose.
+    """Return the value of `--length_buckets`: boundaries, or for `auto` the number of them to choose.
 
     Args:
         words: as given, `["160", "256", "384"]`, `["auto"]` or `["auto", "6"]`.
@@ -49,14 +49,19 @@ def read_buckets(words: Sequence[str]) -> list[int] | int:
 
 
 def choose_boundaries(lengths: np.ndarray, number: int, longest: int) -> list[int]:
-    """At most `number` boundaries, the last one `longest`, for which the padded tokens of all features are fewest.
+    """Return at most `number` boundaries, the last one `longest`, that pad all features to the fewest tokens.
 
-    Exact, by dynamic programming over the multiples of `AUTO_MULTIPLE`: the best cost of k buckets that end at a boundary
-    is the least, over the boundaries before it, of the best cost of k - 1 buckets there and that of the bucket between.
+    Exact, by dynamic programming over the multiples of `AUTO_MULTIPLE`. The best cost of k buckets that end at a boundary
+    is a minimum over the boundaries before it: the best cost of k - 1 buckets there, plus that of the bucket between.
+
+        >>> choose_boundaries(np.array([10, 12, 14, 90]), 2, 96)
+        [16, 96]
     """
     ends = np.array([*range(AUTO_MULTIPLE, longest, AUTO_MULTIPLE), longest])
     up_to = np.searchsorted(np.sort(lengths), ends, side="right")
-    between = (up_to[None, :] - up_to[:, None]) * ends.astype(float)  # cost of the bucket behind a row, up to a column
+    between = (up_to[None, :] - up_to[:, None]) * ends.astype(
+        float
+    )  # cost of a bucket from a row's boundary to a column's
     between[np.tril_indices(len(ends))] = np.inf
     cost, before = up_to * ends.astype(float), []
     for _ in range(min(number, len(ends)) - 1):
@@ -73,7 +78,7 @@ def choose_boundaries(lengths: np.ndarray, number: int, longest: int) -> list[in
 
 
 def set_widths(features: dict, words: Sequence[str] | None, longest: int, args) -> None:
-    """Gives the features of each split the widths that `--length_buckets` asks for, and tells what that saves.
+    """Set the widths of the features of each split that `--length_buckets` asks for, and log how much that saves.
 
     Args:
         features: by split; `auto` goes by the lengths of the first.
@@ -102,26 +107,29 @@ def set_widths(features: dict, words: Sequence[str] | None, longest: int, args) 
 
 
 def padding_share(lengths: np.ndarray, widths: np.ndarray | int) -> float:
-    """The share of padding among all tokens of features padded to the given widths."""
+    """Return the share of padding among all tokens of features padded to the given widths."""
     return 1 - lengths.sum() / np.broadcast_to(widths, len(lengths)).sum()
 
 
 def train_group(args) -> int:
-    """Features that a step takes on all ranks."""
+    """Return the number of features that a training step takes on all ranks."""
     return args.train_batch_size * args.world_size
 
 
 def eval_group(args) -> int:
-    """Features that a step of evaluation takes on all ranks."""
+    """Return the number of features that an evaluation step takes on all ranks."""
     return args.eval_batch_size * args.world_size
 
 
 def pad_widths(lengths: np.ndarray, boundaries: Sequence[int], group: int) -> np.ndarray:
-    """(features,) the boundary that each feature of the given length is padded to.
+    """Return (features,) the boundary that each feature of the given length is padded to.
 
-    The longest features that a bucket holds beyond a multiple of `group` are padded to the next boundary. Where that leaves
-    less than a group in the longest bucket, the longest group of the one before joins it: what fills the last group up
-    then is each there once, and of few long features none comes many times.
+    The surplus of a bucket beyond whole groups, its longest features, is padded to the next boundary. Where that leaves
+    less than a group in the longest bucket, the longest group of the bucket before joins it. The last group is then
+    filled up with different features, instead of a few long ones many times.
+
+        >>> pad_widths(np.array([10, 12, 14, 90]), [16, 96], group=2).tolist()
+        [16, 16, 96, 96]
     """
     widths = np.asarray(boundaries, dtype=np.int32)[np.searchsorted(boundaries, lengths)]
     for boundary, following in zip(boundaries, boundaries[1:]):
@@ -136,11 +144,15 @@ def pad_widths(lengths: np.ndarray, boundaries: Sequence[int], group: int) -> np
 
 
 def training_order(widths: np.ndarray, group: int, seed: tuple[int, ...], drop_last: bool = False) -> np.ndarray:
-    """Every feature in random order, each `group` in a row of one width; the same for the same seed.
+    """Return all features in random order, every `group` of them of one width; the same order for the same seed.
 
-    A group of each width comes first, the longest before the others: what memory cannot hold shows in the first step, and
-    behind as many steps as there are widths no graph is new. The longest bucket's last group is filled up with others of
-    that bucket, a second time, or left out with `drop_last`.
+    A group of each width comes first, the longest before the others. So a lack of memory shows in the first step, and
+    after one step for each width no graph is new. The last group of the longest bucket is filled up with other features
+    of that bucket, or omitted with `drop_last`.
+
+        >>> order = training_order(np.array([16, 16, 96, 16, 16, 96]), 2, seed=(0, 0))
+        >>> np.array([16, 16, 96, 16, 16, 96])[order].tolist()
+        [96, 96, 16, 16, 16, 16]
     """
     draw = np.random.default_rng(seed)
     parts = []
@@ -157,9 +169,9 @@ def training_order(widths: np.ndarray, group: int, seed: tuple[int, ...], drop_l
 
 
 def evaluation_order(widths: np.ndarray, group: int) -> np.ndarray:
-    """Every feature, a group of each width first as in training, the others by width.
+    """Return all features: a group of each width first, as in training, then the others by width.
 
-    What fills the longest bucket's last group up stands behind everything, so that the trainer takes it away again.
+    The features that fill up the last group of the longest bucket come last, so that the trainer drops them again.
     """
     order = np.argsort(widths, kind="stable")
     longest = order[widths[order] == widths.max()]
@@ -168,8 +180,8 @@ def evaluation_order(widths: np.ndarray, group: int) -> np.ndarray:
     return np.concatenate([groups[first], np.delete(groups, first, axis=0)]).ravel()
 
 
-class Order(torch.utils.data.Sampler):
-    """Hands out `length` features in the order that `order()` gives at the beginning of an epoch."""
+class EpochOrderSampler(torch.utils.data.Sampler):
+    """Yield `length` features in the order that `order()` returns at the beginning of an epoch."""
 
     def __init__(self, order: Callable[[], np.ndarray], length: int):
         self.order, self.length = order, length

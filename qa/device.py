@@ -1,6 +1,5 @@
-"""Where a run happens: optimum-habana's trainer on a Gaudi, transformers' own on a CPU, a GPU or Apple silicon.
+"""Which trainer and training arguments serve a run: optimum-habana's on a Gaudi, transformers' own elsewhere.
 
-Everything that depends on whether this machine has a Gaudi stands here, and so does every message about a missing one.
 The same command line parses in both cases: where optimum-habana cannot be used, its flags are declared with its defaults.
 """
 
@@ -71,7 +70,7 @@ GAUDI_FLAGS = {
 }
 
 
-# Those that count on every device: see qa.speed.
+# Those with an effect on every device: see qa.speed.
 EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput")
 
 
@@ -87,11 +86,11 @@ GAUDI_DEFAULTS = {
 
 
 def resolve_lazy_mode(argv: list[str]) -> list[str]:
-    """Sets PT_HPU_LAZY_MODE as a command line asks, before the plugin reads it, or --use_lazy_mode as the variable asks.
+    """Set PT_HPU_LAZY_MODE by the command line, before the plugin reads it, or --use_lazy_mode by the variable.
 
-    The variable's default was 1 up to SynapseAI 1.18 and is 0 since; optimum-habana 1.21.2 takes it for 1, and lazy mode
-    for the flag's default. Here, where one of both is given the other follows, and without either a run is lazy unless
-    it compiles. `lazy_problems` tells when they contradict each other.
+    The variable's default was 1 up to SynapseAI 1.18 and is 0 since. optimum-habana 1.21.2 assumes 1, and lazy mode as
+    the flag's default. Here, where one of the two is given the other follows. Without either, a run is lazy unless it
+    compiles. `lazy_problems` reports a contradiction.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     for flag in ("use_habana", "use_lazy_mode", "torch_compile"):
@@ -101,7 +100,7 @@ def resolve_lazy_mode(argv: list[str]) -> list[str]:
     try:
         given, _ = parser.parse_known_args(argv)
     except argparse.ArgumentError:
-        return argv  # the script's own parser will tell
+        return argv  # the script's own parser reports it
     if not given.use_habana:
         return argv
     compiles = given.torch_compile or given.torch_compile_backend is not None or given.torch_compile_mode is not None
@@ -113,9 +112,9 @@ def resolve_lazy_mode(argv: list[str]) -> list[str]:
 @cache
 @quiet_imports()
 def training_arguments(seq2seq: bool, /) -> type:
-    """The training arguments of a script: optimum-habana's on a Gaudi, transformers' plus its flags elsewhere.
+    """Return the training arguments of a script: optimum-habana's on a Gaudi, transformers' plus its flags elsewhere.
 
-    The same class every time (hence no keyword, which the cache would tell apart), or it could not be pickled.
+    The class is the same every time, or it could not be pickled; hence no keyword, which the cache would count apart.
     """
     if gaudi_is_usable():
         from optimum.habana import GaudiSeq2SeqTrainingArguments, GaudiTrainingArguments
@@ -127,12 +126,12 @@ def training_arguments(seq2seq: bool, /) -> type:
         base, added = Seq2SeqTrainingArguments if seq2seq else TrainingArguments, GAUDI_FLAGS | GAUDI_DEFAULTS
     flags = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in added.items()]
     for name, _, flag in flags[: len(GAUDI_FLAGS)]:
-        where = "every device" if name in EVERYWHERE else "a Gaudi, with --use_habana, and is ignored elsewhere"
-        flag.metadata = {"help": f"Of optimum-habana: counts on {where}."}
+        where = "every device" if name in EVERYWHERE else "a Gaudi (--use_habana), ignored elsewhere"
+        flag.metadata = {"help": f"Flag of optimum-habana for {where}."}
     patience = dataclasses.field(
         default=None,
         metadata={
-            "help": "End training when so many evaluations in a row bring no better --metric_for_best_model; by default never."
+            "help": "End training after N evaluations without a better --metric_for_best_model; by default never."
         },
     )
     flags.append(("early_stopping_patience", Optional[int], patience))
@@ -142,7 +141,7 @@ def training_arguments(seq2seq: bool, /) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """Lets `training_args.bin` be unpickled: its class is made by `training_arguments` when it is first asked for."""
+    """Let `training_args.bin` be unpickled: `training_arguments` makes its class on first use."""
     if name.startswith("Device") and name.endswith("TrainingArguments"):
         return training_arguments("Seq2Seq" in name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -190,13 +189,13 @@ class DeviceChoice:
 
     @property
     def device(self) -> torch.device:
-        """As the base's, but a CPU has no number: ranks resume onto their device, and torch.load knows no `cpu:0`, which
-        accelerate 1.10 calls a rank's CPU."""
+        """The base's device, a CPU without a number: a rank that resumes loads onto its device, and torch.load knows no
+        `cpu:0`, as accelerate 1.10 calls the CPU of a rank."""
         device = super().device
         return torch.device("cpu") if device.type == "cpu" else device
 
     def reset_gaudi_flags(self) -> None:
-        """Without `--use_habana`, sets every flag that only a Gaudi knows back to its default and names those."""
+        """Set every flag that only a Gaudi knows back to its default, and warn of those that were given."""
         own = type(self)  # optimum-habana's own default of --use_lazy_mode is another
         given = [
             name
@@ -218,19 +217,19 @@ class DeviceChoice:
 @cache
 @quiet_imports()
 def trainer_class(seq2seq: bool, /) -> type:
-    """The trainer that the scripts' trainers extend: GaudiTrainer where that is usable, transformers' Trainer elsewhere."""
+    """Return the trainer that the scripts' trainers extend: GaudiTrainer where it is usable, else transformers' Trainer."""
     if gaudi_is_usable():
         from optimum.habana import GaudiSeq2SeqTrainer, GaudiTrainer
 
         base = GaudiSeq2SeqTrainer if seq2seq else GaudiTrainer
-        return type(f"Mended{base.__name__}", (GaudiCorrections, base), {})
+        return type(f"Corrected{base.__name__}", (GaudiCorrections, base), {})
     from transformers import Seq2SeqTrainer, Trainer
 
     return Seq2SeqTrainer if seq2seq else Trainer
 
 
 def deepspeed_settings(given: str | dict | None) -> dict:
-    """A DeepSpeed configuration, or the one in a file; empty where there is none: transformers tells what is wrong with it."""
+    """Return a DeepSpeed configuration, or that in a file; empty where it cannot be read, which transformers reports."""
     try:
         if isinstance(given, str):
             given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text())
@@ -250,7 +249,7 @@ def zero_stage(given: str | dict) -> int:
 
 
 def trainer_extras(args, model_args) -> dict:
-    """What GaudiTrainer wants beyond Trainer's own parameters: the Gaudi configuration that the flags name."""
+    """Return GaudiTrainer's parameters beyond those of Trainer: the Gaudi configuration that the flags name."""
     if not gaudi_is_usable():
         return {}
     if args.gaudi_config_name is None:

@@ -1,4 +1,4 @@
-"""The one way a user's mistake ends: a line or two on stderr and exit status 2."""
+"""How a user's mistake ends: a line for each problem on stderr, and exit status 2."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """What the user asked for cannot be done; `problems` says why, one line each, and what to do."""
+    """A run that cannot be done as asked; `problems` holds the reasons, one line each, and what to do."""
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 def run_or_exit(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; a `UserError` becomes its problems on stderr and exit status 2, without a traceback."""
+    """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback."""
     try:
         main()
         let_threads_finish()

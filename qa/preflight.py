@@ -1,4 +1,4 @@
-"""Checks of a Gaudi node: whether optimum-habana can run here, and what stands in the way of a run."""
+"""Checks of a Gaudi node: whether optimum-habana can run here, and what prevents a run."""
 
 import importlib.util
 import logging
@@ -40,7 +40,7 @@ def quiet_imports():
 @cache
 @quiet_imports()
 def why_no_gaudi() -> str | None:
-    """Why optimum-habana cannot run here, None where it can; loads Habana's plugin, which registers the device."""
+    """Return why optimum-habana cannot run here, None where it can; load Habana's plugin, which registers the device."""
     if importlib.util.find_spec("habana_frameworks") is None:
         return "Habana's PyTorch plugin (habana_frameworks) is not installed in this Python"
     try:
@@ -67,12 +67,12 @@ def one_line(error: Exception) -> str:
 
 
 def gaudi_is_usable() -> bool:
-    """Whether optimum-habana can run here."""
+    """Return whether optimum-habana can run here."""
     return why_no_gaudi() is None
 
 
 def lazy_problems(args) -> list[str]:
-    """Where PT_HPU_LAZY_MODE, --use_lazy_mode and --torch_compile contradict each other."""
+    """Return contradictions between PT_HPU_LAZY_MODE, --use_lazy_mode and --torch_compile."""
     variable = os.environ.get("PT_HPU_LAZY_MODE")
     if args.torch_compile or args.torch_compile_backend is not None or args.torch_compile_mode is not None:
         if args.use_lazy_mode or variable != "0":
@@ -88,7 +88,7 @@ def lazy_problems(args) -> list[str]:
 
 
 def gaudi_problems(args) -> list[str]:
-    """What stands in the way of a run with `--use_habana`, as far as it can be known at once."""
+    """Return what prevents a run with `--use_habana`, as far as it shows at once."""
     problems = lazy_problems(args)
     missing = why_no_gaudi()
     if missing is not None:
@@ -109,7 +109,7 @@ def gaudi_problems(args) -> list[str]:
 
 
 def version_problems() -> list[str]:
-    """Versions that do not belong together; those that probably do are told in the log."""
+    """Return versions that do not fit together; log a warning of those that may not."""
     from packaging.requirements import Requirement
 
     habana = version("optimum-habana")
@@ -134,17 +134,17 @@ def version_problems() -> list[str]:
 
 
 def driver_version() -> Version | None:
-    """The version of Habana's driver on this node, as `hl-smi` tells it."""
+    """Return the version of Habana's driver on this node, as `hl-smi` prints it."""
     try:
-        told = subprocess.run(["hl-smi"], capture_output=True, text=True, timeout=60).stdout
+        printed = subprocess.run(["hl-smi"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"Driver Version:\s*(\d+(?:\.\d+)+)", told)
+    found = re.search(r"Driver Version:\s*(\d+(?:\.\d+)+)", printed)
     return Version(found[1]) if found else None
 
 
 def why_busy() -> str | None:
-    """Tries to take a card, which fails where others hold all of them. Ranks of a launched run take theirs later."""
+    """Try to take a card and return why it fails: other processes hold them all. Ranks of a job take theirs later."""
     if any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")):
         return None
     try:
@@ -156,7 +156,7 @@ def why_busy() -> str | None:
 
 
 def processes_at(devices: str) -> list[str]:
-    """The other processes that have a device open whose path begins with `devices`, as far as this user may know."""
+    """Return the other processes that have a device open whose path begins with `devices`, where this user may see."""
     found = {}
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         process = link.parts[2]
@@ -176,7 +176,7 @@ def bf16_is_supported() -> bool:
 
 
 def read_gaudi_config(name: str, **hub):
-    """The Gaudi configuration of that name; a UserError where there is none, since optimum-habana gives a traceback."""
+    """Return the Gaudi configuration of that name; a UserError where there is none (optimum-habana: a traceback)."""
     from optimum.habana import GaudiConfig
 
     try:

@@ -1,8 +1,8 @@
-"""What `train_results.json` and `eval_results.json` say of time: first steps, the steady state, and pauses, apart.
+"""The times in `train_results.json` and `eval_results.json`: first steps, steady state and pauses, each on its own.
 
-The first `--throughput_warmup_steps` steps compile and fill caches; what a run takes per step shows behind them, and
-without the pauses in which it evaluates and saves. A number that is read from the device waits for all that the device
-was asked to do before, so the clock is read behind one.
+The first `--throughput_warmup_steps` steps compile and fill caches. The time per step shows after them, and without the
+pauses for evaluation and saving. Reading a number from the device waits for all the work queued on it, so the clock is
+read after such a number.
 """
 
 import time
@@ -17,18 +17,18 @@ STEPS_BETWEEN_READS = 1000
 
 @dataclass
 class Mark:
-    """How far one rank's training is."""
+    """How far the training of one rank has come at a point in time."""
 
     time: float
     updates: int  # of the weights
     samples: int
-    tokens: int  # of the texts that the model reads, padding included
-    real: int  # those that are no padding
+    tokens: int  # of the input, padding included
+    real: int  # without padding
     paused: float  # seconds spent in evaluation and saving
 
 
 class TrainingSpeed:
-    """Mixin for a trainer: adds what its training took to the metrics that `train` returns."""
+    """Mixin for a trainer: adds the speed of the training to the metrics that `train` returns."""
 
     def train(self, *args, **kwargs):
         self.now, self.marks, self.real, self.steps = Mark(0, 0, 0, 0, 0, 0), [], [], 0
@@ -36,7 +36,7 @@ class TrainingSpeed:
         return super().train(*args, **kwargs)
 
     def log(self, logs: dict, *args, **kwargs) -> None:
-        """Adds to the training's own metrics, which come last, and so to what `train` returns."""
+        """Log as the base does; the last entry is the training's own metrics, to which the speed is added."""
         if "train_runtime" in logs:
             self.mark()
             logs.update(self.training_speed())
@@ -50,7 +50,7 @@ class TrainingSpeed:
         self.steps += 1
         self.now.samples += len(ids)
         self.now.tokens += ids.numel()
-        # Added up on the host: what stands before a step belongs to its graph on a Gaudi, so it must always be the same.
+        # Added up on the host: on a Gaudi, operations before a step belong to its graph, which must not change.
         self.real.append(ids.numel() if mask is None else mask.sum())
         if self.steps % STEPS_BETWEEN_READS == 0:
             self.read_device()
@@ -70,7 +70,7 @@ class TrainingSpeed:
 
     @contextmanager
     def pause(self, name: str):
-        """Counts what is done within as no training, while there is any."""
+        """Leave the time within out of the training's speed, while there is a training."""
         if not self.is_in_train:
             yield
             return
@@ -89,7 +89,7 @@ class TrainingSpeed:
         self.marks.append(Mark(time.time(), self.state.global_step, now.samples, now.tokens, now.real, paused))
 
     def training_speed(self) -> dict[str, float]:
-        """Metrics of a training that has ended, of all ranks; the rates are those behind the warm-up."""
+        """Return the metrics of a finished training over all ranks; the rates leave out the warm-up."""
         if len(self.marks) < 2:  # resumed at its end
             return {}
         first, last = self.marks[0], self.marks[-1]
@@ -115,11 +115,11 @@ class TrainingSpeed:
 
 
 def evaluation_speed(prefix: str, start: float, begun: list[float], warmup: int, samples: int, batch: int) -> dict:
-    """Runtime in seconds, samples and steps per second; the rates without the first `warmup` steps, which compile.
+    """Return runtime in seconds, samples and steps per second; the rates leave out the first `warmup` steps.
 
     Args:
         start, begun: the times when the evaluation and each of its steps began.
-        samples, batch: how many there are, and how many a step takes on all ranks.
+        samples, batch: the number of samples, and how many a step takes on all ranks.
     """
     end = time.time()
     if not 0 < warmup < len(begun):

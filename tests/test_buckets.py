@@ -73,7 +73,7 @@ def test_all_ranks_of_a_step_see_one_width_and_every_feature_once(lengths, batch
     widths = qa.buckets.pad_widths(lengths, [16, 32, 56], group)
     orders = [qa.buckets.training_order(widths, group, (3, epoch), drop_last) for epoch in (0, 0, 1)]
     assert (orders[0] == orders[1]).all() and len(orders[0]) == len(orders[2]) and len(orders[0]) % group == 0
-    sampler = qa.buckets.Order(lambda: orders[0], len(orders[0]))
+    sampler = qa.buckets.EpochOrderSampler(lambda: orders[0], len(orders[0]))
     shards = [BatchSamplerShard(BatchSampler(sampler, batch, drop_last), ranks, rank) for rank in range(ranks)]
     steps = list(zip(*map(list, shards), strict=True))
     assert len(steps) == len(shards[0])
