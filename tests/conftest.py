@@ -49,11 +49,10 @@ def simulated_gaudi():
 
 @pytest.fixture(scope="session")
 def remote_shells(tmp_path_factory):
-    """A folder for PATH whose ssh and pdsh reach nodes of any name on this machine, see remote_shell.py."""
+    """A folder for PATH whose ssh reaches nodes of any name on this machine, see remote_shell.py."""
     folder = tmp_path_factory.mktemp("remote_shells")
-    for name in ("ssh", "pdsh"):
-        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/remote_shell.py {name} "$@"\n')
-        (folder / name).chmod(0o755)
+    (folder / "ssh").write_text(f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/remote_shell.py "$@"\n')
+    (folder / "ssh").chmod(0o755)
     return folder
 
 

@@ -1,8 +1,10 @@
-"""What the launcher's tests start in place of a training script: light, and it does what its first argument says.
+"""A light script for the launcher's tests, which does what its second argument says.
 
 python echo_rank.py FOLDER DEED [anything]: writes FOLDER/RANK.json (process, arguments, environment, cores), then
-`echo` ends, `lines` prints (on two ranks), `fail` ends rank 1 with status 7 while the others wait, `wait` waits, `stubborn` waits and
-does not listen to signals.
+
+- `echo` ends, `lines` prints (on two ranks), `wait` waits, `stubborn` waits and ignores signals;
+- `fail` ends rank 1 with status 7 while the others wait;
+- `save` waits, and after SIGTERM or SIGINT takes 1 s, and rank 1 another 1.5 s, to write FOLDER/RANK.saved.
 """
 
 import json
@@ -24,13 +26,15 @@ def main() -> None:
     if deed == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    waits = deed in ("fail", "wait", "stubborn")
+    if deed == "save":
+        signal.signal(signal.SIGTERM, save)
+        signal.signal(signal.SIGINT, save)
+    waits = deed in ("fail", "wait", "stubborn", "save")
     child = subprocess.Popen(["sleep", "300"]) if waits else None  # as a data loader's worker would be
     said = {
         "pid": os.getpid(),
-        "worker": os.getppid(),
-        "parent": parent_of(os.getppid()),
-        "engine": parent_of(parent_of(os.getppid())),
+        "parent": os.getppid(),
+        "engine": parent_of(os.getppid()),
         "child": child.pid if child else None,
         "arguments": sys.argv[3:],
         "folder": os.getcwd(),
@@ -40,7 +44,6 @@ def main() -> None:
     (folder / f"{rank}.part").write_text(json.dumps(said))
     (folder / f"{rank}.part").rename(folder / f"{rank}.json")
     if deed == "lines":
-        interrupt_a_bar(folder, rank)
         print_lines(int(rank))
     while len(list(folder.glob("*.json"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.01)
@@ -54,17 +57,13 @@ def parent_of(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def interrupt_a_bar(folder: Path, rank: str) -> None:
-    """Rank 1 prints a line while the progress bar of rank 0 stands in the middle of one."""
-    if rank == "0":
-        print("\r10%", end="", file=sys.stderr, flush=True)
-        (folder / "bar").touch()
-    while not (folder / ("bar" if rank == "1" else "line")).exists():
-        time.sleep(0.01)
-    time.sleep(0.3)
-    if rank == "1":
-        print("rank 1 interrupts", file=sys.stderr, flush=True)
-        (folder / "line").touch()
+def save(number: int, frame) -> None:
+    """Write the signal into a file, as a rank would write its part of a checkpoint, and end as it would."""
+    rank = os.environ["RANK"]
+    time.sleep(1 + 1.5 * int(rank))
+    print(f"rank {rank} has saved")
+    (Path(sys.argv[1]) / f"{rank}.saved").write_text(str(number))
+    sys.exit(128 + number)
 
 
 def print_lines(rank: int) -> None:

@@ -1,5 +1,6 @@
-"""The launcher, with real processes over real torchrun, mpirun and DeepSpeed; `echo_rank.py` is the script they run."""
+"""The launcher, with real processes of real torchrun and mpirun; `echo_rank.py` is the script they run."""
 
+import doctest
 import json
 import os
 import random
@@ -17,7 +18,9 @@ import pytest
 from conftest import ROOT
 
 import gaudi_spawn
+import qa.launch.rank
 from qa.errors import UserError
+from qa.launch import engines, hosts, supervisor
 
 
 ECHO = str(ROOT / "tests" / "echo_rank.py")
@@ -28,7 +31,7 @@ NASTY = [
     "%h", "%n", "%%", "%20", "a=b", "A=b c", "--flag=a b", "{1,2}", "<in", ">out", "é", "☃", "𝒳", "\u202e", "e\u0301",
     "\udcff\udc80", "\x01", "\x7f", "-n", "-np", "3", "--np", "--bind-to", "--bindto", "-bind-to", "--map-by", "--rank-by",
     "--runtime-options", "--mca", "-x", "--host", "--hostfile", "--tag-output", "--output", "--prefix", "-c", "-m", "-u",
-    "--help", "-h", "--version", "--dry_run", "--use_mpi", "--world_size", "--as_rank", "--export", "--nproc_per_node",
+    "--help", "-h", "--version", "--dry_run", "--use_mpi", "--world_size", "--export", "--nproc_per_node",
     "--master_port", "--local_rank=0", "--no_python", "--module", "--deepspeed", "zero2.json", "@args", "script.py",
     "x" * 3000,
 ]  # fmt: skip
@@ -70,7 +73,7 @@ def start(folder: Path, *words, env=None, python=sys.executable, **kwargs) -> su
     return process
 
 
-def told(folder: Path, process: subprocess.Popen, timeout: float = 100) -> tuple[int, str, str]:
+def result_of(folder: Path, process: subprocess.Popen, timeout: float = 100) -> tuple[int, str, str]:
     """Exit status, output and errors of a launcher that was started in `folder`."""
     status = process.wait(timeout)
     out, err = (os.fsdecode((folder / name).read_bytes()) for name in ("out", "err"))
@@ -78,7 +81,7 @@ def told(folder: Path, process: subprocess.Popen, timeout: float = 100) -> tuple
 
 
 def call(folder: Path, *words, **kwargs) -> tuple[int, str, str]:
-    return told(folder, start(folder, *words, **kwargs))
+    return result_of(folder, start(folder, *words, **kwargs))
 
 
 def ranks_of(folder: Path, number: int, timeout: float = 100) -> list[dict]:
@@ -107,13 +110,13 @@ def is_running(process: int) -> bool:
 
 
 def processes_of(ranks: list[dict]) -> list[int]:
-    """The scripts, what they started, and what the launcher started for them."""
-    return [rank[name] for rank in ranks for name in ("pid", "child", "worker", "parent", "engine") if rank[name]]
+    """Return the scripts, what they started, and what the launcher started for them."""
+    return [rank[name] for rank in ranks for name in ("pid", "child", "parent", "engine") if rank[name]]
 
 
 def free_port_flags() -> list[str]:
     """So that launchers which start at the same moment do not choose the same port."""
-    return ["--master_port", str(gaudi_spawn.free_port())]
+    return ["--master_port", str(hosts.free_port())]
 
 
 # Arguments
@@ -134,62 +137,50 @@ def random_lists(number: int, seed: int) -> list[list[str]]:
 
 
 def script_in(line: str) -> list[str]:
-    """The script and its arguments that the ranks of a printed command will run."""
-    words = shlex.split(line)
-    if "pdsh" in words:  # of which a shell on the nodes reads the last word
-        words = shlex.split(words[-1])
-    words = words[words.index("--as_rank") + 1 :]
-    return [gaudi_spawn.unarmour(word) for word in words]
+    """Return the script and its arguments that the ranks of a printed command will run."""
+    word = next(word for word in shlex.split(line) if word.startswith("SPAWN_SCRIPT="))
+    return json.loads(word.removeprefix("SPAWN_SCRIPT="))
 
 
-def commands_for(words: list[str]) -> dict[str, list[str]]:
-    """The command of each engine, and of DeepSpeed on several nodes."""
-    job = gaudi_spawn.Job([ECHO, *words], "", 8)
-    nodes = gaudi_spawn.Job([ECHO, *words], "deepspeed", 4, hosts={"a": 2, "b": 2}, hostfile="hosts")
-    environment = {"PT_HPU_LAZY_MODE": "1", "HF_TOKEN": "secret", "PATH": "/a b:$c"}
-    return {
-        "torchrun": gaudi_spawn.torchrun_command(job),
-        "mpi4": gaudi_spawn.mpi_command(job, "mpirun", 4, [8], environment),
-        "mpi5": gaudi_spawn.mpi_command(job, "mpirun", 5, [8], environment),
-        "deepspeed": gaudi_spawn.deepspeed_command(job, environment),
-        "pdsh": gaudi_spawn.deepspeed_command(nodes, environment),
-    }
+def test_worked_examples():
+    for module in (gaudi_spawn, engines, hosts, qa.launch.rank, supervisor):
+        assert doctest.testmod(module).failed == 0
 
 
-def test_thousands_of_argument_lists_come_back_from_the_printed_command():
-    for words in random_lists(2500, seed=1):
-        commands = commands_for(words)
-        for command in commands.values():
-            assert script_in(gaudi_spawn.shell_line(command, {"MASTER_PORT": "29500"})) == [ECHO, *words]
-        for word in commands["torchrun"]:  # what torch.distributed.run does to every argument
-            assert string.Template(word).safe_substitute(local_rank="0") == word
-        for command in (commands["mpi4"], commands["mpi5"]):  # what OpenMPI 5 takes for its own, wherever it stands
-            given = command[command.index("--as_rank") :]
-            assert not {":", "--bind-to", "--bindto", "--map-by", "--rank-by", "--runtime-options"} & set(given)
-        given = commands["pdsh"][-1].partition(" --as_rank ")[2]  # a remote shell reads it, after pdsh
-        assert re.fullmatch(r"[\w./=,:@+~' -]+", given, re.ASCII)
+def test_no_engine_sees_an_argument():
+    """They travel in the environment, in ASCII, so that no engine and no shell on another node can change them."""
+    for words in random_lists(500, seed=1):
+        added = engines.environment_of(gaudi_spawn.Job([ECHO, *words], "mpi", 8))
+        assert json.loads(added["SPAWN_SCRIPT"]) == [ECHO, *words]
+        assert re.fullmatch("[ -~]+", added["SPAWN_SCRIPT"])
+    job = gaudi_spawn.Job([ECHO, "--hub_token", "secret"], "mpi", 4, hosts={"a": 2, "b": 2})
+    commands = [engines.torchrun_command(job)]
+    commands += [engines.mpi_command(job, "mpirun", version, [8], os.environ | added) for version in (4, 5)]
+    assert not [command for command in commands if "secret" in " ".join(command) or ECHO in command]
 
 
 def test_the_dry_run_prints_the_command_and_starts_nothing(engine, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    words = [word for words in random_lists(500, seed=2) for word in words]
+    words = [word for words in random_lists(100, seed=2) for word in words]
     status, out, err = call(tmp_path, "--world_size", 8, *engine, "--dry_run", "--", ECHO, tmp_path, "echo", *words)
     assert status == 0 and script_in(out) == [ECHO, str(tmp_path), "echo", *words]
-    assert re.match(r"env MASTER_ADDR=127.0.0.1 MASTER_PORT=\d+ OMP_NUM_THREADS=\d+ /", out)
+    assert re.match(
+        r"env MASTER_ADDR=127.0.0.1 MASTER_PORT=\d+ OMP_NUM_THREADS=\d+ SPAWN_GRACE_SECONDS=60 'SPAWN_SCRIPT=", out
+    )
     assert not list(tmp_path.glob("*.json"))
 
 
 def test_the_printed_command_runs_in_a_shell(tmp_path):
-    """Without the launcher the ranks print for themselves."""
+    """Without the launcher, OpenMPI marks the lines."""
     words = ["--world_size", 2, *free_port_flags(), "--use_mpi", "--dry_run", ECHO, tmp_path, "lines", *NASTY]
     line = call(tmp_path, *words)[1]
     out = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
     assert [rank["arguments"] for rank in ranks_of(tmp_path, 2)] == [NASTY, NASTY]
-    assert "[rank 1] rank 1 line 199\n" in out and "rank 0 has no end\n" in out
+    assert re.search(r"\[\S+,1\]<stdout>: rank 1 line 199\n", out) and "rank 0 has no end" in out
 
 
 def test_arguments_arrive_and_lines_stay_whole(engine, tmp_path):
-    words = ["--", *(word for words in random_lists(1000, seed=3) for word in [*words, "/"])]
+    words = ["--", *(word for words in random_lists(300, seed=3) for word in [*words, "/"])]
     status, out, err = call(tmp_path, "--world_size", 2, *engine, *free_port_flags(), ECHO, tmp_path, "lines", *words)
     assert status == 0, err
     for number, rank in enumerate(ranks_of(tmp_path, 2)):
@@ -198,24 +189,8 @@ def test_arguments_arrive_and_lines_stay_whole(engine, tmp_path):
         assert rank["environment"]["WORLD_SIZE"] == "2"
     said = {f"rank {rank} line {number}": rank for rank in (0, 1) for number in range(200)}
     said |= {f"rank {rank} {text}": rank for rank in (0, 1) for text in ("x" * 200_000, "has no end")}
-    lines = [
-        line for line in out.split("\n") if "rank" in line and not re.match(r"\[20\d\d-", line)
-    ]  # DeepSpeed's log
-    assert sorted(lines) == sorted(("[rank 1] " if rank else "") + line for line, rank in said.items())
-    assert "\r10%\n[rank 1] rank 1 interrupts\n" in err
-    assert "\r50%" in err and "[rank 1] 100%\n" in err and err.count("50%") == 1  # of rank 1's bar only the end
-
-
-def test_lines_are_put_together():
-    first, other = gaudi_spawn.Lines(0), gaudi_spawn.Lines(12)
-    assert [first.add(data) for data in (b"a", b"b\nc\n\nd", b"")] == [b"", b"ab\nc\n\n", b"d\n"]
-    assert [first.add(data) for data in (b"\r 5%", b"\r10%", b"\n", b"")] == [b"\r 5%", b"\r10%", b"\n", b""]
-    assert [other.add(data) for data in (b"a", b"b\r\nc\nd", b"")] == [
-        b"",
-        b"[rank 12] ab\n[rank 12] c\n",
-        b"[rank 12] d\n",
-    ]
-    assert [other.add(data) for data in (b"\r 5%", b"\r10%", b"\n", b"")] == [b"", b"", b"[rank 12] 10%\n", b""]
+    assert sorted(out.splitlines()) == sorted(("[rank 1] " if rank else "") + line for line, rank in said.items())
+    assert {"100%", "[rank 1] 100%"} <= set(err.split("\n")) and "50%" not in err  # the end of a progress bar
 
 
 def test_a_script_may_close_its_outputs_and_leave_a_chatterer(tmp_path):
@@ -227,18 +202,7 @@ def test_a_script_may_close_its_outputs_and_leave_a_chatterer(tmp_path):
                       "if os.environ['RANK'] == '1': os.close(1); os.close(2); time.sleep(1); open('end', 'w'); sys.exit()\n"
                       "subprocess.Popen(['sh', '-c', 'while true; do echo chatter; sleep 0.1; done'])\n")  # fmt: skip
     process = start(tmp_path, "--world_size", 2, "--use_mpi", *free_port_flags(), script, cwd=tmp_path)
-    assert told(tmp_path, process, timeout=15)[0] == 0 and (tmp_path / "end").exists()
-
-
-def test_list_by_list_through_mpirun(tmp_path):
-    if gaudi_spawn.find_program("mpirun") is None:
-        pytest.skip("no mpirun: pip install -r requirements-dev.txt")
-    mpirun = gaudi_spawn.find_program("mpirun")
-    for words in random.Random(4).sample(random_lists(500, seed=5), 12) + [[":"], ["--"], ["--bind-to", "x"]]:
-        job = gaudi_spawn.Job([ECHO, str(tmp_path), "echo", *words], "mpi", 1)
-        command = gaudi_spawn.mpi_command(job, mpirun, gaudi_spawn.mpi_version(mpirun), [1], {})
-        subprocess.run(command, check=True, capture_output=True)
-        assert ranks_of(tmp_path, 1)[0]["arguments"] == words
+    assert result_of(tmp_path, process, timeout=15)[0] == 0 and (tmp_path / "end").exists()
 
 
 # Ends
@@ -253,46 +217,85 @@ def test_a_rank_that_dies_ends_the_job(engine, tmp_path):
     }
     ranks = {folder: ranks_of(folder, 3) for folder in jobs}
     os.kill(ranks[killed][1]["pid"], signal.SIGKILL)
-    status, _, err = told(fails, jobs[fails], timeout=15)
+    status, _, err = result_of(fails, jobs[fails], timeout=15)
     assert status == 7 and re.search("error: rank 1 on .* ended with exit status 7\n", err)
     wait_until_gone(*processes_of(ranks[fails]), timeout=0.1)
-    status, _, err = told(killed, jobs[killed], timeout=15)
+    status, _, err = result_of(killed, jobs[killed], timeout=15)
     assert status == 137 and re.search("error: rank 1 on .* was killed by SIGKILL\n", err)
     wait_until_gone(*processes_of(ranks[killed]), timeout=0.1)
-    assert err.count("error: rank") == 1  # those that were ended are not told
+    assert err.count("error: rank") == 1  # those that were ended do not count
 
 
-def test_signals_leave_nothing_behind(engine, tmp_path):
+def test_ranks_have_time_to_save_after_a_signal(engine, tmp_path):
+    """Rank 1 needs 1.5 s more than rank 0, whose end is no reason for an engine to kill it."""
     jobs = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         folder = tmp_path / str(int(number))
-        jobs[number] = folder, start(folder, "--world_size", 2, *engine, *free_port_flags(), ECHO, folder, "wait")
+        jobs[number] = folder, start(folder, "--world_size", 2, *engine, *free_port_flags(), ECHO, folder, "save")
+    ranks = {number: ranks_of(folder, 2) for number, (folder, _) in jobs.items()}
+    for number, (_, process) in jobs.items():
+        process.send_signal(number)
+    for number, (folder, process) in jobs.items():
+        status, out, err = result_of(folder, process, timeout=15)
+        assert status == 128 + number and out == "rank 0 has saved\n[rank 1] rank 1 has saved\n"
+        assert [(folder / f"{rank}.saved").read_text() for rank in (0, 1)] == [str(int(number))] * 2
+        assert "error" not in err.lower() and "Traceback" not in err
+        wait_until_gone(*processes_of(ranks[number]), timeout=0.1)
+
+
+def test_ranks_have_no_more_time_than_given(tmp_path):
+    """Those that ignore SIGTERM are killed."""
+    jobs = {}
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        folder = tmp_path / str(int(number))
+        flags = ["--world_size", 2, "--grace_seconds", 1, *free_port_flags()]
+        jobs[number] = folder, start(folder, *flags, ECHO, folder, "stubborn")
     ranks = {number: ranks_of(folder, 2) for number, (folder, _) in jobs.items()}
     for number, (_, process) in jobs.items():
         process.send_signal(number)
     for number, (_, process) in jobs.items():
-        assert process.wait(8) == 128 + number
+        assert process.wait(5) == 128 + signal.SIGTERM
         wait_until_gone(*processes_of(ranks[number]), timeout=0.1)
 
 
-def test_no_rank_outlives_what_started_it(tmp_path):
-    """The launcher, mpirun, and the two processes above the script of a rank, each killed in a job of its own."""
-    if gaudi_spawn.find_program("mpirun") is None:
+def test_nohup_holds(tmp_path):
+    process = start(
+        tmp_path, "--world_size", 2, *free_port_flags(), ECHO, tmp_path, "wait",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    ranks = ranks_of(tmp_path, 2)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None and all(map(is_running, processes_of(ranks)))
+
+
+@pytest.mark.parametrize("flags", [[], ["--use_mpi"]])
+def test_no_rank_outlives_what_started_it(flags, tmp_path):
+    """The launcher, the engine, and the process above the script of a rank, each killed in a job of its own."""
+    if flags and gaudi_spawn.find_program("mpirun") is None:
         pytest.skip("no mpirun: pip install -r requirements-dev.txt")
     jobs = {}
-    for victim in ("launcher", "engine", "parent", "worker"):
-        folder = tmp_path / victim
-        words = ["--world_size", 2, "--use_mpi", *free_port_flags(), ECHO, folder]
-        jobs[victim] = start(folder, *words, "stubborn" if victim == "launcher" else "wait")
+    for victim in ("launcher", "engine", "parent"):
+        words = ["--world_size", 2, *flags, *free_port_flags(), ECHO, tmp_path / victim]
+        jobs[victim] = start(tmp_path / victim, *words, "stubborn" if victim == "launcher" else "wait")
     ranks = {victim: ranks_of(tmp_path / victim, 2) for victim in jobs}
     for victim, process in jobs.items():
         os.kill(process.pid if victim == "launcher" else ranks[victim][1][victim], signal.SIGKILL)
     for victim, process in jobs.items():
-        assert process.wait(7) != 0
-        ended = processes_of(ranks[victim])
-        if victim == "worker":  # what its script started is not ours to see any more; the kernel ended the script
-            os.kill(ranks[victim][1]["child"], signal.SIGKILL)
-        wait_until_gone(*ended, timeout=15 if victim == "launcher" else 0.1)
+        assert process.wait(8) != 0
+        wait_until_gone(*processes_of(ranks[victim]), timeout=15 if victim == "launcher" else 0.1)
+
+
+def test_an_output_that_nobody_reads_ends_the_job(tmp_path):
+    """As `| head -1` does."""
+    script = tmp_path / "script.py"
+    script.write_text("import time\nwhile True: print('line'); time.sleep(0.1)\n")
+    words = [sys.executable, ROOT / "gaudi_spawn.py", "--world_size", 2, *free_port_flags(), script]
+    process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE)
+    STARTED.append(process)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(10) == 128 + signal.SIGTERM
 
 
 def test_a_second_ctrl_c_waits_for_nothing(tmp_path):
@@ -309,9 +312,9 @@ def test_one_rank_is_the_script_itself(tmp_path):
     script = tmp_path / "a script.py"
     script.write_text("import os, sys; print(os.getpid(), *map(repr, sys.argv[1:])); sys.exit(5)")
     process = start(tmp_path, script, "--world_size", "a b", "")
-    status, out, err = told(tmp_path, process)
+    status, out, err = result_of(tmp_path, process)
     assert (status, out) == (5, f"{process.pid} '--world_size' 'a b' ''\n")
-    assert err == "one rank: running the script by itself (--world_size N for more)\n"
+    assert err == "one rank: running the script directly (--world_size N for more)\n"
 
 
 def test_two_nodes_of_torchrun(tmp_path):
@@ -339,16 +342,20 @@ def test_a_taken_port_is_named_or_avoided(engine, tmp_path):
     assert engine == ["--use_mpi"] or f" --master_port {port} " in out
 
 
-def test_without_a_port_a_free_one_is_chosen(tmp_path):
-    try:
-        taken = socket.create_server(("", gaudi_spawn.DEFAULT_PORT))
-    except OSError:  # another program has it: as good
-        taken = socket.socket()
-    with taken:
+def test_without_a_port_a_fresh_one_is_chosen(tmp_path):
+    """So two jobs that start on one node in the same second do not meet."""
+    ports = set()
+    for _ in range(3):
         status, out, err = call(tmp_path, "--world_size", 2, "--dry_run", ECHO)
-    port = int(re.search(r" MASTER_PORT=(\d+) ", out)[1])
-    assert status == 0 and port != 29500 and f" --master_port {port} " in out
-    assert err == f"port 29500 is taken, the ranks meet at port {port}\n"
+        port = int(re.search(r" MASTER_PORT=(\d+) ", out)[1])
+        assert status == 0 and f" --master_port {port} " in out and err == ""
+        ports.add(port)
+    assert len(ports) == 3 and 29500 not in ports
+
+
+def test_several_nodes_meet_at_the_same_port(tmp_path):
+    words = ["--world_size", 2, "--nnodes", 2, "--node_rank", 1, "--master_addr", "192.0.2.1", "--dry_run", ECHO]
+    assert "MASTER_PORT=29500 " in call(tmp_path, *words)[1]
 
 
 def test_a_hostfile(tmp_path):
@@ -356,32 +363,32 @@ def test_a_hostfile(tmp_path):
     path.write_text(
         "# two nodes\n\n  node-1   slots=8  # the first\r\nme@10.0.0.2\tslots=4 max_slots=8\n#node-3 slots=8"
     )
-    assert gaudi_spawn.read_hostfile(path) == {"node-1": 8, "me@10.0.0.2": 4}
+    assert hosts.read_hostfile(path) == {"node-1": 8, "me@10.0.0.2": 4}
 
 
-def test_every_problem_of_a_hostfile_is_told_with_its_line(tmp_path):
+def test_every_problem_of_a_hostfile_is_reported_with_its_line(tmp_path):
     path = tmp_path / "hosts"
     path.write_text("# comment\nnode-1 slots=8\nnode-2\nnode-3 slots=eight\nnode-4 slots=0\n\nnode-1 slots=4\nnode-5 8\n"
                     "node-6 slots=8,\nno;de slots=8\nnode-7 slots=8 gpus=8\nnode-8 slots= 8\n")  # fmt: skip
     with pytest.raises(UserError) as error:
-        gaudi_spawn.read_hostfile(path)
+        hosts.read_hostfile(path)
     assert error.value.problems == (
-        f"{path}:3: node-2 lacks its number of ranks, as in `node-2 slots=8`",
-        f"{path}:4: 'slots=eight' should be `slots=N`, N from 1",
-        f"{path}:5: 'slots=0' should be `slots=N`, N from 1",
-        f"{path}:7: node-1 stands already in line 2",
-        f"{path}:8: '8' should be `slots=N`, N from 1",
-        f"{path}:9: 'slots=8,' should be `slots=N`, N from 1",
-        f"{path}:10: 'no;de' is no name or IPv4 address of a host",
-        f"{path}:11: 'gpus=8' is not understood, a line is `node-7 slots=8`",
-        f"{path}:12: 'slots=' should be `slots=N`, N from 1",
+        f"{path}:3: node-2 lacks its number of ranks; write `node-2 slots=8`",
+        f"{path}:4: 'slots=eight' is not a number of ranks; write `node-3 slots=8`",
+        f"{path}:5: 'slots=0' is not a number of ranks; write `node-4 slots=8`",
+        f"{path}:7: node-1 is already in line 2",
+        f"{path}:8: '8' is not a number of ranks; write `node-5 slots=8`",
+        f"{path}:9: 'slots=8,' is not a number of ranks; write `node-6 slots=8`",
+        f"{path}:10: 'no;de' is not a name or IPv4 address of a host",
+        f"{path}:11: 'gpus=8' is not understood; write `node-7 slots=8`",
+        f"{path}:12: 'slots=' is not a number of ranks; write `node-8 slots=8`",
     )
     for text, problem in ((b"# nothing\n", "names no host"), (b"\xff\xfe", "cannot be read: ")):
         path.write_bytes(text)
         with pytest.raises(UserError, match=problem):
-            gaudi_spawn.read_hostfile(path)
+            hosts.read_hostfile(path)
     with pytest.raises(UserError, match="cannot be read: No such file or directory"):
-        gaudi_spawn.read_hostfile(tmp_path / "none")
+        hosts.read_hostfile(tmp_path / "none")
 
 
 def test_a_hostfile_places_the_ranks_of_mpirun(tmp_path):
@@ -395,19 +402,16 @@ def test_a_hostfile_places_the_ranks_of_mpirun(tmp_path):
 
 
 def test_other_nodes_get_the_environment_but_no_secret_is_printed():
-    hosts = {"node-1": 8, "node-2": 8}
+    nodes = {"node-1": 8, "node-2": 8}
     environment = {"HF_TOKEN": "secret", "PT_HPU_LAZY_MODE": "1", "HOME": "/root", "MASTER_ADDR": "node-1",
-                   "GAUDI_SPAWN_LINK": "/tmp/x", "HABANA_LOGS": "/a %b"}  # fmt: skip
-    job = gaudi_spawn.Job([ECHO], "mpi", 16, hosts=hosts, hostfile="/hosts", master_addr="node-1")
-    command = gaudi_spawn.mpi_command(job, "mpirun", 5, [40, 40], environment)
-    assert command[:5] == ["mpirun", "-n", "16", "--host", "node-1:8,node-2:8"]
+                   "SPAWN_LINK": "x", "HABANA_LOGS": "/a %b", "SPAWN_SCRIPT": "[]"}  # fmt: skip
+    job = gaudi_spawn.Job([ECHO], "deepspeed", 16, hosts=nodes, master_addr="node-1")
+    assert job.runs_mpirun  # torchrun reaches no other nodes
+    command = engines.mpi_command(job, "mpirun", 5, [40, 40], environment)
+    assert command[:3] == ["mpirun", "-n", "16"] and command[command.index("--host") + 1] == "node-1:8,node-2:8"
     names = [word for before, word in zip(command, command[1:]) if before == "-x"]
-    assert names == ["HABANA_LOGS", "HF_TOKEN", "MASTER_ADDR", "PT_HPU_LAZY_MODE"]
-    command = gaudi_spawn.deepspeed_command(job, environment)
-    assert command[command.index("-w") + 1] == "node-1,node-2" and "secret" not in " ".join(command)
-    words = shlex.split(command[-1])
-    exports = words[words.index("env") + 1 : words.index(sys.executable)]
-    assert exports == ["HABANA_LOGS=/a %%b", "MASTER_ADDR=node-1", "PT_HPU_LAZY_MODE=1"]
+    assert names == ["HABANA_LOGS", "HF_TOKEN", "MASTER_ADDR", "PT_HPU_LAZY_MODE", "SPAWN_SCRIPT"]
+    assert "secret" not in " ".join(command)
 
 
 def test_more_ranks_than_cores(tmp_path):
@@ -422,48 +426,48 @@ def test_more_ranks_than_cores(tmp_path):
         assert status == 0, err
         used = [rank["cores"] for rank in ranks_of(folder, world_size)]
         assert all(used) and set(sum(used, [])) <= cores
-        if world_size <= len(gaudi_spawn.cores_of_sockets()):
+        if world_size <= len(hosts.cores_of_sockets()):
             assert len(set(map(tuple, used))) == world_size
 
 
 def test_every_rank_gets_cores_of_its_own():
     bound = ["--bind-to", "core:if-supported", "--map-by"]
-    assert gaudi_spawn.binding(8, [2], 5) == ["--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE"]
-    assert gaudi_spawn.binding(8, [38, 38], 4) == [*bound, "ppr:4:socket:PE=9", "--report-bindings"]
-    assert gaudi_spawn.binding(8, [38, 38], 5) == [*bound, "ppr:4:package:PE=9", "--report-bindings"]
-    assert gaudi_spawn.binding(8, [1] * 16, 5) == [*bound, "slot:PE=2", "--report-bindings"]  # as a VM shows its cores
+    assert engines.binding(8, [2], 5) == ["--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE"]
+    assert engines.binding(8, [38, 38], 4) == [*bound, "ppr:4:socket:PE=9"]
+    assert engines.binding(8, [38, 38], 5) == [*bound, "ppr:4:package:PE=9"]
+    assert engines.binding(8, [1] * 16, 5) == [*bound, "slot:PE=2"]  # as a VM shows its cores
     for ranks in range(1, 20):
         for sockets in ([1], [7], [4, 4], [3, 8], [1, 1, 1], [16, 16]):
-            words = gaudi_spawn.binding(ranks, sockets, 5)
+            words = engines.binding(ranks, sockets, 5)
             cores = re.search(r"PE=(\d+)", words[3])
             assert (cores is None) == (ranks > sum(sockets))
             assert cores is None or 1 <= int(cores[1]) <= sum(sockets) // ranks
 
 
-# What is told at once
+# Mistakes
 
 
 @pytest.mark.parametrize(
     "words, problems",
     [
-        ([], ["no script: give one behind the launcher's flags, as in `gaudi_spawn.py --world_size 8 run_qa.py ...`"]),
+        ([], ["no script; give one after the launcher's flags, as in `gaudi_spawn.py --world_size 8 run_qa.py ...`"]),
         (
             ["--worldsize", "8", "--use_mpi", "--use_deepspeed", "--master_port", "x", "run_q.py"],
             [
                 "unknown argument --worldsize (did you mean --world_size?)",
                 "run_q.py: there is no such script (did you mean run_qa.py?)",
-                "--use_mpi and --use_deepspeed exclude each other: give one of them",
+                "--use_mpi and --use_deepspeed exclude each other; give one of them",
                 "--master_port is x, it must be a whole number, 1 to 65535",
             ],
         ),
         (["--world_size", "0", "run_qa.py"], ["--world_size is 0, it must be a whole number, 1 or more"]),
-        (["--do_train", "run_qa.py"], ["unknown argument --do_train (flags of the script stand behind the script)"]),
+        (["--do_train", "run_qa.py"], ["unknown argument --do_train (write flags of the script after the script)"]),
         (["--use_mpi=1", "run_qa.py"], ["--use_mpi takes no value, '1' was given"]),
         (["--world_size", "2", "--nnodes", "2", "run_qa.py"], ["--nnodes 2 needs --node_rank and --master_addr too, on every node"]),
         (
             ["--world_size", "3", "--nnodes", "2", "--node_rank", "2", "--master_addr", "a", "run_qa.py"],
             [
-                "--world_size 3 are the ranks of all nodes: --nnodes 2 does not divide it",
+                "--world_size 3 is for all nodes, and --nnodes 2 does not divide it",
                 "--node_rank is 2, with --nnodes 2 it ends at 1",
             ],
         ),
@@ -475,12 +479,14 @@ def test_every_rank_gets_cores_of_its_own():
         ),
         (
             ["--use_mpi", "--nnodes", "2", "--world_size", "2", "run_qa.py"],
-            ["--nnodes: not with --use_mpi, which reaches the other nodes by itself (nodes stand in the --hostfile)"],
+            ["--nnodes: not with --use_mpi, which starts all nodes; name them in the --hostfile"],
         ),
         (["--world_size"], ["--world_size lacks its value (N)", "no script"]),
+        (["--grace_seconds", "-1", "run_qa.py"], ["--grace_seconds is -1, it must be a whole number, 0 or more"]),
+        (["run_qa.py", "x" * (1 << 17)], ["the script's arguments are too long: 131102 bytes, 131072 at most"]),
     ],
 )  # fmt: skip
-def test_all_problems_of_a_command_line_are_told(words, problems, monkeypatch):
+def test_all_problems_of_a_command_line_are_reported(words, problems, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError) as error:
         gaudi_spawn.main(words)
@@ -489,7 +495,7 @@ def test_all_problems_of_a_command_line_are_told(words, problems, monkeypatch):
         assert line.startswith(expected)
 
 
-def test_what_is_not_installed_is_told_with_what_to_install(tmp_path):
+def test_what_is_not_installed_is_reported_with_what_to_install(tmp_path):
     """A Python without packages, in a folder without programs."""
     python = tmp_path / "python"
     python.symlink_to(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
@@ -504,7 +510,7 @@ def test_what_is_not_installed_is_told_with_what_to_install(tmp_path):
         assert err.count("\n") == 1
 
 
-def test_another_mpi_is_told(tmp_path):
+def test_another_mpi_is_refused(tmp_path):
     (tmp_path / "mpirun").write_text("#!/bin/sh\necho 'HYDRA build details: Version: 4.1'\n")
     (tmp_path / "mpirun").chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
@@ -519,24 +525,24 @@ def test_another_mpi_is_told(tmp_path):
     (["--use_habana"], 2), (["--use_habana", "True", "--bf16"], 2), (["--use_habana=true"], 2), (["--use-habana"], 2),
     (["--use_habana", "False"], 0), (["--use_habana=false"], 0), (["--use_habana_x"], 0), ([], 0),
 ])  # fmt: skip
-def test_more_ranks_than_cards_are_told(words, status, tmp_path):
+def test_more_ranks_than_cards_are_refused(words, status, tmp_path):
     command = ["--world_size", 4, "--use_mpi", "--dry_run", ECHO, "--do_train", *words]
-    told, _, err = call(tmp_path, *command, env={"HABANA_VISIBLE_MODULES": "0,1"})
-    assert told == status
+    found, _, err = call(tmp_path, *command, env={"HABANA_VISIBLE_MODULES": "0,1"})
+    assert found == status
     assert (
         not status
         or err == "error: 4 ranks on this node need as many Gaudi cards, it has 2 (HABANA_VISIBLE_MODULES=0,1)\n"
     )
 
 
-def test_a_world_size_beside_a_hostfile(tmp_path):
+def test_a_world_size_with_a_hostfile(tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=2\n")
     words = ["--use_mpi", "--dry_run", "--hostfile", tmp_path / "hosts"]
     assert call(tmp_path, *words, "--world_size", 2, ECHO)[0] == 0
     status, _, err = call(tmp_path, *words, "--world_size", 3, ECHO)
     assert (
         status == 2
-        and err == f"error: --world_size 3 contradicts {tmp_path}/hosts, whose slots are 2: leave it away\n"
+        and err == f"error: --world_size 3 does not match {tmp_path}/hosts (2 slots in total); omit --world_size\n"
     )
 
 

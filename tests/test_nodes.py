@@ -1,7 +1,7 @@
-"""Jobs of two nodes: what the launcher sends there, how they end, and that training gives what one node gives.
+"""Jobs of two nodes: what the launcher sends there, how they end, and that training returns what one node returns.
 
-The nodes are this machine under two names, reached by the stand-ins of remote_shell.py for ssh and pdsh. The ranks meet
-at the first name, so that has to be one that resolves.
+The nodes are this machine under two names, reached by the ssh of remote_shell.py. The ranks meet at the first name, so
+that has to be one that resolves.
 """
 
 import json
@@ -20,8 +20,8 @@ from test_gaudi_spawn import (
     free_port_flags,
     processes_of,
     ranks_of,
+    result_of,
     start,
-    told,
     wait_until_gone,
 )
 
@@ -33,20 +33,21 @@ SENT = {"PYTHONPATH": "/a b:/c;$HOME", "PT_HPU_LAZY_MODE": "1", "HABANA_LOGS": "
 SECRET = "hf_thesecret"
 
 
-@pytest.fixture(params=["mpi", "deepspeed"])
+@pytest.fixture
 def over_nodes(request, remote_shells, tmp_path, monkeypatch):
-    """The flags of an engine for a job of one rank on each node."""
+    """The flags of an engine, mpi or the test's parameter, for a job of one rank on each node."""
+    engine = getattr(request, "param", "mpi")
     monkeypatch.setenv("PATH", f"{remote_shells}:{os.environ['PATH']}")
     hosts = {name: 1 for name in NODES}
-    problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], request.param, 2, hosts=hosts))
+    problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], engine, 2, hosts=hosts))
     if problems:
         pytest.skip(problems[0] + "; for tests: pip install -r requirements-dev.txt")
-    if request.param == "mpi" and not has_interface():
+    if not has_interface():
         pytest.skip(
             "no network interface but loopback: OpenMPI 5 reaches other nodes over another; give the machine one"
         )
     (tmp_path / "hosts").write_text("".join(f"{name} slots=1\n" for name in NODES))
-    return [*ENGINES[request.param], "--hostfile", tmp_path / "hosts", *free_port_flags()]
+    return [*ENGINES[engine], "--hostfile", tmp_path / "hosts", *free_port_flags()]
 
 
 def has_interface() -> bool:
@@ -66,13 +67,13 @@ def command_lines() -> bytes:
     return b"\n".join(lines)
 
 
+@pytest.mark.parametrize("over_nodes", ["mpi", "deepspeed"], indirect=True)
 def test_ranks_arguments_and_environment_on_two_nodes(over_nodes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = SENT | {"HF_TOKEN": SECRET, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "3"}
-    process = start(tmp_path, *over_nodes, ECHO, tmp_path, "wait", *NASTY, env=environment)
+    process = start(tmp_path, *over_nodes, ECHO, tmp_path, "save", *NASTY, env=environment)
     ranks = ranks_of(tmp_path, 2)
     assert SECRET.encode() not in command_lines()
-    mpi = "--use_mpi" in over_nodes
     for number, rank in enumerate(ranks):
         assert rank["arguments"] == NASTY and rank["folder"] == str(tmp_path)
         found = rank["environment"]
@@ -81,13 +82,15 @@ def test_ranks_arguments_and_environment_on_two_nodes(over_nodes, tmp_path, monk
         assert found["MASTER_PORT"] == over_nodes[-1]
         assert found["PATH"].endswith(os.environ["PATH"])  # OpenMPI 4 puts its own folder in front
         assert {name: found[name] for name in SENT} == SENT
-        here = mpi and number == 0  # mpirun starts the ranks of its own node without ssh
+        here = number == 0  # mpirun starts the ranks of its own node without ssh
         assert found["NODE"] == (None if here else NODES[number])
-        assert found["HF_TOKEN"] == (SECRET if mpi else None)
+        assert found["HF_TOKEN"] == SECRET
         assert (found["HOME"] == "/nowhere", found["LANG"]) == (not here, "C.UTF-8" if here else None)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(15) == 128 + signal.SIGTERM
-    wait_until_gone(*processes_of(ranks))
+    status, out, err = result_of(tmp_path, process, timeout=15)
+    assert status == 128 + signal.SIGTERM and (tmp_path / "1.saved").read_text() == str(int(signal.SIGTERM))
+    assert "rank 0 has saved\n" in out and "[rank 1] rank 1 has saved\n" in out
+    wait_until_gone(*processes_of(ranks), timeout=0.1)
 
 
 @pytest.mark.parametrize("deed", ["fail", "killed"])
@@ -96,7 +99,7 @@ def test_a_rank_that_dies_on_another_node_ends_the_job(over_nodes, deed, tmp_pat
     ranks = ranks_of(tmp_path, 2)
     if deed == "killed":
         os.kill(ranks[1]["pid"], signal.SIGKILL)
-    status, _, err = told(tmp_path, process, timeout=15)
+    status, _, err = result_of(tmp_path, process, timeout=15)
     how = {"fail": "ended with exit status 7", "killed": "was killed by SIGKILL"}[deed]
     assert re.search(f"error: rank 1 on .* {how}\n", err) and err.count("error: rank") == 1
     assert status == {"fail": 7, "killed": 137}[deed]
@@ -105,12 +108,12 @@ def test_a_rank_that_dies_on_another_node_ends_the_job(over_nodes, deed, tmp_pat
 
 def test_a_node_that_is_not_reached_ends_the_job(over_nodes, tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=1\ndown-1 slots=1\n")
-    status, _, err = told(tmp_path, start(tmp_path, *over_nodes, ECHO, tmp_path, "wait"), timeout=60)
+    status, _, err = result_of(tmp_path, start(tmp_path, *over_nodes, ECHO, tmp_path, "wait"), timeout=60)
     assert status > 0 and "ssh: connect to host down-1 port 22: No route to host" in err
 
 
 def test_no_rank_outlives_its_connection(over_nodes, tmp_path):
-    """Ctrl-C, and what a killed launcher or a broken network leaves."""
+    """As a killed launcher or a broken network leaves it."""
     process = start(tmp_path, *over_nodes, ECHO, tmp_path, "wait")
     ranks = ranks_of(tmp_path, 2)
     process.send_signal(signal.SIGKILL)
@@ -128,13 +131,13 @@ def train(tmp_path: Path, name: str, launch: list[list], script: list, **options
         folder = tmp_path / f"{name}{number}"
         jobs.append((folder, start(folder, *flags, *script, "--output_dir", output, **options)))
     for folder, job in jobs:
-        status, out, err = told(folder, job, timeout=400)
+        status, out, err = result_of(folder, job, timeout=400)
         assert status == 0, out[-2000:] + err[-4000:]
     return output
 
 
 def results_of(output: Path) -> tuple[list[float], dict, dict]:
-    """Losses by step, what the evaluation gave, and every answer with its candidates."""
+    """Return losses by step, scores of the evaluation, and every answer with its candidates."""
     losses = [entry["loss"] for entry in load(output / "trainer_state.json")["log_history"] if "loss" in entry]
     scores = {name: load(output / "eval_results.json")[name] for name in ("eval_loss", "eval_exact_match", "eval_f1")}
     return losses, scores, load(output / "eval_nbest_predictions.json")
@@ -169,9 +172,8 @@ def test_two_nodes_train_as_one(tiny_model, squad_files, remote_shells, tmp_path
     alone = [["--world_size", 2, *free_port_flags()]]
     ways = {
         engine: [[*ENGINES[engine], "--hostfile", tmp_path / "hosts", *free_port_flags()]]
-        for engine in ("mpi", "deepspeed")
-        if not gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], engine, 2))
-        and (engine != "mpi" or has_interface())
+        for engine in ("mpi",)  # also for DeepSpeed's ranks
+        if not gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], engine, 2)) and has_interface()
     }
     meeting = ["--world_size", 2, "--nnodes", 2, "--master_addr", NODES[0], *free_port_flags()]
     ways["torchrun"] = [[*meeting, "--node_rank", number] for number in (0, 1)]

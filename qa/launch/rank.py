@@ -1,0 +1,179 @@
+"""Run one rank: start its script, pass signals on, report how it ended and leave no process of it.
+
+This file is what an engine starts, once for each rank. It runs on its own, without the rest of the project:
+
+    mpirun or torchrun
+    ├─ python rank.py            rank 0
+    │  └─ python script ...      in a session of its own, which signals to the engine's process groups do not reach
+    │     └─ its own children, such as data loader workers
+    └─ python rank.py            rank 1 ...
+
+A script directly below an engine would have no time for a checkpoint. OpenMPI 5 kills it 0.25 s after SIGTERM, which
+no parameter changes, torchrun after 30 s. Both also end all ranks when the first one ends with a status other than
+0: it has written its part of the checkpoint, and another rank still writes.
+
+    event                                       the script gets                  then
+    ------------------------------------------  -------------------------------  -------------------------------------
+    SIGUSR1, SIGUSR2 (launcher: stop)           SIGTERM, SIGINT                  it has --grace_seconds; exits with 0
+    SIGTERM, SIGINT, SIGHUP (engine: end);      SIGTERM, with all its processes  it has 5 s, with OpenMPI 0.15 s;
+    the engine was killed (kernel: SIGTERM)                                      exits with the script's status
+    the time is over                            SIGKILL, with all its processes  as above
+    the script has ended                        -                                kills what it started; exits with its
+                                                                                 status, which the launcher gets too
+    this process was killed                     SIGKILL from the kernel          the launcher kills what it started
+"""
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+STOP = {signal.SIGUSR1: signal.SIGTERM, signal.SIGUSR2: signal.SIGINT}  # signals that mpirun forwards to all ranks
+END = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+WATCHED = {*STOP, *END, signal.SIGCHLD}
+SECONDS_TO_END = 5  # for a script whose job has failed
+SECONDS_OF_OPENMPI = 0.15  # less than the 0.25 s after which it kills this process
+NAMES = {  # variables that PyTorch and DeepSpeed read: where OpenMPI or torchrun has the value
+    "RANK": "OMPI_COMM_WORLD_RANK",
+    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+    "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "LOCAL_SIZE": "LOCAL_WORLD_SIZE",
+    "CROSS_RANK": "GROUP_RANK",
+    "CROSS_SIZE": "GROUP_WORLD_SIZE",
+}
+
+
+def main() -> int:
+    """Run the script that SPAWN_SCRIPT names, and return the exit status for the engine."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    die_with_parent(signal.SIGTERM)
+    adopt_orphans()
+    os.environ.update({name: os.environ[source] for name, source in NAMES.items() if source in os.environ})
+    os.environ["LOCAL_SIZE"] = os.environ["LOCAL_WORLD_SIZE"]
+    words, grace = json.loads(os.environ.pop("SPAWN_SCRIPT")), int(os.environ.pop("SPAWN_GRACE_SECONDS"))
+    link = join_launcher()
+    script = subprocess.Popen(
+        [sys.executable, "-u", *words], start_new_session=True, preexec_fn=Prepare(signal.SIGKILL)
+    )
+    stopped, ended = watch(script, grace)
+    kill_children()
+    if script.returncode and not stopped and not ended:
+        report(script.returncode, link)
+    return 0 if stopped else exit_status(script.returncode)
+
+
+def watch(script: subprocess.Popen, grace: int) -> tuple[bool, bool]:
+    """Wait for the script, and return whether the launcher asked it to stop and whether the engine ended it."""
+    stopped, ended, deadline = False, False, float("inf")
+    while script.poll() is None:
+        arrived = signal.sigtimedwait(WATCHED, max(0, min(deadline - time.monotonic(), 3600)))
+        number = arrived.si_signo if arrived else 0
+        if number in STOP and not stopped:
+            stopped, deadline = True, time.monotonic() + grace
+            script.send_signal(STOP[number])
+        elif number in END and not ended:
+            seconds = SECONDS_OF_OPENMPI if "OMPI_COMM_WORLD_RANK" in os.environ else SECONDS_TO_END
+            ended, deadline = True, time.monotonic() + seconds
+            os.killpg(script.pid, signal.SIGTERM)
+        elif time.monotonic() > deadline:
+            kill_children()
+    return stopped, ended
+
+
+def join_launcher() -> socket.socket | None:
+    """Take pipes to the launcher for standard output and error; return the socket for the exit status.
+
+    Without a launcher on this machine the outputs stay those of the engine, and None is returned.
+    """
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        link.connect("\0" + os.environ.pop("SPAWN_LINK"))
+        link.send(os.environ["RANK"].encode())
+        _, pipes, _, _ = socket.recv_fds(link, 1, 2)
+    except (KeyError, OSError):
+        return None
+    for stream, pipe in enumerate(pipes, start=1):
+        os.dup2(pipe, stream)
+        os.close(pipe)
+    return link
+
+
+def report(status: int, link: socket.socket | None) -> None:
+    """Print how the script failed, unless it has printed the user's mistake itself, and send its exit status."""
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    try:
+        if status != 2:
+            print(f"error: rank {os.environ['RANK']} on {socket.gethostname()} {how}", file=sys.stderr, flush=True)
+        if link is not None:
+            link.send(str(exit_status(status)).encode())
+    except OSError:
+        pass  # The launcher was killed.
+
+
+def exit_status(returncode: int) -> int:
+    """Return what a shell would: 128 and the signal's number for a process that a signal killed.
+
+    >>> exit_status(7), exit_status(-9)
+    (7, 137)
+    """
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+# Processes, also for supervisor.py; Linux only
+
+
+def die_with_parent(number: int) -> None:
+    """Let the kernel send this process a signal when its parent has ended."""
+    ctypes.CDLL(None).prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every process below this one whose own parent has ended."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+class Prepare:
+    """Run in a new process before its program starts: it dies with its parent, and gets signals as usual."""
+
+    def __init__(self, number: int):
+        self.number, self.parent = number, os.getpid()
+
+    def __call__(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Jobs in the background of a shell script ignore it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+        die_with_parent(self.number)
+        if os.getppid() != self.parent:  # It ended before the kernel was asked.
+            os._exit(128 + self.number)
+
+
+def kill_children(seconds: float = 5) -> None:
+    """Kill every process below this one, which has to adopt orphans; give up on those that the kernel does not end."""
+    give_up = time.monotonic() + seconds
+    while (children := living_children()) and time.monotonic() < give_up:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def living_children() -> list[int]:
+    """Return the direct children of this process that have not ended (their ids stay theirs until they are waited for)."""
+    children = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # It has ended.
+        if int(parent) == os.getpid() and state != "Z":
+            children.append(int(path.parent.name))
+    return children
+
+
+if __name__ == "__main__":
+    sys.exit(main())
