@@ -242,7 +242,7 @@ def port_problems(job: Job, given: bool) -> list[str]:
         job.master_port = free_port()
         return []
     trouble = port_trouble(job.master_port)
-    return [f"--master_port {job.master_port}: {trouble}; give another one, the same on every node"] if trouble else []
+    return [f"--master_port {job.master_port}: {trouble}; give another one"] if trouble else []
 
 
 def card_problems(job: Job) -> list[str]:

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
 
 import corpus  # noqa: E402
 
-from gaudi_spawn import free_port  # noqa: E402
+from qa.launch.hosts import free_port  # noqa: E402
 
 
 BATCH, SCORED = 16, 201
@@ -30,7 +30,7 @@ RUNS = {
     "1 rank": (1, []),
     "2 ranks, torchrun": (2, []),
     "2 ranks, MPI": (2, ["--use_mpi"]),
-    "2 ranks, DeepSpeed's launcher": (2, ["--use_deepspeed"]),
+    "2 ranks, `--use_deepspeed`": (2, ["--use_deepspeed"]),
 }
 FLAGS = """--do_train --do_eval --learning_rate 1.5e-3 --warmup_ratio 0.1 --num_train_epochs 1 --max_seq_length 192
     --doc_stride 64 --logging_steps 1 --save_strategy no --report_to none --disable_tqdm True"""

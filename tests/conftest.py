@@ -22,7 +22,7 @@ from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E
 
 
 torch.set_num_threads(1)  # tiny models are faster so, and a busy machine does not slow them down
-ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # how the launcher is told of each
+ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 

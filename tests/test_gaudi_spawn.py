@@ -202,7 +202,7 @@ def test_a_script_may_close_its_outputs_and_leave_a_chatterer(tmp_path):
                       "if os.environ['RANK'] == '1': os.close(1); os.close(2); time.sleep(1); open('end', 'w'); sys.exit()\n"
                       "subprocess.Popen(['sh', '-c', 'while true; do echo chatter; sleep 0.1; done'])\n")  # fmt: skip
     process = start(tmp_path, "--world_size", 2, "--use_mpi", *free_port_flags(), script, cwd=tmp_path)
-    assert result_of(tmp_path, process, timeout=15)[0] == 0 and (tmp_path / "end").exists()
+    assert result_of(tmp_path, process, timeout=7)[0] == 0 and (tmp_path / "end").exists()
 
 
 # Ends

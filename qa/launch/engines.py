@@ -54,7 +54,7 @@ class Job:
     @property
     def runs_mpirun(self) -> bool:
         """Whether OpenMPI starts the ranks: torchrun reaches no other nodes."""
-        return self.engine == "mpi" or self.has_other_nodes
+        return self.engine == "mpi" or (self.engine == "deepspeed" and self.has_other_nodes)
 
 
 def host_name(host: str) -> str:
