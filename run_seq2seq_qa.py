@@ -19,7 +19,8 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.data import load_rows
 from qa.device import trainer_extras
-from qa.errors import UserError, run_or_exit
+from qa.errors import run_or_exit
+from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.models import load_config_and_tokenizer, load_writer, sequence_limit
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 from qa.stages import checkpoint_to_resume, hand_in, lay_out, report_check, run, score_answers, start
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
-    check_writer(config, model_args.model_name_or_path)
+    set_language(tokenizer, data_args.language_code)
+    generation = read_generation_config(config, tokenizer, model_args, args)
     length = sequence_limit(data_args, config, tokenizer, read_seq2seq_template(tokenizer).special_tokens)
     settings = (
         tokenizer,
@@ -54,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         return report_check(features, args)
 
     model = load_writer(config, model_args)
+    set_generation_config(model, generation, args)
     one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers
     trainer = QuestionAnsweringSeq2SeqTrainer(
         model=model,
@@ -68,11 +71,11 @@ def main(argv: list[str] | None = None) -> None:
             multiple_of=8 if args.fp16 else 1,
             label_length=data_args.max_answer_length if one_shape else None,
             label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
-            decoder_inputs=model.prepare_decoder_input_ids_from_labels,
+            start_token=generation.decoder_start_token_id,
         ),
         post_process_function=partial(answers_of_tokens, data_args, args, tokenizer),
         compute_metrics=partial(score_answers, data_args),
-        empty_answer=tokenizer(text_target="")["input_ids"] if data_args.version_2_with_negative else None,
+        empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
         **extras,
     )
     run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
@@ -86,16 +89,6 @@ def set_generation(data: Seq2SeqDataArguments, args) -> None:
         logger.warning(
             "Without --predict_with_generate no answers are written: there will be a loss (where answers are known), "
             "but no EM, no F1 and no files of predictions"
-        )
-
-
-def check_writer(config, name: str) -> None:
-    """Raises a UserError for a model that does not write."""
-    if not config.is_encoder_decoder or config.decoder_start_token_id is None:
-        lacks = "has no decoder_start_token_id" if config.is_encoder_decoder else "is no encoder-decoder"
-        raise UserError(
-            f"--model_name_or_path {name}: a {config.model_type} model that {lacks} cannot write answers; "
-            "models that mark them in the text are for run_qa.py"
         )
 
 

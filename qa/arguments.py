@@ -146,6 +146,13 @@ class Seq2SeqDataArguments(DataArguments):
             "by default `max_answer_length`. `--generation_max_length` overrides it."
         },
     )
+    language_code: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "Language of questions, contexts and answers, for tokenizers that mark it: `de_DE` with mBART, `deu_Latn` "
+            "with NLLB. By default the one that the tokenizer is set to."
+        },
+    )
     num_beams: Optional[int] = field(
         default=None,
         metadata={

@@ -1,7 +1,7 @@
 """Features, collator and choice of windows for models that write their answer."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from json.encoder import encode_basestring_ascii
@@ -19,6 +19,7 @@ from qa.answers import (
 )
 from qa.errors import UserError
 from qa.files import float_strings, json_of_groups, json_of_objects
+from qa.generation import answer_marks, shift_right, special_tokens_around
 from qa.padding import PaddingCollator
 from qa.windows import (
     CHECKED_ROWS,
@@ -98,10 +99,7 @@ def read_seq2seq_template(tokenizer) -> Template:
 
     "question:" is not among it; it is the beginning of the question's text.
     """
-    probe = tokenizer("a")
-    inside = probe.sequence_ids().index(0)
-    last = len(probe["input_ids"]) - probe.sequence_ids()[::-1].index(0)
-    before, after = probe["input_ids"][:inside], probe["input_ids"][last:]
+    before, after = special_tokens_around(tokenizer("a"))
     between = tokenizer.backend_tokenizer.encode(" context:", add_special_tokens=False).ids
     return Template(before, between, after, types=(0,) * 5, context_first=False)
 
@@ -159,7 +157,10 @@ def tokenize_targets(texts: list[str], tokenizer, max_length: int) -> Texts:
     """The answers as labels, at most `max_length` tokens each with the special ones; without places in the text."""
     distinct = list(dict.fromkeys(texts))
     number = {text: index for index, text in enumerate(distinct)}
-    ids = tokenizer(text_target=distinct, max_length=max_length, truncation=True)["input_ids"]
+    before, after = answer_marks(tokenizer)
+    room = max(0, max_length - len(before) - len(after))
+    words = tokenizer(text_target=distinct, add_special_tokens=False)["input_ids"]
+    ids = [[*before, *answer[:room], *after][:max_length] for answer in words]
     splits = np.cumsum([0, *map(len, ids)])
     nowhere = np.zeros(0, dtype=np.int32)
     of_row = np.array([number[text] for text in texts], dtype=np.int32)
@@ -170,12 +171,12 @@ def tokenize_targets(texts: list[str], tokenizer, max_length: int) -> Texts:
 class Seq2SeqCollator(PaddingCollator):
     """`PaddingCollator` that also pads `labels`, to `label_length` tokens or to the batch's longest answer.
 
-    `decoder_inputs` (labels -> ids, both padded) makes `decoder_input_ids`, for a loss that the model does not compute.
+    With a `start_token` it also makes `decoder_input_ids` of them, for a loss that the model does not compute.
     """
 
     label_length: int | None = None
     label_padding: int = -100
-    decoder_inputs: Callable[..., torch.Tensor] | None = None
+    start_token: int | None = None
 
     def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
         batch = super().__call__(features)
@@ -185,8 +186,9 @@ class Seq2SeqCollator(PaddingCollator):
             for row, feature in zip(table, features):
                 row[: len(feature["labels"])] = feature["labels"]
             batch["labels"] = torch.from_numpy(table)
-            if self.decoder_inputs is not None:
-                batch["decoder_input_ids"] = self.decoder_inputs(labels=batch["labels"])
+            if self.start_token is not None:
+                padding = self.tokenizer.pad_token_id
+                batch["decoder_input_ids"] = shift_right(batch["labels"], self.start_token, padding)
         return batch
 
 

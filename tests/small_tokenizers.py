@@ -28,6 +28,8 @@ from transformers import (
     BertTokenizerFast,
     DistilBertTokenizerFast,
     LlamaTokenizerFast,
+    MBartTokenizerFast,
+    NllbTokenizerFast,
     PreTrainedTokenizerFast,
     Qwen2TokenizerFast,
     RobertaTokenizerFast,
@@ -135,7 +137,10 @@ def make_tokenizers(corpus: list[str]) -> dict[str, PreTrainedTokenizerFast]:
 
 
 def make_writers(corpus: list[str]) -> dict[str, PreTrainedTokenizerFast]:
-    """Tokenizers of encoder-decoders by name: T5 in its two forms, BART."""
+    """Tokenizers of encoder-decoders by name: T5 in its two forms, BART, and mBART and NLLB, which mark the language.
+
+    mBART marks it after the end of a text, NLLB before its beginning; the tokens of the languages come after all others.
+    """
     corpus = [text.replace("<", " ").replace("[", " ") for text in corpus]
     t5 = train_t5(corpus)
     t5_old = Tokenizer.from_str(t5.to_str())
@@ -144,6 +149,8 @@ def make_writers(corpus: list[str]) -> dict[str, PreTrainedTokenizerFast]:
         "t5": T5TokenizerFast(tokenizer_object=t5, extra_ids=0),
         "t5_old": T5TokenizerFast(tokenizer_object=t5_old, extra_ids=0),
         "bart": BartTokenizerFast(tokenizer_object=train_roberta(corpus)),
+        "mbart": MBartTokenizerFast(tokenizer_object=Tokenizer.from_str(t5.to_str()), src_lang="de_DE"),
+        "nllb": NllbTokenizerFast(tokenizer_object=Tokenizer.from_str(t5.to_str())),
     }
 
 

@@ -219,6 +219,8 @@ def test_predicting_questions_whose_answers_nobody_knows(writing_models, unknown
     )
     results = load(tmp_path / "out" / "predict_results.json")
     assert "test_f1" not in results and "test_loss" not in results and results["predict_samples"] > 0
+    run(writing_models["t5"], tmp_path / "x", "--do_predict", "--test_file", unknown_answers, generate=False)
+    assert "test_loss" not in load(tmp_path / "x" / "predict_results.json")
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(tiny_writers, squad_files, writing_models, tmp_path):
@@ -274,12 +276,13 @@ def test_models_that_do_not_write_are_refused(tiny_model, writing_models, squad_
     flags = ["--do_eval", "--validation_file", squad_files / "dev.json"]
     with pytest.raises(UserError, match="a bert model that is no encoder-decoder cannot write answers.*run_qa.py"):
         run(tiny_model, tmp_path, *flags)
-    config = load(writing_models["t5"] / "config.json")
-    (tmp_path / "config.json").write_text(
-        json.dumps({k: v for k, v in config.items() if k != "decoder_start_token_id"})
-    )
+    shutil.copytree(writing_models["t5"], tmp_path / "t5", ignore=shutil.ignore_patterns("checkpoint-*"))
+    for name in ("config.json", "generation_config.json"):
+        settings = load(tmp_path / "t5" / name)
+        del settings["decoder_start_token_id"]
+        (tmp_path / "t5" / name).write_text(json.dumps(settings))
     with pytest.raises(UserError, match="a t5 model that has no decoder_start_token_id"):
-        run(writing_models["t5"], tmp_path / "x", *flags, "--config_name", tmp_path, "--use_fast_tokenizer", "False")
+        run(tmp_path / "t5", tmp_path / "x", *flags, "--use_fast_tokenizer", "False")
     assert "--use_fast_tokenizer False has no effect" in caplog.text
 
 

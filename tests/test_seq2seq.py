@@ -53,7 +53,8 @@ def test_windows_and_targets(writers, kind, max_seq_length, doc_stride):
 
 
 def test_a_context_that_fits_is_the_references_text(writers):
-    for tokenizer in writers.values():
+    for kind in KINDS:
+        tokenizer = writers[kind]
         row = rows_of([" \nWhat is it?"], [" A school of music. "], [{"text": ["music"], "answer_start": [13]}])
         (item,) = qa.seq2seq.prepare_seq2seq_features(row, tokenizer, 384, 128, 30)
         assert (
