@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "quickstart")]
 
 import qa.data  # noqa: E402
+import qa.reading  # noqa: E402
 from qa.arguments import DataArguments  # noqa: E402
 
 
@@ -25,7 +26,7 @@ def load_questions(part: str, number: int, seed: int = 0) -> tuple[list[dict], s
     path = SHARED / f"squad-v1.1-{part}.json.gz"
     if not path.is_file():
         return generated_questions(number, seed), "generated questions with the lengths of SQuAD's"
-    rows = qa.data.checked_rows(qa.data.read_file(path), path.name, DataArguments(), needs_answers=True)
+    rows = qa.data.checked_rows(qa.reading.read_file(path), path.name, DataArguments(), needs_answers=True)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:number])
     return [rows[index] for index in chosen], path.name
 

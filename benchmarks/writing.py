@@ -9,6 +9,7 @@ questions); what `squad_v2` shows is that the script goes through real data by i
 """
 
 import argparse
+import gzip
 import json
 import sys
 import tempfile
@@ -21,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
 import seq2seq_corpus  # noqa: E402
 import seq2seq_model  # noqa: E402
 
-import qa.data  # noqa: E402
+import qa.reading  # noqa: E402
 import run_seq2seq_qa  # noqa: E402
 from qa.metrics import squad_scores  # noqa: E402
 
@@ -53,7 +54,7 @@ def long_documents(folder: Path) -> None:
     train = seq2seq_corpus.make_part("train", 64_000, seed=0, **LONG, long_share=0.15)
     dev = seq2seq_corpus.make_part("dev", 500, seed=1000, **LONG)
     train_and_score(folder, train, dev, seq2seq_model.VOCABULARY, "--max_seq_length", "96", "--doc_stride", "16")
-    rows = qa.data.flatten_squad(dev["data"])
+    rows = qa.reading.flatten_squad(dev["data"])
     golds = {row["id"]: [answer["text"] for answer in row["answers"]] for row in rows}
     windows = json.loads((folder / "out" / "eval_nbest_predictions.json").read_text())
     last = {name: max(entries, key=lambda entry: entry["window"])["text"] for name, entries in windows.items()}
@@ -69,7 +70,7 @@ def long_documents(folder: Path) -> None:
 
 def squad_v2(folder: Path) -> None:
     """SQuAD 2.0 dev: all but the last articles train, those evaluate."""
-    articles = json.loads(qa.data.gzip.open(SHARED_DEV).read())["data"]
+    articles = json.loads(gzip.open(SHARED_DEV).read())["data"]
     train, dev = ({"data": part} for part in (articles[:-EVALUATION_ARTICLES], articles[-EVALUATION_ARTICLES:]))
     flags = [
         "--version_2_with_negative",

@@ -8,7 +8,7 @@ import corpus
 import report
 from conftest import ROOT
 
-from qa.data import flatten_squad
+from qa.reading import flatten_squad
 
 
 def load_parts() -> tuple[dict, dict]:

@@ -20,6 +20,7 @@ from small_tokenizers import make_tokenizers
 
 import gaudi_spawn
 import qa.data
+import qa.reading
 from tests import gaudi_sim
 
 
@@ -130,7 +131,7 @@ def make_dataset(folder: Path, questions: dict[str, int], negatives: bool = Fals
     """A dataset folder: so many invented questions in each split, as `load_dataset` gives the hub's."""
     folder.mkdir()
     for split, part in (("train", "train"), ("validation", "dev")):
-        rows = qa.data.flatten_squad(corpus.make_part(part, questions[split], seed=1)["data"])[: questions[split]]
+        rows = qa.reading.flatten_squad(corpus.make_part(part, questions[split], seed=1)["data"])[: questions[split]]
         for row in rows[::2] if negatives else []:
             row["answers"] = []
         shaped = qa.data.checked_rows(rows, split, qa.data.DataArguments(version_2_with_negative=True), True)

@@ -11,7 +11,7 @@ from conftest import ROOT, check_results, golds_of, load
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-import qa.data
+import qa.reading
 import run_seq2seq_qa
 from qa.errors import UserError
 
@@ -65,7 +65,7 @@ def slow_log_probability(model, encoding: dict, tokens: list[int]) -> float:
 
 
 def rows_of_file(path) -> list[dict]:
-    return qa.data.flatten_squad(load(path)["data"])
+    return qa.reading.flatten_squad(load(path)["data"])
 
 
 def test_the_files_of_a_run(writing_models):

@@ -9,12 +9,12 @@ import seq2seq_corpus
 import seq2seq_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-import qa.data
+import qa.reading
 
 
 def rows_of_part(part: str, questions: int, **settings) -> list[dict]:
     squad = seq2seq_corpus.make_part(part, questions, 0, **settings)
-    rows = qa.data.flatten_squad(squad["data"])
+    rows = qa.reading.flatten_squad(squad["data"])
     assert questions <= len(rows) <= questions + 1 and len({row["id"] for row in rows}) == len(rows)
     return rows
 

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, processors
 import qa.answers
 import qa.data
 import qa.padding
+import qa.reading
 import qa.windows
 import utils_qa
 
@@ -391,7 +392,7 @@ def test_real_questions(tmp_path_factory):
     path = SHARED_DATA / "squad-v2.0-dev.json.gz"
     data = DataArguments(version_2_with_negative=True)
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = qa.data.checked_rows(qa.data.read_json(file.read()), path.name, data, needs_answers=True)[::9]
+        rows = qa.data.checked_rows(qa.reading.read_json(file.read()), path.name, data, needs_answers=True)[::9]
     tokenizers = make_tokenizers([row["context"] for row in rows[::10]])
     for kind in ("bert", "roberta"):
         features = utils_qa.prepare_features(rows, tokenizers[kind], 384, 128)
