@@ -29,7 +29,7 @@ from utils_qa import PaddingCollator, prepare_features
 def main(argv: list[str] | None = None) -> None:
     model_args, data_args, args = start(argv, ModelArguments, DataArguments, description=__doc__)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
-    rows = load_rows(data_args, model_args, args)
+    rows, counts = load_rows(data_args, model_args, args)
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         n_best_size=data_args.n_best_size,
         **extras,
     )
-    run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
+    run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"), counts)
 
 
 def answers_of_candidates(data: DataArguments, args, examples, features, candidates: list, stage: str):

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     set_generation(data_args, args)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
-    rows = load_rows(data_args, model_args, args)
+    rows, counts = load_rows(data_args, model_args, args)
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
         **extras,
     )
-    run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"))
+    run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"), counts)
 
 
 def set_generation(data: Seq2SeqDataArguments, args) -> None:

@@ -16,6 +16,7 @@ from qa.buckets import EpochOrderSampler, eval_group, evaluation_order, train_gr
 from qa.device import trainer_class
 from qa.speed import TrainingSpeed, evaluation_speed
 from qa.upstream import STRAY_METRICS, ResumedEpochs
+from qa.windows import IGNORED, labelled_share
 
 
 logger = logging.getLogger(__name__)
@@ -208,6 +209,13 @@ class QuestionAnsweringTrainer(ResumedEpochs, TrainingSpeed, AnswerEvaluation, t
         super().__init__(*args, **kwargs)
         self.n_best_size = n_best_size
 
+    def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
+        """As the base's; the loss is the mean over the features whose label is known, however they are batched."""
+        answers, metrics = super().answer(loader, features, examples, stage, ignore_keys, prefix)
+        if f"{prefix}_loss" in metrics:
+            metrics[f"{prefix}_loss"] /= labelled_share(features)
+        return answers, metrics
+
     def training_step(self, model, inputs, *args, **kwargs):
         del inputs["cls_index"]  # no input of the model's
         return super().training_step(model, inputs, *args, **kwargs)
@@ -216,6 +224,9 @@ class QuestionAnsweringTrainer(ResumedEpochs, TrainingSpeed, AnswerEvaluation, t
         """The loss; of the logits what answers need is kept, a tenth: an evaluation of any size fits into memory."""
         cls_index = inputs.pop("cls_index")
         loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if loss is not None:  # over no label at all it is NaN; `answer` divides by the share of all features
+            share = (inputs["start_positions"] != IGNORED).float().mean().to(loss.device)
+            loss = torch.where(share > 0, loss * share, torch.zeros_like(loss))
         if logits is not None:
             logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART gives its encoder's states too
             best = best_positions(logits, cls_index.cpu().numpy(), self.n_best_size)

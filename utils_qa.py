@@ -19,10 +19,12 @@ from qa.fallback import ListedFeatures, own_features
 from qa.padding import PaddingCollator
 from qa.windows import (
     CHECKED_ROWS,
+    IGNORED,
+    UNKNOWN,
     Features,
     Template,
     gold_spans,
-    has_answers,
+    has_labels,
     no_answer_positions,
     read_template,
     tokenize_distinct,
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 def prepare_features(
     rows: Sequence[dict], tokenizer: PreTrainedTokenizerFast, max_seq_length: int, doc_stride: int
 ) -> "Features | ListedFeatures":
-    """The windows of all rows, with labels where any row has an answer.
+    """The windows of all rows, with labels where the answer of any row is known.
 
     Windows, ids, masks, types and offsets are those of the tokenizer's own `return_overflowing_tokens`. Where a check
     on the first rows finds a difference (a tokenizer whose tokens depend on the other text of the pair), the tokenizer
@@ -53,7 +55,8 @@ def prepare_features(
 
     A question that leaves no room for a window to move on is cut to half the room (counted in the log). Labels are
     the first and last token of the first gold answer, or the no-answer position (CLS, else BOS, else 0) in both places
-    when the window does not hold the whole answer.
+    when there is no answer or the window does not hold all of it. Where the answer (None) or its place (a start of -1)
+    is unknown, the label is `IGNORED`, a position after the last one, which models leave out of their loss.
     """
     template = read_template(tokenizer)
     features = array_features(rows, tokenizer, template, max_seq_length, doc_stride)
@@ -61,7 +64,7 @@ def prepare_features(
         logger.warning(
             "This tokenizer treats pairs in a way of its own; it builds every feature itself, which is slower"
         )
-        return ListedFeatures(own_features(rows, tokenizer, max_seq_length, doc_stride, has_answers(rows)))
+        return ListedFeatures(own_features(rows, tokenizer, max_seq_length, doc_stride, has_labels(rows)))
     return features
 
 
@@ -75,13 +78,13 @@ def array_features(rows, tokenizer, template: Template, max_seq_length: int, doc
         return None
     features = windows_of(Features, rows, questions, contexts, template, tokenizer, max_seq_length, doc_stride)
     features.cls_index = no_answer_positions(tokenizer, template, features.lengths())
-    if has_answers(rows):
+    if has_labels(rows):
         features.labels = label_windows(rows, features)
     return features
 
 
 def label_windows(rows, features: Features) -> np.ndarray:
-    """(features, 2) first and last token of each row's first answer, or the no-answer position twice.
+    """(features, 2) first and last token of each row's first answer, or the no-answer position or IGNORED twice.
 
     Tokens are found by one binary search over all contexts: a token's key is its context's number above its character.
     """
@@ -95,7 +98,9 @@ def label_windows(rows, features: Features) -> np.ndarray:
     shift = features.context_begin() - features.first
     start = np.where(holds, np.minimum(start_token[row], features.last - 1) + shift, features.cls_index)
     stop = np.where(holds, np.maximum(end_token[row], features.first) + shift, features.cls_index)
-    return np.stack([start, stop], axis=1).astype(np.int32)
+    labels = np.stack([start, stop], axis=1)
+    labels[begin[row] == UNKNOWN] = IGNORED
+    return labels.astype(np.int32)
 
 
 def same_features(features: Features, rows, tokenizer, max_seq_length: int, doc_stride: int) -> bool:

@@ -26,7 +26,8 @@ def load_questions(part: str, number: int, seed: int = 0) -> tuple[list[dict], s
     path = SHARED / f"squad-v1.1-{part}.json.gz"
     if not path.is_file():
         return generated_questions(number, seed), "generated questions with the lengths of SQuAD's"
-    rows = qa.data.checked_rows(qa.reading.read_file(path), path.name, DataArguments(), needs_answers=True)
+    questions = qa.data.read_questions(qa.reading.read_file(path), path.name, DataArguments(), "train")
+    rows, _ = qa.data.checked_rows(questions, path.name, DataArguments(), "train")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:number])
     return [rows[index] for index in chosen], path.name
 

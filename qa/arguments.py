@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 
+# The parts of the data: the flag of each one's file, and the stage that uses it.
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
+STAGES = {"train": "train", "validation": "eval", "test": "predict"}
 
 
 @dataclass
@@ -110,9 +112,25 @@ class DataArguments:
     on_bad_rows: str = field(
         default="stop",
         metadata={
-            "help": "What bad rows do (no context, duplicate id, an answer that is not in its context...): "
-            "`stop` tells them and ends the run, `skip` leaves them out and counts them.",
+            "help": "Bad rows (no context, the same question twice, in training an answer that is not in its context...): "
+            "`stop` reports them and ends the run, `skip` omits them and counts them in the results.",
             "choices": ["stop", "skip"],
+        },
+    )
+    ambiguous_answers: str = field(
+        default="first",
+        metadata={
+            "help": "Training answers that occur several times in their context, and not at their `answer_start`: `first` "
+            "takes the place nearest to the `answer_start`, else the first, and counts them in the results; `stop` "
+            "and `skip` treat their rows as bad ones.",
+            "choices": ["first", "stop", "skip"],
+        },
+    )
+    validation_split: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "Share of the contexts of the training data that is held out of training, with all their questions, "
+            "and is the validation part. Which ones depends on `data_seed`, else `seed`."
         },
     )
     check: bool = field(

@@ -6,7 +6,7 @@ those are made last, since a device that does not fit ends in a library's own er
 
 from pathlib import Path
 
-from qa.arguments import SPLITS, DataArguments
+from qa.arguments import SPLITS, STAGES, DataArguments
 from qa.buckets import read_buckets
 from qa.device import runs_on_cpu, zero_stage
 from qa.errors import UserError
@@ -42,16 +42,17 @@ def find_problems(data: DataArguments, training) -> list[str]:
 def data_problems(data: DataArguments, training) -> list[str]:
     """Return problems of the stages asked for and the data that they need."""
     problems = []
-    wanted = {"train": training.do_train, "validation": training.do_eval, "test": training.do_predict}
+    wanted = {split: getattr(training, f"do_{stage}") for split, stage in STAGES.items()}
     if not any(wanted.values()):
         problems.append("nothing to do: add --do_train, --do_eval or --do_predict")
     for split, flag in SPLITS.items():
         path = getattr(data, flag)
-        if wanted[split] and path is None and data.dataset_name is None:
-            problems.append(f"no data for the {split} part: give --{flag} or --dataset_name")
+        origin = SPLITS["train"] if split == "validation" and data.validation_split is not None else flag
+        if wanted[split] and getattr(data, origin) is None and data.dataset_name is None:
+            problems.append(f"no data for the {split} part: give --{origin} or --dataset_name")
         if path is not None:
             problems += file_problems(flag, Path(path))
-    return problems
+    return problems + validation_split_problems(data)
 
 
 def number_problems(data: DataArguments) -> list[str]:
@@ -67,6 +68,16 @@ def number_problems(data: DataArguments) -> list[str]:
             f"--doc_stride {data.doc_stride} leaves no room in a window of --max_seq_length {data.max_seq_length}: "
             "windows overlap by doc_stride tokens; make it smaller"
         )
+    return problems
+
+
+def validation_split_problems(data: DataArguments) -> list[str]:
+    """Return what is wrong with `--validation_split`, and with a validation file next to it."""
+    problems = []
+    if data.validation_split is not None and not 0 < data.validation_split < 1:
+        problems.append(f"--validation_split is {data.validation_split}, give a share between 0 and 1, as in 0.1")
+    if data.validation_split is not None and data.validation_file is not None:
+        problems.append("--validation_split and --validation_file both name the validation part; omit one of them")
     return problems
 
 

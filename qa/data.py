@@ -1,74 +1,99 @@
 """Questions from wherever they are kept, as one shape of rows.
 
 A row is a dict `{"id": str, "title": str, "context": str, "question": str, "answers": {"text": [str],
-"answer_start": [int]}}`, with empty lists where no answer is known. A hub dataset, a local dataset folder, SQuAD's own
-nested JSON, `{"data": [...]}`, a JSON list, JSON lines, CSV and Parquet (each also gzipped) all become such rows, are
-checked while nothing slow has been started, and are cut to `--max_*_samples` once.
+"answer_start": [int]}}`.
+
+- Answers with empty lists: the question is known to have no answer.
+- Answers that are None: they are unknown, as in a file to predict.
+- A start of -1, in rows to evaluate: the context does not hold the text.
+- `gold_answers`, in rows that their file marks as `is_impossible` although it has answers for them: those answers, by
+  which the row is scored. Its `answers` are empty.
+
+A hub dataset, a local dataset folder and every file that `qa.reading` reads become such rows, are checked while nothing
+slow has been started, and are cut to `--max_*_samples` once.
 """
 
+import hashlib
+import itertools
 import logging
-from collections import Counter
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
-from qa.arguments import SPLITS, DataArguments, ModelArguments
+from qa.arguments import SPLITS, STAGES, DataArguments, ModelArguments
 from qa.errors import UserError
-from qa.reading import check_columns, common_shape, read_file
+from qa.placing import Place, place_answers
+from qa.reading import check_columns, common_shape, read_file, says_impossible
 
 
 logger = logging.getLogger(__name__)
 
 
-def load_rows(data: DataArguments, model: ModelArguments, training) -> dict[str, list[dict]]:
-    """The checked rows of every split that `training` asks for: keys out of `train`, `validation`, `test`.
+def load_rows(
+    data: DataArguments, model: ModelArguments, training
+) -> tuple[dict[str, list[dict]], dict[str, dict[str, int]]]:
+    """Return the checked rows of every split that `training` asks for: keys out of `train`, `validation`, `test`.
+
+    With `--validation_split` the validation part is held out of the train part.
+
+    Returns:
+        The rows, and what was counted on the way for the results of each split, see `checked_rows`.
 
     Raises:
         UserError: data that cannot be read, missing columns, bad rows (unless `--on_bad_rows skip`), or no row left;
             the problems of all splits together.
     """
-    wanted = {
-        "train": (training.do_train, data.max_train_samples),
-        "validation": (training.do_eval, data.max_eval_samples),
-        "test": (training.do_predict, data.max_predict_samples),
-    }
-    hub = None
-    rows, problems = {}, []
-    for split, (asked, most) in wanted.items():
-        if not asked:
+    load_hub = cache(partial(load_hub_dataset, data, model, training))
+    rows, counts, problems, read = {}, {}, [], {}
+    for split, stage in STAGES.items():
+        if not getattr(training, f"do_{stage}"):
             continue
         try:
-            path = getattr(data, SPLITS[split])
-            if path is None and hub is None:
-                with training.main_process_first():  # it downloads, the others find what it downloaded
-                    hub = load_hub_dataset(data, model)
-            source = path or f"{data.dataset_name} ({split})"
-            raw = read_file(Path(path)) if path else rows_of_split(hub, split, data.dataset_name)
-            rows[split] = checked_rows(raw, source, data, needs_answers=split != "test")[:most]
+            origin = "train" if split == "validation" and data.validation_split is not None else split
+            source = getattr(data, SPLITS[origin]) or f"{data.dataset_name} ({origin})"
+            if origin not in read:
+                read[origin] = read_questions(read_records(origin, data, load_hub), source, data, origin)
+            questions = read[origin]
+            if origin == "train" and data.validation_split is not None:
+                questions = part_of(questions, source, split, data, training)
+                source += ", the held-out part" if split == "validation" else ", the part to train on"
+            checked, counts[split] = checked_rows(questions, source, data, split)
+            rows[split] = checked[: getattr(data, f"max_{stage}_samples")]
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(*dict.fromkeys(problems))
-    return rows
+    return rows, counts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 
 
-def load_hub_dataset(data: DataArguments, model: ModelArguments):
+def read_records(split: str, data: DataArguments, load_hub) -> list[dict]:
+    """Return the records of a split with whatever columns its file, or else the hub's dataset, has."""
+    path = getattr(data, SPLITS[split])
+    return read_file(Path(path)) if path else rows_of_split(load_hub(), split, data.dataset_name)
+
+
+def load_hub_dataset(data: DataArguments, model: ModelArguments, training):
     """The `DatasetDict` of `--dataset_name`: a folder that `save_to_disk` wrote, a folder of data files, or a hub name."""
     import datasets
 
     name = data.dataset_name
     try:
-        if (Path(name) / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(name)
-        return datasets.load_dataset(
-            name,
-            data.dataset_config_name,
-            cache_dir=model.cache_dir,
-            token=model.token,
-            trust_remote_code=model.trust_remote_code or None,
-        )
+        with training.main_process_first():  # it downloads, the others find what it downloaded
+            if (Path(name) / "dataset_dict.json").is_file():
+                return datasets.load_from_disk(name)
+            return datasets.load_dataset(
+                name,
+                data.dataset_config_name,
+                cache_dir=model.cache_dir,
+                token=model.token,
+                trust_remote_code=model.trust_remote_code or None,
+            )
     except Exception as error:  # datasets raises a dozen kinds, and all of them mean: this cannot be loaded
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"--dataset_name {name}: cannot be loaded: {type(error).__name__}: {reason}") from error
@@ -81,48 +106,129 @@ def rows_of_split(dataset, split: str, name: str) -> list[dict]:
     return dataset[split].to_list()
 
 
+@dataclass
+class Question:
+    """A row and what is known of it from its file."""
+
+    number: int  # of its record in the file, from 1
+    row: dict
+    problem: str | None  # of its context or question
+    found: object  # its answers as the file has them
+    places: list[Place]  # of its answers
+
+
+def read_questions(records: list[dict], source: str, data: DataArguments, split: str) -> list[Question]:
+    """Return the questions of a file with their answers where the texts stand; the log says what was moved.
+
+    Raises:
+        UserError: missing columns.
+    """
+    check_columns(records, source, data, needs_answers=split != "test")
+    questions = [read_question(number, record, data) for number, record in enumerate(records, start=1)]
+    good = [question for question in questions if question.problem is None]
+    places, notes = place_answers([question.row for question in good])
+    for question, of_row in zip(good, places):
+        question.places = of_row
+    if split == "test":
+        forget_answers([question.row for question in good], source, data)
+        return questions
+    for note in notes:
+        logger.warning(f"{source}: {note}")
+    return questions
+
+
+def read_question(number: int, record: dict, data: DataArguments) -> Question:
+    row = common_shape(record, number, data)
+    if says_impossible(record):
+        if row["answers"] is not None and row["answers"]["text"]:
+            row["gold_answers"] = row["answers"]
+        row["answers"] = {"text": [], "answer_start": []}
+    return Question(number, row, text_problem(row), record.get(data.answer_column), [])
+
+
+def gold_answers(row: dict) -> dict | None:
+    """Return the answers by which a row is scored, None where they are unknown."""
+    return row.get("gold_answers", row["answers"])
+
+
+def forget_answers(rows: list[dict], source: str, data: DataArguments) -> None:
+    """Make the answers of a test file unknown, unless all its questions can be scored.
+
+    Test files are often published with empty answers, so one question at least must have an answer.
+    """
+    golds = [gold_answers(row) for row in rows]
+    lacking = sum(gold is None or not (gold["text"] or data.version_2_with_negative) for gold in golds)
+    answered = any(gold is not None and gold["text"] for gold in golds)
+    if answered and not lacking:
+        return
+    if answered:
+        logger.warning(f"{source}: {lacking} of {len(rows)} questions have no readable answer; no answer is scored")
+    for row in rows:
+        row["answers"] = None
+        row.pop("gold_answers", None)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Checking
 
 
-def checked_rows(raw: list[dict], source: str, data: DataArguments, needs_answers: bool) -> list[dict]:
-    """The rows of one split in the common shape, good ones only.
+def checked_rows(
+    questions: list[Question], source: str, data: DataArguments, split: str
+) -> tuple[list[dict], dict[str, int]]:
+    """Return the good rows of one split, and counts for its results: `skipped_rows` and `ambiguous_answers`.
 
     Raises:
-        UserError: missing columns, no row at all, or bad rows: the first five with their row number (from 1) and
-            reason, and the total. With `--on_bad_rows skip` bad rows are left out and counted in the log instead.
+        UserError: no row at all, or bad rows that are to stop the run: the first five with row number, id and reason,
+            and the total.
     """
-    check_columns(raw, source, data, needs_answers)
-    rows, bad, moved, seen = [], [], 0, Counter()
-    for number, record in enumerate(raw, start=1):
-        row = common_shape(record, number, data)
-        reason = problem_of(row) or answer_problem(row, needs_answers and not data.version_2_with_negative)
-        if reason is None and row["id"] in seen:
-            reason = f"the id {row['id']!r} stands in row {seen[row['id']]} already"
-        if reason is not None:
-            bad.append(f"{source}, row {number}: {reason}")
-            continue
-        seen[row["id"]] = number
-        moved += move_answers(row)
-        rows.append(row)
-    if moved:
-        logger.warning(
-            f"{source}: {moved} answers did not stand at their answer_start; each was moved to its one place"
-        )
-    if bad and data.on_bad_rows == "stop":
-        total = (
-            f"{source}: {len(bad)} of {len(raw)} rows are bad; mend them, or leave them out with --on_bad_rows skip"
-        )
-        raise UserError(*bad[:5], total)
-    if bad:
-        logger.warning(f"{source}: left out {len(bad)} of {len(raw)} rows, such as {bad[0]}")
-    if not rows:
-        raise UserError(f"{source}: no rows" + (" are left" if bad else ""))
-    return rows
+    good, bad, numbers = [], {"stop": [], "skip": []}, {}
+    for question in questions:
+        reason, policy = problem_and_policy(question, data, split)
+        same = (question.row["id"], question.row["context"])
+        if reason is None and same in numbers:
+            reason = f"row {numbers[same]} has this id too, and the same context"
+        if reason is None:
+            numbers[same] = question.number
+            good.append(question)
+        else:
+            bad[policy].append(f"{source}, row {question.number}, id {question.row['id']!r}: {reason}")
+    if bad["stop"]:
+        total = f"{source}: {len(bad['stop'])} of {len(questions)} rows are bad"
+        raise UserError(*bad["stop"][:5], f"{total}; fix them, or skip them with --on_bad_rows skip")
+    if not good:
+        raise UserError(f"{source}: no rows" + (" are left" if bad["skip"] else ""))
+    ambiguous = sum(place_of_several(question) is not None for question in good)
+    counts = {"skipped_rows": len(bad["skip"]), "ambiguous_answers": ambiguous if split == "train" else 0}
+    rows = [question.row for question in good]
+    log_checks(good, bad["skip"], make_ids_unique(rows), source, split)
+    return rows, {name: count for name, count in counts.items() if count}
 
 
-def problem_of(row: dict) -> str | None:
-    """What is wrong with a row's texts, or None."""
+def problem_and_policy(question: Question, data: DataArguments, split: str) -> tuple[str | None, str]:
+    """Return what makes a question bad for a split, None for a good one, and what follows: `stop` or `skip`."""
+    reason = problem_of(question, data, split)
+    if reason is None and split == "train" and data.ambiguous_answers != "first":
+        place = place_of_several(question)
+        return place and f"{place}; --ambiguous_answers first takes the first", data.ambiguous_answers
+    return reason, data.on_bad_rows
+
+
+def problem_of(question: Question, data: DataArguments, split: str) -> str | None:
+    """Return what is wrong with a question, as far as a split needs it: answers that can be scored, or trained on."""
+    if question.problem is not None or split == "test":
+        return question.problem
+    answers = question.row["answers"] if split == "train" else gold_answers(question.row)
+    if answers is None:
+        return f"the answers {question.found!r:.60} are neither {{text: [...], answer_start: [...]}} nor a text"
+    if not answers["text"] and not data.version_2_with_negative:
+        marked = " (is_impossible)" if "gold_answers" in question.row else ""
+        return f"there is no answer{marked}, and --version_2_with_negative is not given"
+    nowhere = (str(place) for place in question.places if place.start < 0)
+    return next(nowhere, None) if split == "train" else None
+
+
+def text_problem(row: dict) -> str | None:
+    """Return what is wrong with a row's context or question, None where both are good."""
     for name in ("context", "question"):
         text = row[name]
         if not isinstance(text, str):
@@ -142,40 +248,93 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def answer_problem(row: dict, needs_answer: bool) -> str | None:
-    """What is wrong with a row's answers, or None; a misplaced answer is no problem when its text occurs exactly once."""
-    answers = row["answers"]
-    if answers is None:
-        return "the answers are neither {text: [...], answer_start: [...]} nor a text"
-    if needs_answer and not answers["text"]:
-        return "there is no answer, and --version_2_with_negative is not given"
-    for text, start in zip(answers["text"], answers["answer_start"]):
-        if not text.strip():
-            return "an answer is empty"
-        if not stands_at(row["context"], text, start) and occurrences(row["context"], text) != 1:
-            place = "not in the context" if text not in row["context"] else "more than once in the context"
-            where = f"does not stand at its answer_start {start}" if start >= 0 else "has no answer_start"
-            return f"the answer {text!r:.60} {where} and is {place}"
-    return None
+def place_of_several(question: Question) -> Place | None:
+    """Return the first answer of a question whose place was chosen among several."""
+    return next((place for place in question.places if place.choices > 1), None)
 
 
-def stands_at(context: str, text: str, start: int) -> bool:
-    return start >= 0 and context.startswith(text, start)
+def make_ids_unique(rows: list[dict]) -> dict[str, str]:
+    """Give rows whose id an earlier row has new ones, `ID-2` and so on; return the old id of each new one.
+
+    >>> rows = [{"id": "a"}, {"id": "a"}, {"id": "a-2"}, {"id": "a"}]
+    >>> make_ids_unique(rows), [row["id"] for row in rows]
+    ({'a-3': 'a', 'a-4': 'a'}, ['a', 'a-3', 'a-2', 'a-4'])
+    """
+    taken = {row["id"] for row in rows}
+    suffixes, seen, renamed = defaultdict(lambda: itertools.count(2)), set(), {}
+    for row in rows:
+        old = row["id"]
+        if old in seen:
+            row["id"] = next(new for number in suffixes[old] if (new := f"{old}-{number}") not in taken)
+            taken.add(row["id"])
+            renamed[row["id"]] = old
+        seen.add(old)
+    return renamed
 
 
-def occurrences(context: str, text: str) -> int:
-    """How often `text` occurs in `context`, overlapping ones counted, up to 2."""
-    first = context.find(text)
-    if first < 0:
-        return 0
-    return 1 if context.find(text, first + 1) < 0 else 2
+def log_checks(good: list[Question], skipped: list[str], renamed: dict[str, str], source: str, split: str) -> None:
+    """Report what the checks changed, and how answers that do not say their place are used."""
+    lines = []
+    if skipped:
+        lines.append(f"skipped {len(skipped)} of {len(skipped) + len(good)} rows, such as {skipped[0]}")
+    if renamed and split != "train":
+        new, old = next(iter(renamed.items()))
+        lines.append(
+            f"{len(renamed)} questions had the id of a question about another context and got their own, such as {new} for {old}"
+        )
+    ambiguous = sum(place_of_several(question) is not None for question in good)
+    if ambiguous and split == "train":
+        lines.append(
+            f"{ambiguous} of {len(good)} questions have an answer that occurs several times; training takes the place "
+            "nearest to its answer_start, else the first (--ambiguous_answers)"
+        )
+    nowhere = sum(
+        bool(question.row["answers"]["text"]) and question.row["answers"]["answer_start"][0] < 0
+        for question in good
+        if question.row["answers"]
+    )
+    if nowhere:
+        lines.append(
+            f"{nowhere} of {len(good)} questions have no answer that is in the context; they are scored, and left out of the loss"
+        )
+    for line in lines:
+        logger.warning(f"{source}: {line}")
 
 
-def move_answers(row: dict) -> int:
-    """Moves every misplaced answer of a row to where its text stands; returns how many had a wrong start."""
-    answers, moved = row["answers"], 0
-    for index, (text, start) in enumerate(zip(answers["text"], answers["answer_start"])):
-        if not stands_at(row["context"], text, start):
-            answers["answer_start"][index] = row["context"].find(text)
-            moved += start >= 0
-    return moved
+# ---------------------------------------------------------------------------------------------------------------------
+# Holding out a validation part
+
+
+def part_of(questions: list[Question], source: str, split: str, data: DataArguments, training) -> list[Question]:
+    """Return the part of a train file's questions for training or for validation; no context is in both.
+
+    The choice depends on the contexts, `--validation_split` and `--data_seed` (else `--seed`) alone: it is the same on
+    every rank, in a resumed run, in a later evaluation, and whatever the order of the rows.
+
+    Raises:
+        UserError: there are too few contexts for two parts.
+    """
+    seed = training.seed if training.data_seed is None else training.data_seed
+    contexts = {context_key(question) for question in questions if question.problem is None}
+    held = held_out(contexts, data.validation_split, seed)
+    if len(held) == len(contexts):
+        raise UserError(
+            f"--validation_split {data.validation_split} of the {len(contexts)} contexts of {source} leaves none to "
+            "train on; lower it, or add contexts"
+        )
+    return [question for question in questions if (context_key(question) in held) == (split == "validation")]
+
+
+def context_key(question: Question) -> str:
+    """Return a question's context as it is compared with others: blanks do not make another one."""
+    return " ".join(str(question.row["context"]).split())
+
+
+def held_out(contexts: set[str], share: float, seed: int) -> set[str]:
+    """Return a share of the contexts, rounded up: those with the lowest hashes.
+
+    >>> sorted(held_out({"Nile", "Rhine", "Rhône", "Seine"}, 0.5, seed=0))
+    ['Rhône', 'Seine']
+    """
+    number = math.ceil(round(share * len(contexts), 6))
+    return set(sorted(contexts, key=lambda text: hashlib.sha256(f"{seed} {text}".encode()).digest())[:number])

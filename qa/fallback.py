@@ -2,7 +2,15 @@
 
 import numpy as np
 
-from qa.windows import MODEL_INPUTS, no_answer_tokens, tokenize_distinct, trim_questions
+from qa.windows import (
+    IGNORED,
+    MODEL_INPUTS,
+    UNKNOWN,
+    gold_span,
+    no_answer_tokens,
+    tokenize_distinct,
+    trim_questions,
+)
 
 
 def own_features(rows, tokenizer, max_seq_length: int, doc_stride: int, labelled: bool) -> list[dict]:
@@ -65,19 +73,20 @@ def own_windows(
             (special.index(token) for token in no_answer_tokens(tokenizer) if token in special), 0
         )
         if labelled:
-            positions = answer_positions(offsets, row["answers"]) or (feature["cls_index"],) * 2
+            positions = answer_positions(offsets, gold_span(row["answers"])) or (feature["cls_index"],) * 2
             feature["start_positions"], feature["end_positions"] = positions
         windows.append(feature | {"example_id": row["id"], "offset_mapping": offsets})
     return windows
 
 
-def answer_positions(offsets: list[tuple[int, int] | None], answers: dict) -> tuple[int, int] | None:
-    """First and last token of the first gold answer in one window; None when the window does not hold all of it."""
-    context = [position for position, span in enumerate(offsets) if span is not None]
-    if not answers["text"] or not context:
+def answer_positions(offsets: list[tuple[int, int] | None], span: tuple[int, int]) -> tuple[int, int] | None:
+    """First and last token of an answer's `gold_span` in one window; None when the window does not hold all of it."""
+    begin, end = span
+    if begin == UNKNOWN:
+        return IGNORED, IGNORED
+    context = [position for position, place in enumerate(offsets) if place is not None]
+    if begin < 0 or not context:
         return None
-    begin = answers["answer_start"][0]
-    end = begin + len(answers["text"][0])
     if offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
         return None
     start = max(position for position in context if offsets[position][0] <= begin)

@@ -73,6 +73,7 @@ def flatten_squad(articles: list[dict]) -> list[dict]:
                 "context": paragraph["context"],
                 "question": qa["question"],
                 "answers": qa.get("answers"),
+                "is_impossible": qa.get("is_impossible"),
             }
             for article in articles
             for paragraph in article["paragraphs"]
@@ -87,8 +88,10 @@ def flatten_squad(articles: list[dict]) -> list[dict]:
 
 
 def check_columns(raw: list[dict], source: str, data, needs_answers: bool) -> None:
-    columns = raw[0].keys() if raw else ()
-    flags = ["question_column", "context_column"] + (["answer_column"] if needs_answers else [])
+    """Raises a UserError for the columns that no row has a value in; a row that says `is_impossible` needs no answers."""
+    columns = dict.fromkeys(name for row in raw for name, value in row.items() if value is not None)
+    flags = ["question_column", "context_column"]
+    flags += ["answer_column"] if needs_answers and not any(map(says_impossible, raw)) else []
     missing = [flag for flag in flags if getattr(data, flag) not in columns]
     if raw and missing:
         raise UserError(
@@ -97,6 +100,11 @@ def check_columns(raw: list[dict], source: str, data, needs_answers: bool) -> No
                 for flag in missing
             )
         )
+
+
+def says_impossible(record: dict) -> bool:
+    """Return whether a record's `is_impossible` is true, in any spelling that CSV files have."""
+    return str(record.get("is_impossible")).strip().lower() in ("true", "1", "1.0", "yes")
 
 
 def common_shape(record: dict, number: int, data) -> dict:
@@ -116,7 +124,7 @@ def common_answers(value, start=None) -> dict | None:
 
     Forms: that dict, also written out as JSON or as Python prints it (what CSV files hold); a list of
     `{"text", "answer_start"}` (SQuAD's own); a plain text with its start in a column `answer_start` or without one
-    (the start is then -1, to be looked up); nothing.
+    (the start is then -1, to be looked up); nothing, also as a text of blanks or null.
     """
     if isinstance(value, str) and value.strip()[:1] in ("{", "["):
         value = parse_literal(value)
@@ -134,8 +142,10 @@ def common_answers(value, start=None) -> dict | None:
         starts = [int(start) for start in value.get("answer_start", [-1] * len(texts))]
     except (KeyError, TypeError, ValueError):
         return None
-    known = len(texts) == len(starts) and all(isinstance(text, str) for text in texts)
-    return {"text": texts, "answer_start": starts} if known else None
+    if len(texts) != len(starts) or not all(text is None or isinstance(text, str) for text in texts):
+        return None
+    given = [(text, start) for text, start in zip(texts, starts) if text is not None and text.strip()]
+    return {"text": [text for text, _ in given], "answer_start": [start for _, start in given]}
 
 
 def parse_literal(text: str):

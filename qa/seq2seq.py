@@ -23,6 +23,7 @@ from qa.generation import answer_marks, shift_right, special_tokens_around
 from qa.padding import PaddingCollator
 from qa.windows import (
     CHECKED_ROWS,
+    UNKNOWN,
     Features,
     Template,
     Texts,
@@ -68,7 +69,8 @@ def prepare_seq2seq_features(
 
     The target is the first gold answer, at most `max_answer_length` tokens with the special ones. Windows that do not
     hold it have the empty target with negatives; without, they are left out of training and keep the answer for the
-    evaluation loss. Rows without an answer have the empty target.
+    evaluation loss. An answer whose place is unknown is the target of all windows. Rows without an answer have the
+    empty target.
 
     Raises:
         UserError: there is nothing to train on.
@@ -81,11 +83,12 @@ def prepare_seq2seq_features(
     cut = [len(row["context"]) - len(row["context"].lstrip()) - 1 for row in rows]  # seq2seq_texts puts a space there
     begin, end = gold_spans(rows)
     only = np.bincount(features.row, minlength=len(rows)) == 1
-    holds = windows_holding(features, np.where(begin < 0, -1, begin - cut), end - cut) | only[features.row]
+    holds = windows_holding(features, np.where(begin < 0, -1, begin - cut), end - cut)
+    holds |= (only | (begin == UNKNOWN))[features.row]
     if training and not version_2_with_negative:
         keep_windows(features, holds)
         holds = holds[holds]
-    written = [row["answers"]["text"][0] if row["answers"]["text"] else "" for row in rows]
+    written = [row["answers"]["text"][0] if row["answers"] and row["answers"]["text"] else "" for row in rows]
     of_window = np.array(written, dtype=object)[features.row]
     if version_2_with_negative:
         of_window[~holds] = ""

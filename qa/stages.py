@@ -17,6 +17,7 @@ from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths, train_group
 from qa.checks import find_problems
 from qa.command_line import build, expand_file, read_command_line
+from qa.data import gold_answers
 from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError
 from qa.screen import StageLines, print_summary, report_features, report_stage
@@ -144,9 +145,9 @@ def hand_in(parts: Iterable[Answers], examples, data: DataArguments, output_dir:
         for prediction, odds in zip(predictions, answers.null_odds.values()):
             prediction["prediction_text"] = answers.best_texts[prediction["id"]]
             prediction["no_answer_probability"] = sigmoid(odds)
-    answered = [bool(example["answers"]["text"]) for example in examples]
-    known = any(answered) if data.version_2_with_negative else all(answered)
-    references = [{"id": example["id"], "answers": example["answers"]} for example in examples] if known else None
+    golds = [gold_answers(example) for example in examples]
+    references = [{"id": example["id"], "answers": gold} for example, gold in zip(examples, golds)]
+    references = None if any(gold is None for gold in golds) else references
     return EvalPrediction(predictions=predictions, label_ids=references)
 
 
@@ -183,46 +184,50 @@ def report_check(features: dict, args) -> None:
         print(f"checked, a run could start: {counts}")
 
 
-def train(trainer, checkpoint: str | None, most: int | None) -> dict:
+def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, int]) -> dict:
     """Train, and save the model, the tokenizer, the trainer's state and `train_results.json`; return the metrics."""
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
-    save_results(trainer, "train", metrics, trainer.train_dataset, most)
+    save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
     trainer.save_state()
     return metrics
 
 
-def evaluate(trainer, most: int | None) -> dict:
+def evaluate(trainer, most: int | None, counts: dict[str, int]) -> dict:
     """Answer and score the validation questions, and write `eval_results.json`; return the metrics."""
-    return save_results(trainer, "eval", trainer.evaluate(), trainer.eval_dataset, most)
+    return save_results(trainer, "eval", trainer.evaluate(), trainer.eval_dataset, most, counts)
 
 
-def predict(trainer, features, examples, most: int | None) -> dict:
+def predict(trainer, features, examples, most: int | None, counts: dict[str, int]) -> dict:
     """Answer the test questions, and write `predict_results.json`; return the metrics."""
-    return save_results(trainer, "predict", trainer.predict(features, examples).metrics, features, most)
+    return save_results(trainer, "predict", trainer.predict(features, examples).metrics, features, most, counts)
 
 
-def save_results(trainer, stage: str, metrics: dict, features, most: int | None) -> dict:
+def save_results(trainer, stage: str, metrics: dict, features, most: int | None, counts: dict[str, int]) -> dict:
     """Write the metrics of a stage to `{stage}_results.json` and `all_results.json`, and log them in a line."""
     metrics[f"{stage}_samples"] = min(most or len(features), len(features))
+    metrics |= {f"{stage}_{name}": count for name, count in counts.items()}
     report_stage(stage, metrics)
     trainer.save_metrics(stage, metrics)
     return metrics
 
 
 def run(
-    trainer, data: DataArguments, model: ModelArguments, checkpoint: str | None, test_features, test_examples
+    trainer, data: DataArguments, model: ModelArguments, checkpoint: str | None, test_features, test_examples, counts
 ) -> None:
-    """Train, evaluate and predict, as the flags say; write the model card and print the summary."""
+    """Train, evaluate and predict, as the flags say; write the model card and print the summary.
+
+    `counts` are those of `load_rows`, for the results of each stage.
+    """
     args, metrics = trainer.args, {}
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
     trainer.add_callback(StageLines)
     if args.do_train:
-        metrics |= train(trainer, checkpoint, data.max_train_samples)
+        metrics |= train(trainer, checkpoint, data.max_train_samples, counts["train"])
     if args.do_eval:
-        metrics |= evaluate(trainer, data.max_eval_samples)
+        metrics |= evaluate(trainer, data.max_eval_samples, counts["validation"])
     if args.do_predict:
-        metrics |= predict(trainer, test_features, test_examples, data.max_predict_samples)
+        metrics |= predict(trainer, test_features, test_examples, data.max_predict_samples, counts["test"])
     write_model_card(trainer, data, model)
     print_summary(trainer, metrics)
 

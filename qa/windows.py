@@ -19,6 +19,14 @@ CHECKED_ROWS = 16
 TEXTS_AT_ONCE = 1000
 
 
+# Where a row's answer begins, where that is no character: there is no answer; nobody knows where it is.
+NO_ANSWER, UNKNOWN = -1, -2
+
+
+# A label that counts in no loss: models of transformers 4.55 ignore positions after the last one.
+IGNORED = np.iinfo(np.int32).max
+
+
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -237,11 +245,25 @@ def no_answer_positions(tokenizer, template: Template, lengths: np.ndarray) -> n
     return np.zeros(len(lengths), dtype=np.int32)
 
 
+def gold_span(answers: dict | None) -> tuple[int, int]:
+    """Return the first character of a row's first answer and the one after its last, or NO_ANSWER or UNKNOWN twice.
+
+    >>> gold_span({"text": ["Cairo"], "answer_start": [36]}), gold_span({"text": [], "answer_start": []})
+    ((36, 41), (-1, -1))
+    >>> gold_span({"text": ["paraphrase"], "answer_start": [-1]}), gold_span(None)
+    ((-2, -2), (-2, -2))
+    """
+    if answers is not None and not answers["text"]:
+        return NO_ANSWER, NO_ANSWER
+    if answers is None or answers["answer_start"][0] < 0:
+        return UNKNOWN, UNKNOWN
+    return answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
+
+
 def gold_spans(rows) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) first character of each row's first answer, and the one after its last; both -1 without an answer."""
-    answered = [row["answers"] if row["answers"]["text"] else None for row in rows]
-    begin = np.array([-1 if answers is None else answers["answer_start"][0] for answers in answered])
-    return begin, begin + [0 if answers is None else len(answers["text"][0]) for answers in answered]
+    """Return `gold_span` of every row, (rows,) each."""
+    spans = np.array([gold_span(row["answers"]) for row in rows])
+    return spans[:, 0], spans[:, 1]
 
 
 def windows_holding(features: Features, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -256,4 +278,17 @@ def windows_holding(features: Features, begin: np.ndarray, end: np.ndarray) -> n
 
 
 def has_answers(rows) -> bool:
-    return any(row["answers"]["text"] for row in rows)
+    """Return whether the answer of any row, or that it has none, is known."""
+    return any(row["answers"] is not None for row in rows)
+
+
+def has_labels(rows) -> bool:
+    """Return whether the place of any row's answer, or that it has none, is known."""
+    return any(gold_span(row["answers"])[0] != UNKNOWN for row in rows)
+
+
+def labelled_share(features) -> float:
+    """Return the share of features whose label counts in the loss."""
+    if isinstance(features, Features):
+        return 1.0 if features.labels is None else float((features.labels[:, 0] != IGNORED).mean())
+    return float(np.mean([feature.get("start_positions") != IGNORED for feature in features]))

@@ -402,7 +402,7 @@ def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
     rows = run_qa.load_rows(
         qa.arguments.DataArguments(train_file=str(mixed_lengths / "train.json")), None,
         qa.device.training_arguments(False)(output_dir=str(tmp_path), do_train=True),
-    )["train"]  # fmt: skip
+    )[0]["train"]  # fmt: skip
     tokenizer = run_qa.load_config_and_tokenizer(qa.arguments.ModelArguments(str(tiny_model)))[1]
     features = run_qa.prepare_features(rows, tokenizer, 96, 16)
     widths = qa.buckets.pad_widths(features.lengths(), [int(word) for word in BUCKETS], 4)

@@ -134,7 +134,8 @@ def make_dataset(folder: Path, questions: dict[str, int], negatives: bool = Fals
         rows = qa.reading.flatten_squad(corpus.make_part(part, questions[split], seed=1)["data"])[: questions[split]]
         for row in rows[::2] if negatives else []:
             row["answers"] = []
-        shaped = qa.data.checked_rows(rows, split, qa.data.DataArguments(version_2_with_negative=True), True)
+        data = qa.data.DataArguments(version_2_with_negative=True)
+        shaped, _ = qa.data.checked_rows(qa.data.read_questions(rows, split, data, split), split, data, split)
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, shaped)))
 
 

@@ -1,7 +1,6 @@
 """Features and answers against the plain oracle: on every kind of tokenizer, on nasty text and on random logits."""
 
 import copy
-import gzip
 import json
 import logging
 import weakref
@@ -34,7 +33,7 @@ def expected(tokenizer, rows: list[dict], max_seq_length: int, doc_stride: int) 
     columns = ([row[name] for row in rows] for name in ("question", "context", "answers"))
     features = oracle.features(tokenizer, *columns, max_seq_length, doc_stride, stay_in_context=True)
     features = [feature | {"example_id": rows[feature.pop("example_index")]["id"]} for feature in features]
-    if utils_qa.has_answers(rows):
+    if utils_qa.has_labels(rows):
         return features
     return [
         {name: value for name, value in feature.items() if not name.endswith("_positions")} for feature in features
@@ -145,10 +144,17 @@ def test_long_questions_are_trimmed_and_counted(tokenizers, kind, words, caplog)
     assert [feature["input_ids"] for feature in own] == [feature["input_ids"] for feature in dicts]
 
 
-def test_rows_without_any_answer_have_no_labels(tokenizers):
-    rows = rows_of(["where"], ["here and there"], [{"text": [], "answer_start": []}])
-    (feature,) = as_dicts(utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16))
-    assert "start_positions" not in feature
+@pytest.mark.parametrize("unknown", [None, {"text": ["elsewhere"], "answer_start": [-1]}])
+def test_rows_whose_answers_are_unknown_have_no_labels(tokenizers, unknown):
+    """Those that are known to have no answer have labels: the no-answer position."""
+    tokenizer = tokenizers["bert"]
+    rows = rows_of(["where", "when"], ["here and there"] * 2, [unknown] * 2)
+    assert "start_positions" not in as_dicts(utils_qa.prepare_features(rows, tokenizer, 64, 16))[0]
+    rows[1]["answers"] = {"text": [], "answer_start": []}
+    own = utils_qa.own_features(rows, tokenizer, 64, 16, labelled=True)
+    for features in (as_dicts(utils_qa.prepare_features(rows, tokenizer, 64, 16)), own):
+        for name in ("start_positions", "end_positions"):
+            assert [feature[name] for feature in features] == [qa.windows.IGNORED, 0]
 
 
 @pytest.mark.parametrize("kind", ["bert", "bert_left", "distilbert", "xlnet"])
@@ -391,8 +397,8 @@ def test_real_questions(tmp_path_factory):
 
     path = SHARED_DATA / "squad-v2.0-dev.json.gz"
     data = DataArguments(version_2_with_negative=True)
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = qa.data.checked_rows(qa.reading.read_json(file.read()), path.name, data, needs_answers=True)[::9]
+    questions = qa.data.read_questions(qa.reading.read_file(path), path.name, data, "validation")
+    rows = qa.data.checked_rows(questions, path.name, data, "validation")[0][::9]
     tokenizers = make_tokenizers([row["context"] for row in rows[::10]])
     for kind in ("bert", "roberta"):
         features = utils_qa.prepare_features(rows, tokenizers[kind], 384, 128)
