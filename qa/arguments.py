@@ -46,7 +46,9 @@ class DataArguments:
     dataset_config_name: Optional[str] = field(default=None, metadata={"help": "Configuration of that dataset."})
     train_file: Optional[str] = field(
         default=None,
-        metadata={"help": "Training questions: SQuAD's own JSON, a JSON list, JSON lines, CSV or Parquet (.gz too)."},
+        metadata={
+            "help": "Training questions: SQuAD's own JSON, a JSON list, JSON lines, CSV, TSV, Parquet or Excel (.gz too)."
+        },
     )
     validation_file: Optional[str] = field(
         default=None, metadata={"help": "Questions to evaluate on, in any of the same formats."}
@@ -106,8 +108,13 @@ class DataArguments:
     answer_column: str = field(
         default="answers",
         metadata={
-            "help": "Column of the data that holds the answers: {text: [...], answer_start: [...]}, or a plain text."
+            "help": "Column of the data that holds the answers: {text: [...], answer_start: [...]}, a plain text, or "
+            "another form that docs/data.md lists."
         },
+    )
+    id_column: Optional[str] = field(
+        default=None,
+        metadata={"help": "Column of the data that holds the ids; by default `id`, and without it rows are numbered."},
     )
     on_bad_rows: str = field(
         default="stop",

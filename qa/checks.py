@@ -11,9 +11,7 @@ from qa.buckets import read_buckets
 from qa.device import runs_on_cpu, zero_stage
 from qa.errors import UserError
 from qa.preflight import gaudi_problems
-
-
-FILE_KINDS = (".json", ".jsonl", ".csv", ".parquet")
+from qa.reading import READERS, kind_of
 
 
 # The smallest value of each number among the data's arguments.
@@ -101,11 +99,12 @@ def bucket_problems(data: DataArguments, training) -> list[str]:
 
 def file_problems(flag: str, path: Path) -> list[str]:
     """Return the problems of a data file that show without reading it."""
+    if path.is_dir():
+        return [f"--{flag} {path} is a folder; name a file in it, or give the folder as --dataset_name"]
     if not path.is_file():
         return [f"--{flag} {path}: there is no such file"]
-    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind not in FILE_KINDS:
-        return [f"--{flag} {path}: not one of {', '.join(FILE_KINDS)} (each may end in .gz)"]
+    if kind_of(path) not in READERS:
+        return [f"--{flag} {path}: not one of {', '.join(READERS)} (each may end in .gz)"]
     return []
 
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from qa.arguments import SPLITS, STAGES, DataArguments, ModelArguments
 from qa.errors import UserError
 from qa.placing import Place, place_answers
-from qa.reading import check_columns, common_shape, read_file, says_impossible
+from qa.reading import read_file
+from qa.shapes import answers_problem, check_columns, common_shape, record_problem, says_impossible
 
 
 logger = logging.getLogger(__name__)
@@ -112,8 +113,8 @@ class Question:
 
     number: int  # of its record in the file, from 1
     row: dict
-    problem: str | None  # of its context or question
-    found: object  # its answers as the file has them
+    problem: str | None  # of its id, context or question
+    unreadable: str | None  # why its answers cannot be read
     places: list[Place]  # of its answers
 
 
@@ -143,7 +144,8 @@ def read_question(number: int, record: dict, data: DataArguments) -> Question:
         if row["answers"] is not None and row["answers"]["text"]:
             row["gold_answers"] = row["answers"]
         row["answers"] = {"text": [], "answer_start": []}
-    return Question(number, row, text_problem(row), record.get(data.answer_column), [])
+    problem = record_problem(record, data) or text_problem(row)
+    return Question(number, row, problem, answers_problem(record, data) if row["answers"] is None else None, [])
 
 
 def gold_answers(row: dict) -> dict | None:
@@ -219,7 +221,7 @@ def problem_of(question: Question, data: DataArguments, split: str) -> str | Non
         return question.problem
     answers = question.row["answers"] if split == "train" else gold_answers(question.row)
     if answers is None:
-        return f"the answers {question.found!r:.60} are neither {{text: [...], answer_start: [...]}} nor a text"
+        return question.unreadable
     if not answers["text"] and not data.version_2_with_negative:
         marked = " (is_impossible)" if "gold_answers" in question.row else ""
         return f"there is no answer{marked}, and --version_2_with_negative is not given"

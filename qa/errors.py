@@ -1,5 +1,6 @@
 """How a user's mistake ends: a line for each problem on stderr, and exit status 2."""
 
+import reprlib
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,15 @@ class UserError(Exception):
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 60
+
+
+def short(value) -> str:
+    """Return a value on one line of at most 80 characters, for messages."""
+    return SHORT.repr(value)[:80]
 
 
 def run_or_exit(main: Callable[[], None]) -> None:
