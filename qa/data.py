@@ -193,10 +193,11 @@ def checked_rows(
             numbers[same] = question.number
             good.append(question)
         else:
-            bad[policy].append(f"{source}, row {question.number}, id {question.row['id']!r}: {reason}")
+            bad[policy].append(f"row {question.number}, id {question.row['id']!r}: {reason}")
     if bad["stop"]:
         total = f"{source}: {len(bad['stop'])} of {len(questions)} rows are bad"
-        raise UserError(*bad["stop"][:5], f"{total}; fix them, or skip them with --on_bad_rows skip")
+        first = (f"{source}, {line}" for line in bad["stop"][:5])
+        raise UserError(*first, f"{total}; fix them, or skip them with --on_bad_rows skip")
     if not good:
         raise UserError(f"{source}: no rows" + (" are left" if bad["skip"] else ""))
     ambiguous = sum(place_of_several(question) is not None for question in good)

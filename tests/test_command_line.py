@@ -144,6 +144,20 @@ def test_problems_are_reported_together(tmp_path):
     )
 
 
+def test_the_held_out_part_comes_from_the_training_data(tmp_path):
+    train, dev = (str(tmp_path / name) for name in ("train.json", "dev.json"))
+    for path in (train, dev):
+        open(path, "w").close()
+    assert problems_of("--do_eval", "--validation_split", "0.1") == [
+        "no data for the validation part: give --train_file or --dataset_name"
+    ]
+    for share in ("0", "1", "nan", "-0.1"):
+        (problem,) = problems_of("--do_train", "--train_file", train, f"--validation_split={share}")
+        assert problem.startswith(f"--validation_split is {float(share)}, it must be between 0 and 1")
+    (problem,) = problems_of("--do_eval", "--train_file", train, "--validation_file", dev, "--validation_split", "0.1")
+    assert problem == "--validation_split and --validation_file both name the validation part; omit one of them"
+
+
 def test_nothing_to_do_is_an_error():
     """Defect 4: the reference falls through to the test split."""
     assert problems_of("--dataset_name", "squad") == ["nothing to do: add --do_train, --do_eval or --do_predict"]

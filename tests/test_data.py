@@ -1,6 +1,7 @@
 """Every format becomes the same rows; every kind of bad row is told with file, row and reason."""
 
 import csv
+import doctest
 import gzip
 import json
 from contextlib import nullcontext
@@ -9,8 +10,10 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
+import qa.data
+import qa.placing
 from qa.arguments import STAGES, DataArguments, ModelArguments
-from qa.data import load_rows
+from qa.data import gold_answers, load_rows
 from qa.errors import UserError
 
 
@@ -227,3 +230,232 @@ def test_broken_files_are_told_by_name(tmp_path, name):
     with pytest.raises(UserError) as caught:
         load(train_file=str(path))
     assert all(problem.startswith(str(path)) and "\n" not in problem for problem in caught.value.problems)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers and their places
+
+
+NILE = "The Nile flows north through Egypt. Cairo lies on the Nile, and the delta begins behind Cairo."
+
+
+def write_rows(path, *rows: dict) -> str:
+    path.write_text("\n".join(json.dumps({"context": NILE, "question": "Where?"} | row) for row in rows))
+    return str(path)
+
+
+def answers(*pairs: tuple[str, int]) -> dict:
+    return {"text": [text for text, _ in pairs], "answer_start": [start for _, start in pairs]}
+
+
+def places_of(rows: list[dict]) -> list[tuple[str, int]]:
+    return [pair for row in rows for pair in zip(row["answers"]["text"], row["answers"]["answer_start"])]
+
+
+NO_ANSWER = {
+    "empty text at 0": {"answers": answers(("", 0))},
+    "empty text at -1": {"answers": answers(("", -1))},
+    "null": {"answers": {"text": [None], "answer_start": [0]}},
+    "no such column": {},
+    "impossible": {"answers": answers(("Cairo", 36)), "is_impossible": True},
+    "impossible in a CSV file": {"answers": answers(("Cairo", 36)), "is_impossible": "True"},
+}
+
+
+@pytest.mark.parametrize("written", NO_ANSWER)
+@pytest.mark.parametrize("first", [True, False])
+def test_no_answer_however_it_is_written(tmp_path, written, first):
+    """In the first row, from which the columns were read once, and in another."""
+    rows = [NO_ANSWER[written], {"answers": answers(("north", 15))}]
+    path = write_rows(tmp_path / "x.jsonl", *(rows if first else reversed(rows)))
+    loaded = load(train_file=path, version_2_with_negative=True)
+    assert places_of(loaded) == [("north", 15)] and len(loaded) == 2
+    with pytest.raises(UserError, match=f"row {2 - first}, .*there is no answer"):
+        load(train_file=path)
+
+
+def test_impossible_questions_are_scored_by_their_answers(tmp_path):
+    """As the official evaluator does, which does not read `is_impossible`; also in SQuAD's own layout."""
+    qa = {"id": "a", "question": "Where?", "is_impossible": True, "answers": [{"text": "Cairo", "answer_start": 36}]}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": NILE, "qas": [qa]}]}]}))
+    (row,) = load("validation", validation_file=str(path), version_2_with_negative=True)
+    assert row["answers"]["text"] == [] and gold_answers(row)["text"] == ["Cairo"]
+
+
+def test_a_train_file_without_answers_is_refused(tmp_path):
+    """Negatives are written down; a column that is missing, or empty in every row, is a mistake."""
+    for column in ({}, {"answers": None}):
+        path = write_rows(tmp_path / "x.jsonl", column, column)
+        with pytest.raises(UserError, match="no column `answers`.*; there are: context, question$"):
+            load(train_file=path, version_2_with_negative=True)
+
+
+PLACED = {  # the answers of a file, and where they stand
+    "blanks around it": ([(" north ", 14), ("north\n", 15)], [("north", 15)] * 2),
+    "the first of several": ([("Cairo", -1)], [("Cairo", 36)]),
+    "the nearest of several": ([("Cairo", 35), ("Cairo", 80)], [("Cairo", 36), ("Cairo", 88)]),
+    "whole words first": ([("the", -1), ("a", -1)], [("the", 50), ("a", 37)]),
+}
+
+
+@pytest.mark.parametrize("case", PLACED)
+def test_answers_are_moved_to_their_places(tmp_path, case):
+    given, expected = PLACED[case]
+    path = write_rows(tmp_path / "x.jsonl", *({"answers": answers(pair)} for pair in given))
+    assert places_of(load(train_file=path)) == expected
+
+
+def test_ambiguous_answers_are_counted_or_refused_or_skipped(tmp_path, caplog):
+    several, at_the_first = {"answers": answers(("Cairo", -1))}, {"answers": answers(("Cairo", 36))}
+    path = write_rows(tmp_path / "x.jsonl", several, at_the_first)
+    rows, counts = load_counted(train_file=path)
+    assert places_of(rows) == [("Cairo", 36)] * 2 and counts == {"ambiguous_answers": 1}
+    assert "1 of 2 questions have an answer that occurs several times" in caplog.text
+    rows, counts = load_counted(train_file=path, ambiguous_answers="skip")
+    assert [row["id"] for row in rows] == ["1"] and counts == {"skipped_rows": 1}
+    for bad_rows in ("stop", "skip"):
+        with pytest.raises(
+            UserError, match="row 1, id '0': the answer 'Cairo' has no answer_start and occurs 2 times"
+        ):
+            load(train_file=path, ambiguous_answers="stop", on_bad_rows=bad_rows)
+    rows, counts = load_counted("validation", validation_file=path, ambiguous_answers="stop")
+    assert len(rows) == 2 and counts == {}
+
+
+TEXT_OF_UNITS = "😀 é Cairo\r\n lies\r\non the Nile, é behind Cairo 😀 Cairo"
+UNITS = {
+    "UTF-16 code units": lambda text: len(text.encode("utf-16-le")) // 2,
+    "bytes of UTF-8": lambda text: len(text.encode()),
+    "line ends as one character": lambda text: len(text.replace("\r\n", "\n")),
+    "line ends as two characters": lambda text: len(text.replace("\n", "\r\n")),
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_offsets_in_other_units_are_converted(tmp_path, caplog, unit):
+    context = TEXT_OF_UNITS if "two" not in unit else TEXT_OF_UNITS.replace("\r", "")
+    places = [place for place in range(len(context)) if context.startswith("Cairo", place)]
+    rows = [{"context": context, "answers": answers(("Cairo", UNITS[unit](context[:place])))} for place in places]
+    path = write_rows(tmp_path / "x.jsonl", *rows)
+    assert places_of(load(train_file=path)) == [("Cairo", place) for place in places]
+    assert f"{path}: each answer_start counted {unit} and was converted" in caplog.text
+    wrong = rows[0] | {"answers": answers(("Nile", 0))}  # not at its text in any unit: so nothing is converted
+    load(train_file=write_rows(tmp_path / "y.jsonl", *rows, wrong))
+    assert f"{tmp_path / 'y.jsonl'}: each answer_start" not in caplog.text
+
+
+def test_evaluation_needs_texts_and_no_places(tmp_path, caplog):
+    """Also of several gold answers those come first that the context holds: the loss is that of the first."""
+    golds = [("on the river", 36), ("Cairo", 0)], [("upriver", -1)], [("Cairo", -1)]
+    path = write_rows(tmp_path / "x.jsonl", *({"answers": answers(*pairs)} for pairs in golds))
+    assert places_of(load("validation", validation_file=path)) == [
+        ("Cairo", 36), ("on the river", -1), ("upriver", -1), ("Cairo", 36)
+    ]  # fmt: skip
+    assert "1 of 3 questions have no answer that is in the context" in caplog.text
+    with pytest.raises(
+        UserError, match="the answer 'on the river' does not stand at its answer_start 36 and is not in"
+    ):
+        load(train_file=path)
+
+
+BROKEN_ANSWERS = [
+    {"text": ["Cairo"], "answer_start": [1, 2]},
+    7.5,
+    {"text": ["Peru"], "answer_start": [3]},
+    [[]],
+    None,
+]
+
+
+def test_prediction_needs_no_answers(tmp_path, caplog):
+    path = write_rows(tmp_path / "x.jsonl", *({"answers": value} for value in BROKEN_ANSWERS))
+    assert [row["answers"] for row in load("test", test_file=path)] == [None] * 5
+    assert "questions have no readable answer; no answer is scored" in caplog.text
+    path = write_rows(tmp_path / "y.jsonl", *({"answers": answers(("Peru", start))} for start in (3, 4)))
+    assert places_of(load("test", test_file=path)) == [("Peru", -1)] * 2  # can be scored
+
+
+def test_published_test_files_have_empty_answers(tmp_path):
+    """Nobody says that these questions have none; next to answered ones they have."""
+    path = write_rows(tmp_path / "x.jsonl", *[{"answers": answers()}] * 2)
+    assert [row["answers"] for row in load("test", test_file=path, version_2_with_negative=True)] == [None] * 2
+    path = write_rows(tmp_path / "x.jsonl", {"answers": answers()}, {"answers": answers(("Cairo", 36))})
+    rows = load("test", test_file=path, version_2_with_negative=True)
+    assert rows[0]["answers"] == answers() and places_of(rows) == [("Cairo", 36)]
+
+
+def test_one_id_for_questions_about_several_contexts(tmp_path, caplog):
+    contexts = [NILE, f"{NILE} Here.", NILE.lower(), NILE.upper()]
+    rows = [{"id": name, "context": text} for name, text in zip(("74", "74", "74-2", "74"), contexts)]
+    path = write_rows(tmp_path / "x.jsonl", *(row | {"answers": row["context"][4:8]} for row in rows))
+    assert len(load(train_file=path)) == 4 and "74" not in caplog.text
+    assert [row["id"] for row in load("validation", validation_file=path)] == ["74", "74-3", "74-2", "74-4"]
+    assert (
+        "2 questions had the id of a question about another context and got their own, such as 74-3 for 74"
+        in caplog.text
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Holding out a validation part
+
+
+@pytest.fixture
+def forty_contexts(tmp_path):
+    """A file of 100 questions about 40 contexts, of which blanks make 60."""
+    contexts = [f"In town {number % 40} lies\tthe bridge." for number in range(100)]
+    blank = [text.replace("\t", " \n") if number % 3 else text for number, text in enumerate(contexts)]
+    return write_rows(tmp_path / "x.jsonl", *({"context": text, "answers": "the bridge"} for text in blank))
+
+
+def split_in_two(path: str, seed=42, **flags) -> list[list[dict]]:
+    flags = {"train_file": path, "validation_split": 0.3} | flags
+    return [load_counted(split, seed, **flags)[0] for split in ("train", "validation")]
+
+
+def test_a_part_is_held_out_by_context(forty_contexts):
+    train, held = split_in_two(forty_contexts)
+    contexts = [{" ".join(row["context"].split()) for row in part} for part in (train, held)]
+    assert not contexts[0] & contexts[1] and list(map(len, contexts)) == [28, 12]
+    assert sorted(int(row["id"]) for row in train + held) == list(range(100))
+    assert [int(row["id"]) for row in train] == sorted(int(row["id"]) for row in train)
+
+
+def test_the_held_out_part_depends_on_contexts_and_seed_alone(forty_contexts, tmp_path):
+    """So it is the same on every rank, in a resumed run and in a later evaluation, and samples are cut from it."""
+    train, held = split_in_two(forty_contexts)
+    assert split_in_two(forty_contexts) == [train, held]
+    assert split_in_two(forty_contexts, max_train_samples=9, max_eval_samples=5) == [train[:9], held[:5]]
+    assert split_in_two(forty_contexts, seed=1)[1] != held
+    lines = open(forty_contexts).read().split("\n")
+    (tmp_path / "reversed.jsonl").write_text("\n".join(reversed(lines)))
+    again = split_in_two(str(tmp_path / "reversed.jsonl"))[1]
+    assert {row["context"] for row in again} == {row["context"] for row in held}
+
+
+def test_each_part_is_checked_as_what_it_is(forty_contexts, tmp_path):
+    """Row numbers are those of the file; a paraphrase is bad to train on and good to evaluate."""
+    train, held = split_in_two(forty_contexts)
+    rows = [json.loads(line) for line in open(forty_contexts)]
+    for part in (train, held):
+        rows[int(part[3]["id"])]["answers"] = "a paraphrase"
+    path = write_rows(tmp_path / "y.jsonl", *rows)
+    assert len(load("validation", train_file=path, validation_split=0.3)) == len(held)
+    with pytest.raises(UserError) as caught:
+        load(train_file=path, validation_split=0.3)
+    assert f"row {int(train[3]['id']) + 1}, " in caught.value.problems[0] and f"1 of {len(train)}" in str(caught.value)
+
+
+def test_too_few_contexts_to_hold_some_out(tmp_path):
+    path = write_rows(tmp_path / "x.jsonl", *[{"answers": "north"}] * 3)
+    with pytest.raises(
+        UserError, match="--validation_split 0.1 of the 1 contexts of .*x.jsonl leaves none to train on"
+    ):
+        load(train_file=path, validation_split=0.1)
+    path = write_rows(tmp_path / "x.jsonl", {"answers": "north"}, {"answers": "north", "context": "It lies north."})
+    assert [len(part) for part in split_in_two(path, validation_split=0.01)] == [1, 1]
+
+
+def test_doctests():
+    assert doctest.testmod(qa.placing).failed == doctest.testmod(qa.data).failed == 0

@@ -15,6 +15,7 @@ import qa.stages
 import run_qa
 import utils_qa
 from qa.errors import UserError
+from qa.reading import flatten_squad
 
 
 TRAINED_FILES = {
@@ -146,6 +147,68 @@ def test_questions_without_an_answer(trained, negatives, tmp_path):
     logit = float(np.log(threshold / (1 - threshold))) + 1e-6 if 0 < threshold < 1 else -1e9
     run(trained, tmp_path / "best", *flags, f"--null_score_diff_threshold={logit}")
     assert load(tmp_path / "best" / "eval_results.json")["eval_f1"] == pytest.approx(results["eval_best_f1"])
+
+
+def write_lines(path, rows: list[dict]):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_questions_that_have_no_answer_alone(tiny_model, tmp_path):
+    """They train the no-answer position and are scored; the row without a question is counted in all results."""
+    rows = [{"id": str(n), "context": "The Nile flows north.", "question": f"Who swims {'far ' * n}?", "answers": None}
+            | {"is_impossible": True} for n in range(4)]  # fmt: skip
+    path = write_lines(tmp_path / "rows.jsonl", [*rows, rows[0] | {"question": ""}])
+    flags = ["--version_2_with_negative", "--on_bad_rows", "skip", "--train_file", path, "--validation_file", path]
+    flags += ["--do_train", "--do_eval", "--num_train_epochs", "30", "--learning_rate", "1e-2"]
+    run(tiny_model, tmp_path / "out", *flags)
+    results = load(tmp_path / "out" / "all_results.json")
+    texts = load(tmp_path / "out" / "eval_predictions.json")
+    scores = oracle.squad_v2(texts, {row["id"]: [] for row in rows}, dict.fromkeys(texts, 0.0))
+    assert scores["NoAns_total"] == 4 and scores["exact"] > 0
+    scores = {f"eval_{name}": value for name, value in scores.items() if "best" not in name}
+    assert {name: results.get(name) for name in scores} == pytest.approx(scores)
+    assert not any("HasAns" in name for name in results)
+    assert results["train_skipped_rows"] == results["eval_skipped_rows"] == 1
+    assert results["train_samples"] == results["eval_samples"] == 4 and results["eval_loss"] < 1
+
+
+def test_every_question_is_scored_and_those_with_a_known_place_count_in_the_loss(trained, squad_files, tmp_path):
+    """Paraphrases among the rows, whole batches of them: the same loss as without them, and scores of all."""
+    placed = flatten_squad(load(squad_files / "dev.json")["data"])[:6]
+    unplaced = [row | {"id": f"p{n}", "answers": "no words of it"} for n, row in enumerate(placed * 3)]
+    mixed = unplaced[:2] + placed[:3] + unplaced[2:15] + placed[3:] + unplaced[15:]
+    flags = ["--do_eval", "--per_device_eval_batch_size", "4", "--validation_file"]
+    run(trained, tmp_path / "placed", *flags, write_lines(tmp_path / "placed.jsonl", placed))
+    run(trained, tmp_path / "mixed", *flags, write_lines(tmp_path / "mixed.jsonl", mixed))
+    alone, together = (load(tmp_path / name / "eval_results.json") for name in ("placed", "mixed"))
+    assert together["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-5)
+    golds = {row["id"]: [answer["text"] for answer in row["answers"]] for row in placed}
+    golds |= {row["id"]: [row["answers"]] for row in unplaced}
+    scores = oracle.squad_v1(load(tmp_path / "mixed" / "eval_predictions.json"), golds)
+    assert {name: together[f"eval_{name}"] for name in scores} == pytest.approx(scores)
+
+
+def test_impossible_questions_are_scored_by_their_answers(trained, squad_files, tmp_path):
+    """As the official evaluator does; they are trained, and count in the loss, as questions without an answer."""
+    rows = flatten_squad(load(squad_files / "dev.json")["data"])[:8]
+    impossible = [row | {"is_impossible": True} for row in rows]
+    flags = ["--do_eval", "--version_2_with_negative", "--validation_file"]
+    run(trained, tmp_path / "marked", *flags, write_lines(tmp_path / "marked.jsonl", impossible))
+    run(trained, tmp_path / "empty", *flags,
+        write_lines(tmp_path / "empty.jsonl", [row | {"answers": []} for row in rows]))  # fmt: skip
+    run(trained, tmp_path / "answered", *flags, write_lines(tmp_path / "answered.jsonl", rows))
+    marked, empty, answered = (load(tmp_path / name / "eval_results.json") for name in ("marked", "empty", "answered"))
+    assert marked["eval_HasAns_total"] == 8 and marked["eval_f1"] == answered["eval_f1"]
+    assert marked["eval_loss"] == pytest.approx(empty["eval_loss"]) and marked["eval_loss"] != answered["eval_loss"]
+
+
+def test_a_held_out_part_is_evaluated_after_a_run_as_during_it(tiny_model, squad_files, tmp_path):
+    flags = ["--train_file", squad_files / "train.json", "--validation_split", "0.25", "--do_eval"]
+    run(tiny_model, tmp_path / "out", *flags, "--do_train", "--num_train_epochs", "1")
+    run(tmp_path / "out", tmp_path / "later", *flags)
+    during, later = (load(tmp_path / name / "eval_predictions.json") for name in ("out", "later"))
+    assert during == later and 0 < len(during) < 32
 
 
 def test_predicting_questions_whose_answers_nobody_knows(trained, unknown_answers, tmp_path):

@@ -177,6 +177,25 @@ def test_questions_without_an_answer(trained_on_negatives, negatives, tmp_path):
     assert {"eval_HasAns_f1", "eval_NoAns_f1"} <= results.keys()
 
 
+def test_questions_that_have_no_answer_alone(tiny_writers, tmp_path):
+    """They train the empty text and are scored."""
+    row = {
+        "context": "The Nile flows north.",
+        "question": "Who swims?",
+        "answers": {"text": [""], "answer_start": [0]},
+    }
+    (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(row | {"id": str(n)}) for n in range(4)]))
+    flags = ["--do_train", "--do_eval", "--train_file", tmp_path / "rows.jsonl", "--version_2_with_negative"]
+    flags += ["--validation_file", tmp_path / "rows.jsonl", "--num_train_epochs", "9", "--learning_rate", "1e-2"]
+    run(tiny_writers["bart"], tmp_path / "out", *flags)
+    results = load(tmp_path / "out" / "eval_results.json")
+    texts = load(tmp_path / "out" / "eval_predictions.json")
+    scores = oracle.squad_v2(texts, dict.fromkeys(texts, []), dict.fromkeys(texts, 0.0))
+    plain = {f"eval_{name}": value for name, value in scores.items() if "best" not in name}
+    assert {name: results.get(name) for name in plain} == pytest.approx(plain)
+    assert results["eval_NoAns_total"] == 4 and "eval_HasAns_total" not in results and results["eval_loss"] < 1
+
+
 def test_the_scores_are_log_probabilities(trained_on_negatives, negatives, tmp_path):
     """Of the text and of the empty answer, against the model asked token by token, one window at a time."""
     flags = ["--version_2_with_negative", "--do_eval", "--validation_file", negatives, "--max_eval_samples", 4]
