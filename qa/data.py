@@ -23,7 +23,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from qa.arguments import SPLITS, STAGES, DataArguments, ModelArguments
-from qa.errors import UserError
+from qa.errors import UserError, short
 from qa.placing import Place, place_answers
 from qa.reading import read_file
 from qa.shapes import answers_problem, check_columns, common_shape, record_problem, says_impossible
@@ -193,7 +193,7 @@ def checked_rows(
             numbers[same] = question.number
             good.append(question)
         else:
-            bad[policy].append(f"row {question.number}, id {question.row['id']!r}: {reason}")
+            bad[policy].append(f"row {question.number}, id {short(question.row['id'])}: {reason}")
     if bad["stop"]:
         total = f"{source}: {len(bad['stop'])} of {len(questions)} rows are bad"
         first = (f"{source}, {line}" for line in bad["stop"][:5])
@@ -235,7 +235,7 @@ def text_problem(row: dict) -> str | None:
     for name in ("context", "question"):
         text = row[name]
         if not isinstance(text, str):
-            return f"the {name} is {'missing' if text is None else f'not a text but {text!r:.40}'}"
+            return f"the {name} is {'missing' if text is None else f'not a text but {short(text)}'}"
         if not text.strip():
             return f"the {name} is empty"
         if not is_unicode(text):

@@ -86,7 +86,9 @@ def answers_problem(record: dict, data) -> str | None:
 
 def answers_of(record: dict, data) -> dict:
     to_flag(record.get("is_impossible"))  # nobody knows whether such answers count
-    return common_answers(record.get(data.answer_column), record.get("answer_start"))
+    context = record.get(data.context_column)
+    text = context if isinstance(context, str) else ""
+    return common_answers(record.get(data.answer_column), record.get("answer_start"), text)
 
 
 def says_impossible(record: dict) -> bool:
@@ -97,14 +99,14 @@ def says_impossible(record: dict) -> bool:
         return False
 
 
-def common_answers(value, start=None) -> dict:
+def common_answers(value, start=None, context: str = "") -> dict:
     """Return answers in any known form as `{"text": [...], "answer_start": [...]}`, with empty lists where none is written.
 
     Forms of `value`:
 
     - `{"text": [...], "answer_start": [...]}`; each may be a single value; also `answer_text` and `start`;
     - a list of `{"text", "answer_start"}` (SQuAD) or `{"start", "end", "text"}` (Label Studio);
-    - `{"text", "char_spans": [[start, end], ...]}`, or a list of them (MRQA);
+    - `{"text", "char_spans": [[start, end], ...]}` of the `context`, or a list of them (MRQA);
     - a text, a number, or a list of them, with `start` (one or a list) or without;
     - any of these as JSON, or as Python or numpy print it, which CSV cells hold.
 
@@ -115,17 +117,19 @@ def common_answers(value, start=None) -> dict:
         ValueError: none of these forms, or a start that is no position; with the value found.
     """
     value = parse_cell(value)
-    pairs = [] if is_missing(value) else [pair for pair in answer_pairs(value, parse_cell(start)) if pair[0].strip()]
+    if is_missing(value):
+        return {"text": [], "answer_start": []}
+    pairs = [pair for pair in answer_pairs(value, parse_cell(start), context) if pair[0].strip()]
     return {"text": [text for text, _ in pairs], "answer_start": [start for _, start in pairs]}
 
 
-def answer_pairs(value, start=None) -> Iterator[tuple[str, int]]:
+def answer_pairs(value, start, context: str) -> Iterator[tuple[str, int]]:
     """Yield each answer's text and start."""
     if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
         for entry in value:
-            yield from answer_pairs(entry)
+            yield from answer_pairs(entry, None, context)
     elif isinstance(value, dict) and value.get("char_spans"):
-        yield from answer_pairs(starts_of_spans(value))
+        yield from answer_pairs(answers_of_spans(value, context), None, context)
     elif isinstance(value, dict) and value:
         if not any(key in value for key in TEXT_KEYS):
             raise ValueError(f"the answer {short(value)} has no `text`; add it")
@@ -134,15 +138,36 @@ def answer_pairs(value, start=None) -> Iterator[tuple[str, int]]:
         yield from paired(value, start)
 
 
-def starts_of_spans(answer: dict) -> list[dict]:
-    """Return MRQA's answers with starts: a text with its spans, or (on the hub) texts with the spans of each."""
+def answers_of_spans(answer: dict, context: str) -> list[dict]:
+    """Return MRQA's answers, one for each span: of a text with its spans, or (on the hub) of texts with the spans of each."""
     texts, spans = first_of(answer, TEXT_KEYS), answer["char_spans"]
     try:
         if isinstance(texts, list):
-            return [{"text": text, "start": places["start"]} for text, places in zip(texts, spans, strict=True)]
-        return [{"text": texts, "start": [span[0] for span in spans]}]
-    except (TypeError, KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"the char_spans {short(spans)} are not [[start, end], ...] for each text") from error
+            spans = [list(zip(span["start"], span["end"], strict=True)) for span in spans]
+        else:
+            texts, spans = [texts], [spans]
+        return [
+            {"text": text_of_span(context, to_text(text), start, end), "start": start}
+            for text, places in zip(texts, spans, strict=True)
+            for start, end in places
+        ]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"the char_spans {short(answer['char_spans'])} are not [[start, end], ...] for each text"
+        ) from error
+
+
+def text_of_span(context: str, text: str, start: int, end: int) -> str:
+    """Return the context from start to end, both inclusive, where that is the text apart from case, articles and punctuation.
+
+    MRQA normalizes its texts (https://github.com/mrqa/MRQA-Shared-Task-2019#dataset-format).
+
+    >>> text_of_span("It is the U.S. Senate.", "us senate", 6, 20), text_of_span("Cairo", "Nile", 0, 4)
+    ('the U.S. Senate', 'Nile')
+    """
+    span = context[start : end + 1]
+    same = re.sub(r"\W", "", text).casefold() in re.sub(r"\W", "", span).casefold()
+    return span if same and not context.startswith(text, start) else text
 
 
 def paired(texts, starts) -> Iterable[tuple[str, int]]:
@@ -252,9 +277,8 @@ class PlainLists(ast.NodeTransformer):
     """Replace numpy's calls by their argument (`array([1], dtype=int32)` by `[1]`), tuples by lists, `nan` by None."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        name = ast.unparse(node.func)
-        known = name == "array" or name.startswith(("np.", "numpy."))
-        return self.visit(node.args[0]) if known and node.args else node
+        name = getattr(node.func, "id", None) or getattr(getattr(node.func, "value", None), "id", None)
+        return self.visit(node.args[0]) if name in ("array", "np", "numpy") and node.args else node
 
     def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
         return ast.List(self.generic_visit(node).elts, ast.Load())
