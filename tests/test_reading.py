@@ -22,7 +22,7 @@ from qa.reading import READERS, read_file
 from qa.shapes import answers_problem, check_columns, common_shape, record_problem, says_impossible
 
 
-NILE = "The Nile flows north through Egypt. Cairo lies on the Nile, and the delta begins behind Cairo."
+NILE = "The Nile flows north through Egypt. Cairo lies on the Nile, and the delta begins after Cairo."
 WHICH = "What lies on the Nile?"
 CAIRO = {"text": ["Cairo"], "answer_start": [36]}
 NONE = {"text": [], "answer_start": []}
@@ -71,7 +71,7 @@ def table(*rows: list, delimiter=",") -> str:
 PLAIN = [["id", "context", "question", "answers", "answer_start"], ["a", NILE, WHICH, "Cairo", "36"]]
 MRQA = [{"header": {"dataset": "Nile"}}, {"context": NILE, "qas": [
     {"qid": "q", "question": WHICH, "answers": ["Cairo", "El Qahira"], "detected_answers": [
-        {"text": "Cairo", "char_spans": [[36, 40], [88, 92]]}, {"text": "nile and the delta", "char_spans": [[50, 72]]}, {"text": "Peru", "char_spans": [[4, 7]]}
+        {"text": "Cairo", "char_spans": [[36, 40], [87, 91]]}, {"text": "nile and the delta", "char_spans": [[50, 72]]}, {"text": "Peru", "char_spans": [[4, 7]]}
     ]}
 ]}]  # fmt: skip
 
@@ -81,7 +81,7 @@ READ = {
     "guid": ("json", squad(qa(guid="g"), qa(guid="g", id="a"), qa(guid="h", id=None)), [row(i, title="Nile") for i in "gah"], {}),
     "paragraphs without articles": ("json", [{"context": NILE, "qas": [qa(id="a")]}], [row("a")], {}),
     "one paragraph": ("json", {"context": NILE, "qas": [qa(id="a")]}, [row("a")], {}),
-    "MRQA": ("jsonl", "\n".join(map(json.dumps, MRQA)), [row("q", {"text": ["Cairo", "Cairo", "the Nile, and the delta", "Peru"], "answer_start": [36, 88, 50, 4]})], {}),
+    "MRQA": ("jsonl", "\n".join(map(json.dumps, MRQA)), [row("q", {"text": ["Cairo", "Cairo", "the Nile, and the delta", "Peru"], "answer_start": [36, 87, 50, 4]})], {}),
     "mrqa on the hub": ("json", [record(detected={"text": ["Nile", "Cairo"], "char_spans": [{"start": [4, 50], "end": [7, 53]}, {"start": [36], "end": [40]}]})],
                         [row(answers={"text": ["Nile", "Nile", "Cairo"], "answer_start": [4, 50, 36]})], {"answer_column": "detected"}),
     "Label Studio": ("json", [record(id=1, answer=[{"start": 36, "end": 41, "text": "Cairo", "labels": ["Answer"]}])], [row("1")], {"answer_column": "answer"}),
