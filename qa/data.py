@@ -200,7 +200,7 @@ def checked_rows(
         raise UserError(*first, f"{total}; fix them, or skip them with --on_bad_rows skip")
     if not good:
         raise UserError(f"{source}: no rows" + (" are left" if bad["skip"] else ""))
-    ambiguous = sum(place_of_several(question) is not None for question in good)
+    ambiguous = sum(map(is_ambiguous, good))
     counts = {"skipped_rows": len(bad["skip"]), "ambiguous_answers": ambiguous if split == "train" else 0}
     rows = [question.row for question in good]
     log_checks(good, bad["skip"], make_ids_unique(rows), source, split)
@@ -210,9 +210,8 @@ def checked_rows(
 def problem_and_policy(question: Question, data: DataArguments, split: str) -> tuple[str | None, str]:
     """Return what makes a question bad for a split, None for a good one, and what follows: `stop` or `skip`."""
     reason = problem_of(question, data, split)
-    if reason is None and split == "train" and data.ambiguous_answers != "first":
-        place = place_of_several(question)
-        return place and f"{place}; --ambiguous_answers first takes the first", data.ambiguous_answers
+    if reason is None and split == "train" and data.ambiguous_answers != "first" and is_ambiguous(question):
+        return f"{label_place(question)}; --ambiguous_answers first takes the nearest or first", data.ambiguous_answers
     return reason, data.on_bad_rows
 
 
@@ -226,8 +225,9 @@ def problem_of(question: Question, data: DataArguments, split: str) -> str | Non
     if not answers["text"] and not data.version_2_with_negative:
         marked = " (is_impossible)" if "gold_answers" in question.row else ""
         return f"there is no answer{marked}, and --version_2_with_negative is not given"
-    nowhere = (str(place) for place in question.places if place.start < 0)
-    return next(nowhere, None) if split == "train" else None
+    if split == "train" and answers["text"] and label_place(question) is None:
+        return str(question.places[0])
+    return None
 
 
 def text_problem(row: dict) -> str | None:
@@ -251,9 +251,15 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def place_of_several(question: Question) -> Place | None:
-    """Return the first answer of a question whose place was chosen among several."""
-    return next((place for place in question.places if place.choices > 1), None)
+def label_place(question: Question) -> Place | None:
+    """Return the place of the answer that training takes: the first one that the context holds."""
+    return next((place for place in question.places if place.start >= 0), None)
+
+
+def is_ambiguous(question: Question) -> bool:
+    """Return whether the label's place was chosen among several."""
+    place = label_place(question)
+    return place is not None and place.choices > 1
 
 
 def make_ids_unique(rows: list[dict]) -> dict[str, str]:
@@ -285,7 +291,7 @@ def log_checks(good: list[Question], skipped: list[str], renamed: dict[str, str]
         lines.append(
             f"{len(renamed)} questions had the id of a question about another context and got their own, such as {new} for {old}"
         )
-    ambiguous = sum(place_of_several(question) is not None for question in good)
+    ambiguous = sum(map(is_ambiguous, good))
     if ambiguous and split == "train":
         lines.append(
             f"{ambiguous} of {len(good)} questions have an answer that occurs several times; training takes the place "
