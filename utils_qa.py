@@ -20,7 +20,7 @@ from qa.padding import PaddingCollator
 from qa.windows import (
     CHECKED_ROWS,
     IGNORED,
-    UNKNOWN,
+    UNKNOWN_SPAN,
     Features,
     Template,
     gold_spans,
@@ -99,7 +99,7 @@ def label_windows(rows, features: Features) -> np.ndarray:
     start = np.where(holds, np.minimum(start_token[row], features.last - 1) + shift, features.cls_index)
     stop = np.where(holds, np.maximum(end_token[row], features.first) + shift, features.cls_index)
     labels = np.stack([start, stop], axis=1)
-    labels[begin[row] == UNKNOWN] = IGNORED
+    labels[begin[row] == UNKNOWN_SPAN] = IGNORED
     return labels.astype(np.int32)
 
 

@@ -282,32 +282,23 @@ def make_ids_unique(rows: list[dict]) -> dict[str, str]:
 
 
 def log_checks(good: list[Question], skipped: list[str], renamed: dict[str, str], source: str, split: str) -> None:
-    """Report what the checks changed, and how answers that do not say their place are used."""
-    lines = []
-    if skipped:
-        lines.append(f"skipped {len(skipped)} of {len(skipped) + len(good)} rows, such as {skipped[0]}")
-    if renamed and split != "train":
-        new, old = next(iter(renamed.items()))
-        lines.append(
-            f"{len(renamed)} questions had the id of a question about another context and got their own, such as {new} for {old}"
-        )
-    ambiguous = sum(map(is_ambiguous, good))
-    if ambiguous and split == "train":
-        lines.append(
-            f"{ambiguous} of {len(good)} questions have an answer that occurs several times; training takes the place "
-            "nearest to its answer_start, else the first (--ambiguous_answers)"
-        )
-    nowhere = sum(
-        bool(question.row["answers"]["text"]) and question.row["answers"]["answer_start"][0] < 0
-        for question in good
-        if question.row["answers"]
-    )
-    if nowhere:
-        lines.append(
-            f"{nowhere} of {len(good)} questions have no answer that is in the context; they are scored, and left out of the loss"
-        )
-    for line in lines:
-        logger.warning(f"{source}: {line}")
+    """Report how many rows the checks skipped or changed, and answers whose place is not certain."""
+    number = len(good)
+    ambiguous = sum(map(is_ambiguous, good)) if split == "train" else 0
+    nowhere = sum(bool(question.places) and label_place(question) is None for question in good)
+    new, old = next(iter(renamed.items()), (None, None))
+    lines = {
+        f"skipped {len(skipped)} of {len(skipped) + number} rows, such as {next(iter(skipped), None)}": skipped,
+        f"{len(renamed)} questions had the id of a question about another context; each got its own, such as {new!r} for "
+        f"{old!r}": renamed and split != "train",
+        f"{ambiguous} of {number} questions have an answer that occurs several times; training takes the place nearest to "
+        "its answer_start, else the first (--ambiguous_answers)": ambiguous,
+        f"{nowhere} of {number} questions have no answer that is in the context; they are scored, and left out of the "
+        "loss": nowhere and split == "validation",
+    }
+    for line, happened in lines.items():
+        if happened:
+            logger.warning(f"{source}: {line}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

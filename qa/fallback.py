@@ -5,7 +5,7 @@ import numpy as np
 from qa.windows import (
     IGNORED,
     MODEL_INPUTS,
-    UNKNOWN,
+    UNKNOWN_SPAN,
     gold_span,
     no_answer_tokens,
     tokenize_distinct,
@@ -82,7 +82,7 @@ def own_windows(
 def answer_positions(offsets: list[tuple[int, int] | None], span: tuple[int, int]) -> tuple[int, int] | None:
     """First and last token of an answer's `gold_span` in one window; None when the window does not hold all of it."""
     begin, end = span
-    if begin == UNKNOWN:
+    if begin == UNKNOWN_SPAN:
         return IGNORED, IGNORED
     context = [position for position, place in enumerate(offsets) if place is not None]
     if begin < 0 or not context:

@@ -23,7 +23,7 @@ from qa.generation import answer_marks, shift_right, special_tokens_around
 from qa.padding import PaddingCollator
 from qa.windows import (
     CHECKED_ROWS,
-    UNKNOWN,
+    UNKNOWN_SPAN,
     Features,
     Template,
     Texts,
@@ -84,7 +84,7 @@ def prepare_seq2seq_features(
     begin, end = gold_spans(rows)
     only = np.bincount(features.row, minlength=len(rows)) == 1
     holds = windows_holding(features, np.where(begin < 0, -1, begin - cut), end - cut)
-    holds |= (only | (begin == UNKNOWN))[features.row]
+    holds |= (only | (begin == UNKNOWN_SPAN))[features.row]
     if training and not version_2_with_negative:
         keep_windows(features, holds)
         holds = holds[holds]

@@ -20,7 +20,7 @@ TEXTS_AT_ONCE = 1000
 
 
 # Where a row's answer begins, where that is no character: there is no answer; nobody knows where it is.
-NO_ANSWER, UNKNOWN = -1, -2
+NO_ANSWER, UNKNOWN_SPAN = -1, -2
 
 
 # A label that counts in no loss: models of transformers 4.55 ignore positions after the last one.
@@ -246,7 +246,7 @@ def no_answer_positions(tokenizer, template: Template, lengths: np.ndarray) -> n
 
 
 def gold_span(answers: dict | None) -> tuple[int, int]:
-    """Return the first character of a row's first answer and the one after its last, or NO_ANSWER or UNKNOWN twice.
+    """Return the first character of a row's first answer and the one after its last, or NO_ANSWER or UNKNOWN_SPAN twice.
 
     >>> gold_span({"text": ["Cairo"], "answer_start": [36]}), gold_span({"text": [], "answer_start": []})
     ((36, 41), (-1, -1))
@@ -256,7 +256,7 @@ def gold_span(answers: dict | None) -> tuple[int, int]:
     if answers is not None and not answers["text"]:
         return NO_ANSWER, NO_ANSWER
     if answers is None or answers["answer_start"][0] < 0:
-        return UNKNOWN, UNKNOWN
+        return UNKNOWN_SPAN, UNKNOWN_SPAN
     return answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
 
 
@@ -284,7 +284,7 @@ def has_answers(rows) -> bool:
 
 def has_labels(rows) -> bool:
     """Return whether the place of any row's answer, or that it has none, is known."""
-    return any(gold_span(row["answers"])[0] != UNKNOWN for row in rows)
+    return any(gold_span(row["answers"])[0] != UNKNOWN_SPAN for row in rows)
 
 
 def labelled_share(features) -> float:

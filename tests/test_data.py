@@ -391,7 +391,7 @@ def test_one_id_for_questions_about_several_contexts(tmp_path, caplog):
     assert len(load(train_file=path)) == 4 and "74" not in caplog.text
     assert [row["id"] for row in load("validation", validation_file=path)] == ["74", "74-3", "74-2", "74-4"]
     assert (
-        "2 questions had the id of a question about another context and got their own, such as 74-3 for 74"
+        "2 questions had the id of a question about another context; each got its own, such as '74-3' for '74'"
         in caplog.text
     )
 
