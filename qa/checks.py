@@ -73,7 +73,7 @@ def validation_split_problems(data: DataArguments) -> list[str]:
     """Return what is wrong with `--validation_split`, and with a validation file next to it."""
     problems = []
     if data.validation_split is not None and not 0 < data.validation_split < 1:
-        problems.append(f"--validation_split is {data.validation_split}, give a share between 0 and 1, as in 0.1")
+        problems.append(f"--validation_split is {data.validation_split}; give a share between 0 and 1, as in 0.1")
     if data.validation_split is not None and data.validation_file is not None:
         problems.append("--validation_split and --validation_file both name the validation part; omit one of them")
     return problems

@@ -167,7 +167,7 @@ def test_the_held_out_part_comes_from_the_training_data(tmp_path):
     ]
     for share in ("0", "1", "nan", "-0.1"):
         (problem,) = problems_of("--do_train", "--train_file", train, f"--validation_split={share}")
-        assert problem.startswith(f"--validation_split is {float(share)}, it must be between 0 and 1")
+        assert problem.startswith(f"--validation_split is {float(share)}; give a share between 0 and 1")
     (problem,) = problems_of("--do_eval", "--train_file", train, "--validation_file", dev, "--validation_split", "0.1")
     assert problem == "--validation_split and --validation_file both name the validation part; omit one of them"
 
