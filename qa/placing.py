@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Place(NamedTuple):
-    """Where one answer stands in its context."""
+    """The place of one answer in its context."""
 
     text: str
     given: int  # its first character as the file says, -1 where the file does not say it
