@@ -14,13 +14,23 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 
 # isort: split
-from qa.answers import Candidates, find_answers
+from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.models import load_config_and_tokenizer, load_marker, sequence_limit
-from qa.stages import checkpoint_to_resume, hand_in, lay_out, report_check, run, score_answers, start
+from qa.stages import (
+    ScoredForm,
+    checkpoint_to_resume,
+    format_for_metric,
+    lay_out,
+    report_check,
+    run,
+    score_answers,
+    start,
+    write_stage,
+)
 from qa.windows import read_template
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import PaddingCollator, prepare_features
@@ -49,19 +59,24 @@ def main(argv: list[str] | None = None) -> None:
         data_collator=PaddingCollator(
             tokenizer, length if data_args.pad_to_max_length else None, 8 if args.fp16 else 1
         ),
-        post_process_function=partial(answers_of_candidates, data_args, args),
-        compute_metrics=partial(score_answers, data_args),
+        post_process_function=partial(to_answers, data_args),
+        compute_metrics=score_answers,
+        write_answers=partial(write_stage, args.output_dir),
         n_best_size=data_args.n_best_size,
         **extras,
     )
     run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"), counts)
 
 
-def answers_of_candidates(data: DataArguments, args, examples, features, candidates: list, stage: str):
-    """The answers that the logits point at, in files and in the metrics' form."""
-    candidates = Candidates.unpacked(*candidates)
-    settings = (data.version_2_with_negative, data.n_best_size, data.max_answer_length, data.null_score_diff_threshold)
-    return hand_in(find_answers(examples, features, candidates, *settings), examples, data, args.output_dir, stage)
+def to_answers(data_args: DataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:
+    """Return the answers that the logits point at, in the metrics' form."""
+    rules = AnswerRules(
+        data_args.version_2_with_negative,
+        data_args.n_best_size,
+        data_args.max_answer_length,
+        data_args.null_score_diff_threshold,
+    )
+    return format_for_metric(find_answers(examples, features, candidates, rules), examples)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,17 @@ from qa.errors import run_or_exit
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.models import load_config_and_tokenizer, load_writer, sequence_limit
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
-from qa.stages import checkpoint_to_resume, hand_in, lay_out, report_check, run, score_answers, start
+from qa.stages import (
+    ScoredForm,
+    checkpoint_to_resume,
+    format_for_metric,
+    lay_out,
+    report_check,
+    run,
+    score_answers,
+    start,
+    write_stage,
+)
 from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 
 
@@ -73,8 +83,9 @@ def main(argv: list[str] | None = None) -> None:
             label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
             start_token=generation.decoder_start_token_id,
         ),
-        post_process_function=partial(answers_of_tokens, data_args, args, tokenizer),
-        compute_metrics=partial(score_answers, data_args),
+        post_process_function=partial(to_answers, data_args, tokenizer),
+        compute_metrics=score_answers,
+        write_answers=partial(write_stage, args.output_dir),
         empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
         **extras,
     )
@@ -92,13 +103,15 @@ def set_generation(data: Seq2SeqDataArguments, args) -> None:
         )
 
 
-def answers_of_tokens(data: Seq2SeqDataArguments, args, tokenizer, examples, features, written, stage: str):
-    """What was written for the best window of every example, in files and in the metrics' form."""
+def to_answers(
+    data_args: Seq2SeqDataArguments, tokenizer, examples, features, written: list, stage: str
+) -> ScoredForm:
+    """Return the text that was written for the best window of every example, in the metrics' form."""
     tokens, scores, *null_scores = written
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    null_scores = null_scores[0] if data.version_2_with_negative else None
-    answers = choose_windows(examples, features, texts, scores, null_scores, data.null_score_diff_threshold)
-    return hand_in([answers], examples, data, args.output_dir, stage)
+    null_scores = null_scores[0] if data_args.version_2_with_negative else None
+    answers = choose_windows(examples, features, texts, scores, null_scores, data_args.null_score_diff_threshold)
+    return format_for_metric(answers, examples)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
-from qa.answers import best_positions
+from qa.answers import Candidates, best_positions
 from qa.buckets import EpochOrderSampler, eval_group, evaluation_order, train_group, training_order
 from qa.device import trainer_class
 from qa.speed import TrainingSpeed, evaluation_speed
@@ -66,8 +66,10 @@ class AnswerEvaluation(LengthBuckets):
     Args (beyond the trainer's own):
         eval_examples: the rows that `eval_dataset` holds the features of.
         post_process_function: `(examples, features, predictions, stage)` -> `EvalPrediction` of answers and references;
-            `stage` is "eval" or "predict". References are None where the data has no answers.
+            `stage` is "eval" or "predict". References are None where the data has no answers. `predictions` are the
+            `qa.answers.Candidates` that `postprocess_qa_predictions` takes too; of writers see its trainer.
         compute_metrics: `EvalPrediction` of answers and references -> {name: value}.
+        write_answers: `(what post_process_function returned, stage)`; writes the files of a stage.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class AnswerEvaluation(LengthBuckets):
         eval_examples=None,
         post_process_function: Callable | None = None,
         compute_metrics: Callable | None = None,
+        write_answers: Callable | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)  # without compute_metrics: the loop would feed it logits, not answers
@@ -84,6 +87,7 @@ class AnswerEvaluation(LengthBuckets):
         self.eval_examples = eval_examples
         self.post_process_function = post_process_function
         self.answer_metrics = compute_metrics
+        self.write_answers = write_answers
 
     def save_model(self, *args, **kwargs) -> None:
         """As the base's, on all ranks together: transformers 4.55 lets each look whether the folder of the best model is
@@ -136,9 +140,9 @@ class AnswerEvaluation(LengthBuckets):
         return PredictionOutput(predictions=answers.predictions, label_ids=answers.label_ids, metrics=metrics)
 
     def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
-        """Runs the model over `loader`; on rank 0 turns its output into answers and scores; all ranks get both."""
+        """Run the model over `loader`; on rank 0 turn its output into answers, score and write them; all ranks get both."""
         group = eval_group(self.args)
-        start, self.begun, self.kept = time.time(), [], Rows(-(-len(features) // group) * group)
+        start, self.begun, self.kept = time.time(), [], PreallocatedArrays(-(-len(features) // group) * group)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         output = loop(loader, "Evaluation" if stage == "eval" else "Prediction", None, ignore_keys, prefix)
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
@@ -152,21 +156,43 @@ class AnswerEvaluation(LengthBuckets):
         )
         result = [EvalPrediction(None, None), {}]
         if self.kept.count and self.post_process_function is not None:
-            start = time.time()
-            widths = self.evaluation_widths(features)
-            predictions = [in_order(table, widths, group) for table in self.kept.tables()]
-            answers = self.post_process_function(examples, features, predictions, stage)
-            scored = self.answer_metrics is not None and answers.label_ids is not None
-            scores = self.answer_metrics(answers) if scored else {}
-            result = [answers, {"postprocess_runtime": round(time.time() - start, 4)} | scores]
+            result = self.answer_and_score(examples, features, stage)
         self.kept = None
         if self.args.world_size > 1:
             broadcast_object_list(result)
         answers, scores = result
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
 
+    def answer_and_score(self, examples, features, stage: str) -> list:
+        """Turn what the steps kept into answers, score them and write their files."""
+        start = time.time()
+        answers = self.to_answers(examples, features, stage)
+        scores = self.score(answers)
+        self.write(answers, stage)
+        scores = {"postprocess_runtime": round(time.time() - start, 4)} | scores
+        return [EvalPrediction(answers.predictions, answers.label_ids), scores]
 
-class Rows:
+    def to_answers(self, examples, features, stage: str) -> EvalPrediction:
+        """Return the answers of `post_process_function`."""
+        widths, group = self.evaluation_widths(features), eval_group(self.args)
+        tables = [in_order(table, widths, group) for table in self.kept.tables()]
+        return self.post_process_function(examples, features, self.predictions_of(tables), stage)
+
+    def predictions_of(self, tables: list[np.ndarray]):
+        """Return what the steps kept, (features, ...) each, as `post_process_function` takes it."""
+        return tables
+
+    def score(self, answers: EvalPrediction) -> dict[str, float]:
+        """Return the metrics of the answers; none where the gold answers are not known."""
+        known = self.answer_metrics is not None and answers.label_ids is not None
+        return self.answer_metrics(answers) if known else {}
+
+    def write(self, answers: EvalPrediction, stage: str) -> None:
+        if self.write_answers is not None:
+            self.write_answers(answers, stage)
+
+
+class PreallocatedArrays:
     """Arrays that come in pieces, (batch, ...) each, of at most `total` rows in the end, in one table each from the start.
 
     The pieces themselves, between all that a step allocates and frees, would split the heap: a GB at 200,000 rows.
@@ -232,3 +258,7 @@ class QuestionAnsweringTrainer(ResumedEpochs, TrainingSpeed, AnswerEvaluation, t
             best = best_positions(logits, cls_index.cpu().numpy(), self.n_best_size)
             self.keep(torch.from_numpy(best.packed()))
         return loss, None, None
+
+    def predictions_of(self, tables: list[np.ndarray]) -> Candidates:
+        (packed,) = tables
+        return Candidates.unpacked(packed)

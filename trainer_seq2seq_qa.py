@@ -21,6 +21,9 @@ class QuestionAnsweringSeq2SeqTrainer(ResumedEpochs, TrainingSpeed, AnswerEvalua
         empty_answer: with negatives, the tokens that stand for "no answer" as a label. The model then writes its best
             text that is not empty, and the empty answer is scored beside it.
 
+    `post_process_function` gets a list: the tokens written for each feature, (features, length), their log-probability,
+    (features,), and with an `empty_answer` its log-probability, (features,).
+
     `args.generation_max_length` and `args.generation_num_beams` hold for evaluation and prediction alike.
     """
 

@@ -11,10 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from qa.answers import (
-    find_answers,
-    write_answers,
-)
+from qa.answers import AnswerRules, Candidates, find_answers, write_answers
 from qa.fallback import ListedFeatures, own_features
 from qa.padding import PaddingCollator
 from qa.windows import (
@@ -118,7 +115,7 @@ def same_features(features: Features, rows, tokenizer, max_seq_length: int, doc_
 def postprocess_qa_predictions(
     examples,
     features,
-    predictions: tuple[np.ndarray, np.ndarray],
+    predictions: tuple[np.ndarray, np.ndarray] | Candidates,
     version_2_with_negative: bool = False,
     n_best_size: int = 20,
     max_answer_length: int = 30,
@@ -139,7 +136,8 @@ def postprocess_qa_predictions(
         features: what `prepare_features` made, or a `datasets.Dataset` or list of dicts with `example_id`,
             `offset_mapping` (None outside the context), and optionally `token_is_max_context` and `cls_index` (the
             position of the null score, 0 without it).
-        predictions: start and end logits, (features, length) each, aligned with the features' first tokens.
+        predictions: start and end logits, (features, length) each, aligned with the features' first tokens; or the best
+            of them, which `QuestionAnsweringTrainer` hands to its `post_process_function`.
         output_dir: where `predictions.json`, `nbest_predictions.json` and, with negatives, `null_odds.json` go, with
             `prefix` and an underscore in front of their names.
 
@@ -147,15 +145,8 @@ def postprocess_qa_predictions(
         ValueError: `predictions` do not match the features, or with negatives an example has no feature.
     """
     logger.setLevel(log_level)
-    parts = find_answers(
-        examples,
-        features,
-        predictions,
-        version_2_with_negative,
-        n_best_size,
-        max_answer_length,
-        null_score_diff_threshold,
-    )
-    if output_dir is None:
-        return {identity: text for part in parts for identity, text in part.texts.items()}
-    return write_answers(parts, output_dir, prefix).texts
+    rules = AnswerRules(version_2_with_negative, n_best_size, max_answer_length, null_score_diff_threshold)
+    answers = find_answers(examples, features, predictions, rules)
+    if output_dir is not None:
+        write_answers(answers, output_dir, prefix)
+    return answers.texts

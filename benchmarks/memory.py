@@ -25,7 +25,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.trainer_utils import EvalPrediction
 
-import qa.answers
 import qa.padding
 
 
@@ -85,8 +84,8 @@ def measure(number: int) -> None:
 
 
 def write_answers(folder: str, examples, features, candidates, stage: str):
-    parts = utils_qa.find_answers(examples, features, qa.answers.Candidates.unpacked(*candidates))
-    return EvalPrediction(predictions=utils_qa.write_answers(parts, folder, stage).texts, label_ids=None)
+    texts = utils_qa.postprocess_qa_predictions(examples, features, candidates, output_dir=folder, prefix=stage)
+    return EvalPrediction(predictions=texts, label_ids=None)
 
 
 class TableForQuestionAnswering(PreTrainedModel):

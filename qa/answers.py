@@ -1,17 +1,13 @@
 """From logits to answers: best positions, spans, ranking and null odds, on plain arrays."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from itertools import starmap
-from json.encoder import encode_basestring_ascii
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.compute
 
-from qa.files import float_strings, json_of_groups, json_of_objects, write_object
+from qa.files import write_json
 from qa.windows import Features
 
 
@@ -23,13 +19,60 @@ PAIRS_AT_ONCE = 1 << 20  # of a window's starts and ends, of all windows
 
 
 @dataclass
-class Answers:
-    """What the model answers, by example id in the order of the examples."""
+class AnswerRules:
+    """How answers are chosen: the flags of these names."""
 
-    texts: dict[str, str]  # the answer, empty for "no answer"
-    nbest: dict[str, str]  # JSON of the candidates with their scores and probabilities, from best to worst
-    null_odds: dict[str, float]  # with negatives: score of no answer minus score of the best text
-    best_texts: dict[str, str]  # the best non-empty text, whatever the null score
+    version_2_with_negative: bool = False
+    n_best_size: int = 20
+    max_answer_length: int = 30
+    null_score_diff_threshold: float = 0.0
+
+
+@dataclass
+class RankedSpans:
+    """The candidates of some examples, best first: example i has the rows `bounds[i]` to `bounds[i + 1]`.
+
+    Columns, not rows: of 200,000 questions the rows as Python objects take over a GB.
+    """
+
+    ids: list[str]
+    contexts: list[str]
+    bounds: np.ndarray  # (examples + 1,)
+    begin: np.ndarray  # (rows,) characters of the context; -1 for a row that is the word "empty"
+    end: np.ndarray
+    start_logit: np.ndarray
+    end_logit: np.ndarray
+    probability: np.ndarray
+
+    def rows(self) -> dict[str, list[dict]]:
+        """Return the entries of the n-best file."""
+        bounds = self.bounds.tolist()
+        context = np.repeat(np.arange(len(self.ids)), np.diff(self.bounds)).tolist()
+        columns = (
+            getattr(self, name).tolist() for name in ("begin", "end", "start_logit", "end_logit", "probability")
+        )
+        rows = [
+            {"start_logit": start, "end_logit": stop, "text": self.contexts[index][begin:end], "probability": share}
+            for index, begin, end, start, stop, share in zip(context, *columns)
+        ]
+        for place in np.flatnonzero(self.begin < 0):
+            rows[place] = {"text": "empty"} | {key: value for key, value in rows[place].items() if key != "text"}
+        return {name: rows[first:last] for name, first, last in zip(self.ids, bounds, bounds[1:])}
+
+
+@dataclass
+class Answers:
+    """The model's answers, by example id in the order of the examples."""
+
+    texts: dict[str, str] = field(default_factory=dict)  # empty for "no answer"
+    best_texts: dict[str, str] = field(default_factory=dict)  # the best text, whatever the null score
+    null_odds: dict[str, float] = field(default_factory=dict)  # with negatives: null score - score of the best text
+    nbest: list = field(default_factory=list)  # in parts: `RankedSpans`, or `qa.seq2seq.RankedTexts`
+
+
+def decide(best_texts: dict[str, str], null_odds: dict[str, float], threshold: float) -> dict[str, str]:
+    """Return the answers to questions that may have none: the one place where the null score's threshold decides."""
+    return {name: "" if null_odds[name] > threshold else text for name, text in best_texts.items()}
 
 
 class SpansOfDicts:
@@ -114,17 +157,14 @@ def column_of(table, name: str) -> list:
 
 
 def find_answers(
-    examples,
-    features,
-    predictions: tuple[np.ndarray, np.ndarray] | Candidates,
-    version_2_with_negative: bool = False,
-    n_best_size: int = 20,
-    max_answer_length: int = 30,
-    null_score_diff_threshold: float = 0.0,
-) -> Iterator[Answers]:
-    """What `postprocess_qa_predictions` writes and returns, and the best non-empty texts; of some examples at a time.
+    examples, features, predictions: tuple[np.ndarray, np.ndarray] | Candidates, rules: AnswerRules
+) -> Answers:
+    """Return the answers of all examples, as `postprocess_qa_predictions` finds them.
 
     `predictions` may also be the `best_positions` of the logits.
+
+    Raises:
+        ValueError: `predictions` do not match the features, or with negatives an example has no feature.
     """
     if not isinstance(predictions, Candidates):
         if len(predictions) != 2:
@@ -134,31 +174,39 @@ def find_answers(
     if count != len(features):
         raise ValueError(f"got {count} predictions and {len(features)} features")
     ids, contexts = column_of(examples, "id"), column_of(examples, "context")
-    if not (isinstance(features, Features) and features.row_ids == ids):
-        features = (
-            [features.as_dict(index) for index in range(len(features))] if isinstance(features, Features) else features
-        )
-        features = SpansOfDicts(features, ids)
+    features = spans_of(features, ids)
     order = np.argsort(features.row, kind="stable")
     bounds = np.searchsorted(features.row[order], np.arange(len(ids) + 1))
-    if version_2_with_negative and (np.diff(bounds) == 0).any():
+    if rules.version_2_with_negative and (np.diff(bounds) == 0).any():
         raise ValueError(f"example {ids[np.flatnonzero(np.diff(bounds) == 0)[0]]!r} has no feature")
-
-    def part(begin: int, end: int) -> Answers:
+    answers = Answers()
+    for begin, end in cuts(bounds, max(1, PAIRS_AT_ONCE // rules.n_best_size**2)):
         chosen = order[bounds[begin] : bounds[end]]
-        if isinstance(predictions, Candidates):
-            best = predictions.of(chosen)
-        else:
-            best = best_positions(
-                tuple(values[chosen] for values in predictions), features.cls_index[chosen], n_best_size
-            )
-        spans = window_spans(features, chosen, best, n_best_size, max_answer_length)
-        spans["example"] = (features.row[chosen] - begin)[spans.pop("window")]
-        null = null_spans(best.null_logits, features.row[chosen] - begin) if version_2_with_negative else None
-        kept = rank_spans(spans, null, n_best_size)
-        return collect_answers(ids[begin:end], contexts[begin:end], kept, null, null_score_diff_threshold)
+        best = candidates_of(predictions, features, chosen, rules.n_best_size)
+        example = features.row[chosen] - begin
+        spans = window_spans(features, chosen, best, rules.n_best_size, rules.max_answer_length)
+        spans["example"] = example[spans.pop("window")]
+        null = null_spans(best.null_logits, example) if rules.version_2_with_negative else None
+        add_answers(answers, ids[begin:end], contexts[begin:end], rank_spans(spans, null, rules.n_best_size), null)
+    if rules.version_2_with_negative:
+        answers.texts = decide(answers.best_texts, answers.null_odds, rules.null_score_diff_threshold)
+    return answers
 
-    return starmap(part, cuts(bounds, max(1, PAIRS_AT_ONCE // n_best_size**2)))
+
+def spans_of(features, ids: list[str]) -> "Features | SpansOfDicts":
+    """Return features as arrays whose `row` counts the examples `ids`."""
+    if isinstance(features, Features):
+        if features.row_ids == ids:
+            return features
+        features = [features.as_dict(index) for index in range(len(features))]
+    return SpansOfDicts(features, ids)
+
+
+def candidates_of(predictions, features, chosen: np.ndarray, n_best_size: int) -> Candidates:
+    """Return the best positions of the features `chosen`."""
+    if isinstance(predictions, Candidates):
+        return predictions.of(chosen)
+    return best_positions(tuple(side[chosen] for side in predictions), features.cls_index[chosen], n_best_size)
 
 
 def cuts(bounds: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
@@ -211,8 +259,8 @@ def null_spans(logits: np.ndarray, example: np.ndarray) -> dict[str, np.ndarray]
     lowest = order[np.flatnonzero(np.diff(example[order], prepend=-1))]
     return {
         "example": example[lowest],
-        "begin": np.zeros(len(lowest), dtype=np.int64),
-        "end": np.zeros(len(lowest), dtype=np.int64),
+        "begin": np.zeros(len(lowest), dtype=np.int32),
+        "end": np.zeros(len(lowest), dtype=np.int32),
         "start_logit": start_logit[lowest],
         "end_logit": end_logit[lowest],
         "score": score[lowest],
@@ -237,34 +285,55 @@ def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np
     return kept
 
 
-def collect_answers(ids, contexts, kept: dict, null: dict | None, threshold: float) -> Answers:
-    """Those of the examples `ids`: texts, n-best rows with probabilities, null odds."""
-    answers = Answers({}, {}, {}, {})
+def add_answers(answers: Answers, ids: list[str], contexts: list[str], kept: dict, null: dict | None) -> None:
+    """Add the texts, the ranked candidates and, with negatives, the null odds of some examples.
+
+    The reference's rule where no candidate has a text: the word "empty" with score 0 becomes the best one, unless there
+    are no negatives and several candidates.
+    """
     bounds = np.searchsorted(kept["example"], np.arange(len(ids) + 1))
-    begins, ends = kept["begin"].tolist(), kept["end"].tolist()
-    spans = zip(kept["example"].tolist(), begins, ends)
-    texts = [encode_basestring_ascii(contexts[example][begin:end]) for example, begin, end in spans]
-    rows = nbest_rows(kept["start_logit"], kept["end_logit"], texts, softmax_of_groups(kept["score"], bounds))
-    nbest = json_of_groups(rows, bounds)
-    edges = bounds.tolist()
-    for index, identity in enumerate(ids):
-        first, last = edges[index], edges[index + 1]
-        best = next((place for place in range(first, last) if texts[place] != '""'), None)
-        if best is not None:
-            answers.best_texts[identity] = contexts[index][begins[best] : ends[best]]
-            answers.texts[identity] = answers.best_texts[identity] if best == first else ""
-        elif last - first <= 1 or null is not None:
-            answers.best_texts[identity] = answers.texts[identity] = "empty"
-            nbest[index] = with_empty_row(*(kept[name][first:last] for name in ("start_logit", "end_logit", "score")))
-        else:
-            answers.best_texts[identity] = answers.texts[identity] = ""
-        answers.nbest[identity] = nbest[index]
-        if null is not None:
-            best_logits = (kept["start_logit"][best], kept["end_logit"][best]) if best is not None else (0, 0)
-            odds = null["score"][index] - best_logits[0] - best_logits[1]
-            answers.null_odds[identity] = float(odds)
-            answers.texts[identity] = "" if odds > threshold else answers.best_texts[identity]
-    return answers
+    best = best_with_text(kept, contexts)
+    lost = (best < 0) & ((np.diff(bounds) <= 1) | (null is not None))
+    columns = {name: np.zeros(len(ids), kept[name].dtype) for name in ("begin", "end", "start_logit", "end_logit")}
+    for name, column in columns.items():
+        column[best >= 0] = kept[name][best[best >= 0]]
+    spans = zip(columns["begin"].tolist(), columns["end"].tolist())
+    texts = [context[begin:end] for context, (begin, end) in zip(contexts, spans)]
+    texts = ["empty" if empty else text for text, empty in zip(texts, lost)]
+    answers.best_texts |= zip(ids, texts)
+    if null is None:
+        first = (best == bounds[:-1]) | lost
+        answers.texts |= zip(ids, [text if is_first else "" for text, is_first in zip(texts, first)])
+    else:
+        odds = null["score"] - columns["start_logit"] - columns["end_logit"]
+        answers.null_odds |= zip(ids, odds.tolist())
+    answers.nbest.append(with_probabilities(ids, contexts, kept, bounds, lost))
+
+
+def best_with_text(kept: dict, contexts: list[str]) -> np.ndarray:
+    """(examples,) the row of each example's best candidate that has a text; -1 where none has."""
+    lengths = np.array([len(context) for context in contexts])
+    filled = np.flatnonzero(np.minimum(kept["end"], lengths[kept["example"]]) > kept["begin"])
+    best = np.full(len(contexts), -1)
+    example, first = np.unique(kept["example"][filled], return_index=True)
+    best[example] = filled[first]
+    return best
+
+
+def with_probabilities(ids: list[str], contexts: list[str], kept: dict, bounds: np.ndarray, lost: np.ndarray):
+    """Return the candidates, a softmax over the scores of each example, and the row "empty" where all text is `lost`."""
+    probability = softmax_of_groups(kept["score"], bounds)
+    columns = {name: kept[name] for name in ("begin", "end", "start_logit", "end_logit")}
+    if lost.any():
+        first = bounds[:-1][lost]
+        columns = {name: np.insert(column, first, -1 if name == "begin" else 0) for name, column in columns.items()}
+        scores = np.insert(kept["score"].astype(np.float64), first, 0)
+        probability = np.insert(probability.astype(np.float64), first, 0)
+        bounds = bounds + np.concatenate([[0], np.cumsum(lost)])
+        sizes = np.diff(bounds)
+        there = np.repeat(lost, sizes)
+        probability[there] = softmax_of_groups(scores[there], np.concatenate([[0], np.cumsum(sizes[lost])]))
+    return RankedSpans(ids, contexts, bounds, **columns, probability=probability)
 
 
 def softmax_of_groups(scores: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
@@ -283,45 +352,11 @@ def softmax_of_groups(scores: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
     return result
 
 
-def nbest_rows(start_logits, end_logits, texts: list[str], probabilities) -> pyarrow.StringArray:
-    """The rows of the n-best file, as `json.dumps` writes them at their indentation; `texts` are JSON already."""
-    start, end, probability = map(float_strings, (start_logits, end_logits, probabilities))
-    text = pyarrow.array(texts, pyarrow.string())
-    return json_of_objects(start_logit=start, end_logit=end, text=text, probability=probability)
-
-
-def with_empty_row(start_logits: np.ndarray, end_logits: np.ndarray, scores: np.ndarray) -> str:
-    """N-best rows that hold no text, behind the reference's row for that case: the text "empty" with score 0."""
-    probabilities = softmax_of_groups(np.array([0.0, *scores]), [0, len(scores) + 1])
-    zero = float_strings(np.zeros(1))
-    columns = {"text": pyarrow.array(['"empty"']), "start_logit": zero, "end_logit": zero}
-    first = json_of_objects(**columns, probability=float_strings(probabilities[:1]))
-    others = nbest_rows(start_logits, end_logits, ['""'] * (len(scores)), probabilities[1:])
-    return json_of_groups(pyarrow.concat_arrays([first, others]), np.array([0, len(probabilities)]))[0]
-
-
-def write_answers(parts: Iterable[Answers], output_dir: str, prefix: str | None = None) -> Answers:
-    """Writes `predictions.json`, `nbest_predictions.json` and, where there are any, `null_odds.json`.
-
-    The bytes are those of `json.dumps(..., indent=4)`, which has no fast encoder for indented output.
-
-    Returns:
-        All parts as one, but for the n-best rows: they take the most memory, and are written part by part.
-    """
+def write_answers(answers: Answers, output_dir: str, prefix: str | None = None) -> None:
+    """Write `predictions.json`, `nbest_predictions.json` and, where there are any, `null_odds.json`."""
     folder, before = Path(output_dir), "" if prefix is None else f"{prefix}_"
     os.makedirs(folder, exist_ok=True)
-    whole = Answers({}, {}, {}, {})
-
-    def nbest_of_parts() -> Iterator[tuple[str, str]]:
-        for part in parts:
-            for name in ("texts", "null_odds", "best_texts"):
-                getattr(whole, name).update(getattr(part, name))
-            yield from part.nbest.items()
-
-    write_object(folder / f"{before}nbest_predictions.json", nbest_of_parts())
-    texts = zip(whole.texts, map(encode_basestring_ascii, whole.texts.values()))
-    write_object(folder / f"{before}predictions.json", texts)
-    if whole.null_odds:
-        odds = float_strings(np.array(list(whole.null_odds.values()))).to_pylist()
-        write_object(folder / f"{before}null_odds.json", zip(whole.null_odds, odds))
-    return whole
+    write_json(folder / f"{before}nbest_predictions.json", (part.rows() for part in answers.nbest))
+    write_json(folder / f"{before}predictions.json", [answers.texts])
+    if answers.null_odds:
+        write_json(folder / f"{before}null_odds.json", [answers.null_odds])

@@ -1,50 +1,57 @@
-"""Every file that a run writes."""
+"""Every file of results that a run writes: whole or not at all."""
 
 import json
+import os
 from collections.abc import Iterable
-from json.encoder import encode_basestring_ascii
 from pathlib import Path
 
-import numpy as np
-import pyarrow
-import pyarrow.compute
+import orjson
 
 
-def json_of_objects(**columns: pyarrow.StringArray) -> pyarrow.StringArray:
-    """One JSON object a row, out of columns that are JSON already."""
-    parts, before = [], "        {\n"
-    for name, column in columns.items():
-        parts += [f'{before}            "{name}": ', column]
-        before = ",\n"
-    return pyarrow.compute.binary_join_element_wise(*parts, "\n        }", "")
+def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file under another name, and rename it when all of it is on the disk.
 
-
-def json_of_groups(rows: pyarrow.StringArray, bounds: np.ndarray) -> list[str]:
-    """JSON lists of the rows `bounds[i]` to `bounds[i + 1]` each."""
-    groups = pyarrow.ListArray.from_arrays(pyarrow.array(bounds, pyarrow.int32()), rows)
-    joined = pyarrow.compute.binary_join(groups, ",\n")
-    return pyarrow.compute.binary_join_element_wise("[\n", joined, "\n    ]", "").to_pylist()
-
-
-def float_strings(values: np.ndarray) -> pyarrow.StringArray:
-    """Every number as `json.dumps` writes it: by Arrow's cast, five times as fast, where that has the same form.
-
-    Both write the shortest digits that read back as the same number, but whole numbers and exponents look different.
+    Where anything fails before, `path` stays what it was.
     """
-    values = values.astype(np.float64)
-    size = np.abs(values)
-    other_form = ~((size >= 1e-4) & (size < 1e10) & (size != np.floor(size)))
-    strings = pyarrow.compute.cast(pyarrow.array(values), pyarrow.string())
-    others = [repr(value) if value - value == 0 else json.dumps(value) for value in values[other_form].tolist()]
-    return pyarrow.compute.replace_with_mask(strings, other_form, pyarrow.array(others, pyarrow.string()))
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def write_object(path: Path, items: Iterable[tuple[str, str]]) -> None:
-    """Writes a JSON object, entry by entry; the values are JSON already."""
-    before = "\n"
-    with path.open("w") as file:
-        file.write("{")
-        for key, value in items:
-            file.write(f"{before}    {encode_basestring_ascii(str(key))}: {value}")
-            before = ",\n"
-        file.write("}\n" if before == "\n" else "\n}\n")
+def write_json(path: Path, parts: Iterable[dict]) -> None:
+    """Write one JSON object that has the entries of all parts, in their order; only one part is in memory at a time."""
+    write_whole(path, json_chunks(parts))
+
+
+def write_results(folder: Path, stage: str, metrics: dict) -> None:
+    """Write the metrics of a stage to `{stage}_results.json`, and into `all_results.json`; sorted by their names."""
+    write_json(folder / f"{stage}_results.json", [dict(sorted(metrics.items()))])
+    everything = folder / "all_results.json"
+    before = json.loads(everything.read_bytes()) if everything.exists() else {}
+    write_json(everything, [dict(sorted((before | metrics).items()))])
+
+
+def json_chunks(parts: Iterable[dict]) -> Iterable[bytes]:
+    before = b"{\n"
+    for part in filter(None, parts):
+        yield before + to_json(part)[2:-2]  # without its own braces and the line ends next to them
+        before = b",\n"
+    yield b"{}\n" if before == b"{\n" else b"\n}\n"
+
+
+def to_json(value: dict) -> bytes:
+    """Return indented JSON in UTF-8: of floats the shortest digits that read back as the same, null for NaN and infinity.
+
+    orjson refuses half a surrogate pair, which an id may hold: `json` writes it.
+    """
+    try:
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError:
+        return json.dumps(value, indent=2).encode()

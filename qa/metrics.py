@@ -8,11 +8,10 @@ Rules: evaluate-v1.1.py and evaluate-v2.0.py of the SQuAD website (Rajpurkar et 
 
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
-import datasets
-import evaluate
+import numpy as np
 
 
 ARTICLES = {"a", "an", "the"}
@@ -57,7 +56,7 @@ def score_answer(predicted: str, golds: list[str], version_2: bool) -> tuple[int
     return 0, best
 
 
-def score_answers(
+def score_each(
     predictions: dict[str, str], golds: dict[str, list[str]], version_2: bool
 ) -> dict[str, tuple[int, float]]:
     """(EM, F1) of every predicted id, the best over its gold answers."""
@@ -87,7 +86,7 @@ def mean_scores(scores: list[tuple[float, float]], count: int) -> tuple[float, f
 
 def squad_scores(predictions: dict[str, str], golds: dict[str, list[str]]) -> dict[str, float]:
     """`exact_match` and `f1` of SQuAD 1.1; a question without a prediction scores 0."""
-    scores = score_answers(predictions, golds, version_2=False)
+    scores = score_each(predictions, golds, version_2=False)
     exact, f1 = mean_scores(list(scores.values()), len(golds))
     return {"exact_match": exact, "f1": f1}
 
@@ -95,83 +94,100 @@ def squad_scores(predictions: dict[str, str], golds: dict[str, list[str]]) -> di
 def squad_v2_scores(
     predictions: dict[str, str], golds: dict[str, list[str]], probabilities: dict[str, float], threshold: float
 ) -> dict[str, float]:
-    """The scores of SQuAD 2.0, in the official evaluator's order of keys.
+    """Return the scores of SQuAD 2.0 as the official evaluator computes them, in its order of keys.
 
-    A prediction whose no-answer probability exceeds `threshold` counts as empty. `best_*` are what the best threshold
-    would give, and `best_*_thresh` is that threshold.
+    A prediction whose no-answer probability exceeds `threshold` counts as empty. `best_*` are the scores of the best
+    threshold, `best_*_thresh`. Questions of one probability are let in one by one there, which no threshold does.
     """
-    raw = score_answers(predictions, golds, version_2=True)
-    kept = {}
-    for identity, score in raw.items():
-        given_up = probabilities[identity] > threshold
-        kept[identity] = (float(not golds[identity]),) * 2 if given_up else score
-    exact, f1 = mean_scores(list(kept.values()), len(kept))
-    result = {"exact": exact, "f1": f1, "total": len(kept)}
-    for name, answered in (("HasAns", True), ("NoAns", False)):
-        part = [kept[identity] for identity, texts in golds.items() if bool(texts) == answered]
-        if part:
-            exact, f1 = mean_scores(part, len(part))
-            result |= {f"{name}_exact": exact, f"{name}_f1": f1, f"{name}_total": len(part)}
-    for index, name in enumerate(("exact", "f1")):
-        best, at = best_threshold(predictions, {key: score[index] for key, score in raw.items()}, golds, probabilities)
-        result |= {f"best_{name}": best, f"best_{name}_thresh": at}
+    raw = score_each(predictions, golds, version_2=True)
+    names = [name for name in probabilities if name in raw]
+    empty = {name: (float(not golds[name]),) * 2 for name in names if probabilities[name] > threshold}
+    result = averages(raw | empty, golds)
+    values = np.array([probabilities[name] for name in names])
+    for metric, start, gains in gains_of_answering(names, predictions, raw, golds):
+        best, at = best_threshold(start, gains, values, together=False)
+        result |= {f"best_{metric}": 100.0 * best / len(raw), f"best_{metric}_thresh": at}
     return result
 
 
-def best_threshold(
-    predictions: dict[str, str], scores: dict[str, float], golds: dict[str, list[str]], probabilities: dict[str, float]
-) -> tuple[float, float]:
-    """The best score in percent that a threshold on the no-answer probability reaches, and that threshold."""
-    current = best = sum(not golds[identity] for identity in scores)
-    at = 0.0
-    for identity in sorted(probabilities, key=probabilities.get):
-        if identity not in scores:
-            continue
-        if golds[identity]:
-            current += scores[identity]
-        else:
-            current -= bool(predictions[identity])
-        if current > best:
-            best, at = current, probabilities[identity]
-    return 100.0 * best / len(scores), at
+def squad_v2_scores_of_odds(
+    texts: dict[str, str], golds: dict[str, list[str]], best_texts: dict[str, str], null_odds: dict[str, float]
+) -> dict[str, float]:
+    """Return the scores of SQuAD 2.0 of answers `texts`, and the best that another threshold on their null odds reaches.
+
+    The keys are those of `squad_v2_scores`. The probability of no answer is the sigmoid of the null odds, 1.0 for all
+    odds from 37 up; questions of one probability are answered together, so that `best_*_thresh` does reach `best_*`.
+    `best_*_null_score_diff_threshold` is the same threshold in logits, as the flag takes it.
+    """
+    result = averages(score_each(texts, golds, version_2=True), golds)
+    raw = score_each(best_texts, golds, version_2=True)
+    names = list(raw)
+    odds = np.array([null_odds[name] for name in names])
+    probabilities = sigmoid(odds)
+    for metric, start, gains in gains_of_answering(names, best_texts, raw, golds):
+        best, at = best_threshold(start, gains, probabilities, together=True)
+        answered = odds[probabilities <= at]
+        logits = answered.max() if len(answered) else np.nextafter(odds.min(), -np.inf)
+        result |= {f"best_{metric}": 100.0 * best / len(raw), f"best_{metric}_thresh": at}
+        result[f"best_{metric}_null_score_diff_threshold"] = float(logits)
+    return result
 
 
-class SquadMetric(evaluate.Metric):
-    """EM and F1 of SQuAD 1.1 (configuration `squad`) or 2.0 (`squad_v2`); see `load_metric`."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        prediction = {"id": text, "prediction_text": text}
-        if self.config_name == "squad_v2":
-            prediction["no_answer_probability"] = datasets.Value("float64")
-        answers = datasets.features.Sequence({"text": text, "answer_start": datasets.Value("int32")})
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="Rajpurkar et al.: SQuAD: 100,000+ Questions for Machine Comprehension of Text. EMNLP 2016.",
-            inputs_description="predictions: id, prediction_text, no_answer_probability (2.0); references: id, answers",
-            features=datasets.Features({"predictions": prediction, "references": {"id": text, "answers": answers}}),
-        )
-
-    def compute(self, *, predictions=None, references=None, **options) -> dict[str, float]:
-        """As `evaluate.Metric.compute`; what is given at once is scored as it is, not by way of an Arrow file."""
-        if predictions is None or references is None:
-            return super().compute(predictions=predictions, references=references, **options)
-        return self._compute(predictions, references, **options)
-
-    def _compute(self, predictions, references, no_answer_threshold: float = 1.0) -> dict[str, float]:
-        texts = {prediction["id"]: prediction["prediction_text"] for prediction in predictions}
-        golds = {reference["id"]: list(reference["answers"]["text"]) for reference in references}
-        if self.config_name == "squad":
-            return squad_scores(texts, golds)
-        probabilities = {prediction["id"]: prediction.get("no_answer_probability", 0.0) for prediction in predictions}
-        return squad_v2_scores(texts, golds, probabilities, no_answer_threshold)
+def averages(scores: dict[str, tuple[float, float]], golds: dict[str, list[str]]) -> dict[str, float]:
+    """Return EM and F1 in percent of all questions, of those that have an answer and of those that have none."""
+    result = {}
+    for prefix, kinds in (("", (True, False)), ("HasAns_", (True,)), ("NoAns_", (False,))):
+        part = [scores[name] for name, texts in golds.items() if name in scores and bool(texts) in kinds]
+        if part:
+            exact, f1 = mean_scores(part, len(part))
+            result |= {f"{prefix}exact": exact, f"{prefix}f1": f1, f"{prefix}total": len(part)}
+    return result
 
 
-def load_metric(version_2_with_negative: bool = False) -> SquadMetric:
-    """The metric of SQuAD 1.1, or of 2.0 with negatives; it is on this disk already.
+def gains_of_answering(names: list[str], predictions: dict, raw: dict, golds: dict) -> Iterator[tuple]:
+    """Yield for EM and F1 the name, the total when no question is answered, and what answering each one adds to it."""
+    answered = np.array([bool(golds[name]) for name in names])
+    wrong = np.array([-float(bool(predictions[name])) for name in names])
+    for index, metric in enumerate(("exact", "f1")):
+        yield metric, (~answered).sum(), np.where(answered, [raw[name][index] for name in names], wrong)
 
-    `compute(predictions=[{"id", "prediction_text"}], references=[{"id", "answers"}])` gives `exact_match` and `f1`.
+
+def best_threshold(start: int, gains: np.ndarray, probabilities: np.ndarray, together: bool) -> tuple[float, float]:
+    """Return the best total that a threshold on the no-answer probability reaches, and the lowest such threshold.
+
+    A question is answered where its probability does not exceed the threshold.
+
+    Args:
+        start: the total when no question is answered.
+        gains: (questions,) what answering each question adds.
+        together: whether questions of one probability are answered together, as a threshold does, or one by one, as the
+            official evaluator counts.
+
+    >>> best_threshold(1, np.array([1, -1, 1]), np.array([0.2, 0.5, 0.5]), together=True)
+    (2.0, 0.2)
+    """
+    order = np.argsort(probabilities, kind="stable")
+    totals = np.cumsum([start, *gains[order]], dtype=np.float64)
+    thresholds = np.concatenate([[0.0], probabilities[order]])
+    if together:
+        last_of_equals = np.append(np.diff(thresholds) > 0, True)
+        totals, thresholds = totals[last_of_equals], thresholds[last_of_equals]
+    best = totals.argmax()
+    return float(totals[best]), float(thresholds[best])
+
+
+def sigmoid(odds: np.ndarray) -> np.ndarray:
+    """Return the probability of each of some odds in logits; that of odds below -700 is the same, or it would be 0."""
+    return 1 / (1 + np.exp(-np.maximum(odds, -700.0)))
+
+
+def load_metric(version_2_with_negative: bool = False):
+    """Return the `evaluate.Metric` of SQuAD 1.1, or of 2.0 with negatives; it is on this disk already.
+
+    `compute(predictions=[{"id", "prediction_text"}], references=[{"id", "answers"}])` returns `exact_match` and `f1`.
     With negatives each prediction has a `no_answer_probability` too, `compute` takes a `no_answer_threshold` (default
     1.0: predictions count as they are), and the result has the keys of the official 2.0 evaluator.
     """
+    from qa.squad_metric import SquadMetric  # imports evaluate, which takes seconds
+
     return SquadMetric(config_name="squad_v2" if version_2_with_negative else "squad", keep_in_memory=True)

@@ -1,24 +1,16 @@
 """Features, collator and choice of windows for models that write their answer."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from json.encoder import encode_basestring_ascii
 
 import numpy as np
-import pyarrow
-import pyarrow.compute
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from qa.answers import (
-    Answers,
-    column_of,
-    softmax_of_groups,
-)
+from qa.answers import EXAMPLES_AT_ONCE, Answers, column_of, decide, softmax_of_groups
 from qa.errors import UserError
-from qa.files import float_strings, json_of_groups, json_of_objects
 from qa.generation import answer_marks, shift_right, special_tokens_around
 from qa.padding import PaddingCollator
 from qa.windows import (
@@ -195,6 +187,23 @@ class Seq2SeqCollator(PaddingCollator):
         return batch
 
 
+@dataclass
+class RankedTexts:
+    """The texts that were written for the windows of some examples, best first, as `qa.answers.RankedSpans` has spans."""
+
+    ids: list[str]
+    bounds: np.ndarray  # (examples + 1,)
+    texts: list[str]  # (rows,)
+    numbers: dict[str, np.ndarray]  # (rows,) each, by their names in the file
+
+    def rows(self) -> dict[str, list[dict]]:
+        """Return the entries of the n-best file."""
+        columns = [self.texts, *(column.tolist() for column in self.numbers.values())]
+        rows = [dict(zip(["text", *self.numbers], values)) for values in zip(*columns)]
+        bounds = self.bounds.tolist()
+        return {name: rows[first:last] for name, first, last in zip(self.ids, bounds, bounds[1:])}
+
+
 def choose_windows(
     examples,
     features: Seq2SeqFeatures,
@@ -203,11 +212,11 @@ def choose_windows(
     null_scores: np.ndarray | None = None,
     null_score_diff_threshold: float = 0.0,
 ) -> Answers:
-    """The answer of every example out of what was written for each of its windows: the text with the best score.
+    """Return the answer of every example out of the texts written for its windows: the one with the best score.
 
     Args:
-        texts: (features,) what the model wrote.
-        scores: (features,) the log-probability of that.
+        texts: (features,) written by the model.
+        scores: (features,) the log-probability of each text.
         null_scores: (features,) with negatives, the log-probability of the empty answer. An example's null score is the
             lowest of its windows, as in `find_answers`, and the answer is empty when it exceeds the best text's score
             by more than `null_score_diff_threshold`.
@@ -223,19 +232,24 @@ def choose_windows(
     bounds = np.searchsorted(features.row[order], np.arange(len(ids) + 1))
     window = np.arange(len(features)) - np.searchsorted(features.row, np.arange(len(ids)))[features.row]
     texts, scores = [texts[index] for index in order], scores[order]
-    columns = {
-        "text": pyarrow.array(map(encode_basestring_ascii, texts), pyarrow.string()),
-        "score": float_strings(scores),
-        "probability": float_strings(softmax_of_groups(scores, bounds)),
-        "window": pyarrow.compute.cast(pyarrow.array(window[order]), pyarrow.string()),
-    }
+    numbers = {"score": scores, "probability": softmax_of_groups(scores, bounds), "window": window[order]}
     if null_scores is not None:
-        columns["null_score"] = float_strings(null_scores[order])
-    nbest = dict(zip(ids, json_of_groups(json_of_objects(**columns), bounds)))
-    best_texts = {identity: texts[first] for identity, first in zip(ids, bounds)}
+        numbers["null_score"] = null_scores[order]
+    answers = Answers(best_texts={name: texts[first] for name, first in zip(ids, bounds)})
+    answers.nbest = list(parts_of_texts(ids, bounds, texts, numbers))
     if null_scores is None:
-        return Answers(best_texts, nbest, {}, best_texts)
-    odds = np.minimum.reduceat(null_scores[order], bounds[:-1]) - scores[bounds[:-1]]
-    null_odds = dict(zip(ids, odds.tolist()))
-    chosen = {name: "" if null_odds[name] > null_score_diff_threshold else best_texts[name] for name in ids}
-    return Answers(chosen, nbest, null_odds, best_texts)
+        answers.texts = answers.best_texts
+        return answers
+    odds = np.minimum.reduceat(numbers["null_score"], bounds[:-1]) - scores[bounds[:-1]]
+    answers.null_odds = dict(zip(ids, odds.tolist()))
+    answers.texts = decide(answers.best_texts, answers.null_odds, null_score_diff_threshold)
+    return answers
+
+
+def parts_of_texts(ids: list[str], bounds: np.ndarray, texts: list[str], numbers: dict) -> Iterator[RankedTexts]:
+    """Yield the ranked texts of `EXAMPLES_AT_ONCE` examples at a time."""
+    for begin in range(0, len(ids), EXAMPLES_AT_ONCE):
+        edges = bounds[begin : begin + EXAMPLES_AT_ONCE + 1]
+        rows = slice(edges[0], edges[-1])
+        part = {name: column[rows] for name, column in numbers.items()}
+        yield RankedTexts(ids[begin : begin + EXAMPLES_AT_ONCE], edges - edges[0], texts[rows], part)

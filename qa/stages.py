@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,8 @@ from qa.command_line import build, expand_file, read_command_line
 from qa.data import gold_answers
 from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError
+from qa.files import write_results
+from qa.metrics import sigmoid, squad_scores, squad_v2_scores_of_odds
 from qa.screen import StageLines, print_summary, report_features, report_stage
 
 
@@ -133,35 +134,41 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def hand_in(parts: Iterable[Answers], examples, data: DataArguments, output_dir: str, stage: str) -> EvalPrediction:
-    """Writes the answer files of a stage; returns answers and gold answers (None where not known) in the metrics' form.
+class ScoredForm(EvalPrediction):
+    """Answers in the form of the SQuAD metrics: lists of dicts; `answers` is what they are from."""
 
-    With negatives the metric gets the best text and, from its null odds, the probability that there is no answer; its
-    threshold then empties the same answers as `null_score_diff_threshold` does in the files.
+    def __init__(self, answers: Answers, predictions: list[dict], references: list[dict] | None):
+        super().__init__(predictions=predictions, label_ids=references)
+        self.answers = answers
+
+
+def format_for_metric(answers: Answers, examples) -> ScoredForm:
+    """Return the answers and the gold answers (None where not known) in the form that the SQuAD metrics take.
+
+    With negatives a prediction has the probability that there is no answer, the sigmoid of its null odds.
     """
-    answers = write_answers(parts, output_dir, prefix=stage)
-    predictions = [{"id": identity, "prediction_text": text} for identity, text in answers.texts.items()]
-    if data.version_2_with_negative:
-        for prediction, odds in zip(predictions, answers.null_odds.values()):
-            prediction["prediction_text"] = answers.best_texts[prediction["id"]]
-            prediction["no_answer_probability"] = sigmoid(odds)
+    predictions = [{"id": name, "prediction_text": text} for name, text in answers.texts.items()]
+    odds = np.array(list(answers.null_odds.values()))
+    for prediction, probability in zip(predictions, sigmoid(odds).tolist()):
+        prediction["no_answer_probability"] = probability
     golds = [gold_answers(example) for example in examples]
     references = [{"id": example["id"], "answers": gold} for example, gold in zip(examples, golds)]
     references = None if any(gold is None for gold in golds) else references
-    return EvalPrediction(predictions=predictions, label_ids=references)
+    return ScoredForm(answers, predictions, references)
 
 
-def score_answers(data: DataArguments, answers: EvalPrediction) -> dict[str, float]:
-    """EM and F1, with negatives those of SQuAD 2.0."""
-    from qa.metrics import load_metric  # imports evaluate, which only a scored run needs
+def score_answers(prediction: ScoredForm) -> dict[str, float]:
+    """Return EM and F1 of SQuAD 1.1, or with negatives those of SQuAD 2.0."""
+    golds = {reference["id"]: list(reference["answers"]["text"]) for reference in prediction.label_ids}
+    answers = prediction.answers
+    if not answers.null_odds:
+        return squad_scores(answers.texts, golds)
+    return squad_v2_scores_of_odds(answers.texts, golds, answers.best_texts, answers.null_odds)
 
-    options = {"no_answer_threshold": sigmoid(data.null_score_diff_threshold)} if data.version_2_with_negative else {}
-    metric = load_metric(data.version_2_with_negative)
-    return metric.compute(predictions=answers.predictions, references=answers.label_ids, **options)
 
-
-def sigmoid(odds: float) -> float:
-    return float(np.exp(-np.logaddexp(0.0, -odds)))  # without overflow
+def write_stage(output_dir: str, prediction: ScoredForm, stage: str) -> None:
+    """Write the answer files of a stage."""
+    write_answers(prediction.answers, output_dir, prefix=stage)
 
 
 def lay_out(features: dict, data: DataArguments, args, length: int) -> None:
@@ -208,7 +215,8 @@ def save_results(trainer, stage: str, metrics: dict, features, most: int | None,
     metrics[f"{stage}_samples"] = min(most or len(features), len(features))
     metrics |= {f"{stage}_{name}": count for name, count in counts.items()}
     report_stage(stage, metrics)
-    trainer.save_metrics(stage, metrics)
+    if trainer.is_world_process_zero():
+        write_results(Path(trainer.args.output_dir), stage, metrics)
     return metrics
 
 

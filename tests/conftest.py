@@ -225,3 +225,29 @@ def rows_of(questions: list[str], contexts: list[str], answers: list[dict | None
         {"id": f"q{number}", "title": "", "context": context, "question": question, "answers": answer}
         for number, (question, context, answer) in enumerate(zip(questions, contexts, answers))
     ]
+
+
+def as_dicts(features) -> list[dict]:
+    return features if isinstance(features, list) else [features.as_dict(index) for index in range(len(features))]
+
+
+def nbest_of(answers) -> dict[str, list[dict]]:
+    """The n-best rows of `qa.answers.Answers`, by id."""
+    return {name: rows for part in answers.nbest for name, rows in part.rows().items()}
+
+
+def real_questions() -> list[dict]:
+    """Every ninth question of the half of SQuAD 2.0's dev set that is at hand."""
+    return read_rows(SHARED_DATA / "squad-v2.0-dev.json.gz", version_2_with_negative=True)[::9]
+
+
+def read_rows(path: Path, **flags) -> list[dict]:
+    """The rows of a file to evaluate on."""
+    from qa.arguments import DataArguments
+    from qa.data import checked_rows, read_questions
+    from qa.reading import read_file
+
+    data = DataArguments(**flags)
+    return checked_rows(read_questions(read_file(path), path.name, data, "validation"), path.name, data, "validation")[
+        0
+    ]

@@ -328,9 +328,8 @@ def text_or_null(rows: list[Row], null_score: np.floating, threshold: float) -> 
     best = 0
     while rows[best]["text"] == "":
         best += 1
-    difference = null_score - rows[best]["start_logit"] - rows[best]["end_logit"]
-    text = "" if difference > threshold else rows[best]["text"]
-    return text, float(difference)
+    difference = float(null_score - rows[best]["start_logit"] - rows[best]["end_logit"])
+    return "" if difference > threshold else rows[best]["text"], difference
 
 
 def plain_floats(row: Row) -> Row:
@@ -467,3 +466,21 @@ def best_threshold(
         if current > best:
             best, threshold = current, probs[question]
     return 100.0 * best / len(scores), threshold
+
+
+def best_by_thresholds(
+    predictions: dict[str, str],
+    references: dict[str, list[str]],
+    no_answer_probs: dict[str, float],
+    score: Callable[[str, str], float],
+) -> tuple[float, float]:
+    """The best average that a threshold reaches, and the lowest such threshold, by trying each probability and 0."""
+    has_answer = {question: bool(golds) for question, golds in references.items()}
+    raw = raw_scores(predictions, references, score)
+    best = None
+    for threshold in sorted({0.0, *no_answer_probs.values()}):
+        kept = with_threshold(raw, has_answer, no_answer_probs, threshold)
+        average = 100.0 * sum(kept.values()) / len(kept)
+        if best is None or average > best[0] + 1e-9:
+            best = average, threshold
+    return best

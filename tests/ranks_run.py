@@ -21,9 +21,12 @@ OPENED = Counter()
 
 
 def note_opened(event: str, arguments: tuple) -> None:
-    """Counts the files that Python opens for writing (not those that the libraries' own C++ and Rust write)."""
+    """Count the files that Python opens for writing, by their last names (not what the libraries' C++ and Rust write)."""
     if event == "open" and isinstance(arguments[1], str) and not arguments[1].startswith("r"):
         OPENED[str(arguments[0])] += 1
+    elif event == "os.rename":
+        source, target = map(str, arguments[:2])
+        OPENED[target] += OPENED.pop(source, 0)
 
 
 def run(script: str, argv: list[str]) -> dict[str, int]:

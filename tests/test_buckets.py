@@ -128,7 +128,7 @@ def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
 def test_rows_come_in_pieces(sizes, spare):
     """What did not come is not made up, and what is too much is not dropped."""
     said = np.random.default_rng(0).normal(size=(sum(sizes), 2))
-    kept = trainer_qa.Rows(len(said) + spare)
+    kept = trainer_qa.PreallocatedArrays(len(said) + spare)
     for piece in np.split(said, np.cumsum(sizes)[:-1]):
         kept.add([piece, piece[:, 0]])
     both = kept.tables()

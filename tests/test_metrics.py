@@ -1,11 +1,15 @@
 """EM and F1 against the plain evaluators of the oracle, through the metric object that the scripts use."""
 
+import math
+
+import numpy as np
 import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qa.metrics
+from qa.answers import decide
 
 
 WORDS = "the a an The A. river Rivers river's 42 4,2 é–a the–end “the” of\tthe —  ' - $5 €5 a€an \x00 京都 x_y".split(
@@ -55,6 +59,57 @@ def test_version_2_equals_the_official_evaluator(cases, threshold):
     expected = oracle.squad_v2(texts, golds, probabilities, threshold)
     assert list(scores) == list(expected)
     assert scores == pytest.approx(expected, abs=1e-9)
+
+
+ODDS = [
+    -800.0,
+    -40.0,
+    -1.0,
+    0.0,
+    1.0,
+    36.0,
+    36.1,
+    36.9,
+    38.0,
+    45.0,
+    1e4,
+]  # the sigmoids of those from 37 up are all 1.0
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            answers.filter(qa.metrics.normalize),
+            st.lists(answers.filter(qa.metrics.normalize), max_size=3),
+            st.sampled_from(ODDS) | st.floats(-50, 50),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.sampled_from([*ODDS, 40.0]),
+)
+def test_scores_of_null_odds(cases, threshold):
+    """The scores are those of the files' answers, and the best threshold does what it promises, as probability and flag."""
+    best_texts = {str(number): text for number, (text, _, _) in enumerate(cases)}
+    golds = {str(number): list(gold) for number, (_, gold, _) in enumerate(cases)}
+    odds = {str(number): value for number, (_, _, value) in enumerate(cases)}
+    texts = decide(best_texts, odds, threshold)
+    scores = qa.metrics.squad_v2_scores_of_odds(texts, golds, best_texts, odds)
+    official = oracle.squad_v2(texts, golds, dict.fromkeys(texts, 0.0))
+    assert [name for name in scores if "diff_threshold" not in name] == list(official)
+    assert {name: scores[name] for name in official if "best" not in name} == pytest.approx(
+        {name: value for name, value in official.items() if "best" not in name}
+    )
+    probabilities = dict(zip(odds, qa.metrics.sigmoid(np.array(list(odds.values()))).tolist()))
+    assert probabilities == pytest.approx(
+        {name: 1 / (1 + math.exp(-max(value, -700))) for name, value in odds.items()}
+    )
+    for name, score in (("exact", oracle.exact_match), ("f1", oracle.f1_v2)):
+        best, at = oracle.best_by_thresholds(best_texts, golds, probabilities, score)
+        assert (scores[f"best_{name}"], scores[f"best_{name}_thresh"]) == pytest.approx((best, at))
+        flag = scores[f"best_{name}_null_score_diff_threshold"]
+        assert {key for key in odds if odds[key] > flag} == {key for key in odds if probabilities[key] > at}
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,19 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import check_results, golds_of, load, rows_of
-from safetensors.torch import load_file
+from conftest import check_results, golds_of, load, read_rows, rows_of
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+from transformers.trainer_utils import EvalPrediction
 
 import qa.stages
 import run_qa
 import utils_qa
+from qa.device import training_arguments
 from qa.errors import UserError
+from qa.metrics import load_metric
 from qa.reading import flatten_squad
+from trainer_qa import QuestionAnsweringTrainer
 
 
 TRAINED_FILES = {
@@ -143,9 +148,8 @@ def test_questions_without_an_answer(trained, negatives, tmp_path):
         {name: value for name, value in best.items() if "best" in name}
     )
     # The promise of the best threshold is kept when a run uses it.
-    threshold = results["eval_best_f1_thresh"]
-    logit = float(np.log(threshold / (1 - threshold))) + 1e-6 if 0 < threshold < 1 else -1e9
-    run(trained, tmp_path / "best", *flags, f"--null_score_diff_threshold={logit}")
+    threshold = results["eval_best_f1_null_score_diff_threshold"]
+    run(trained, tmp_path / "best", *flags, f"--null_score_diff_threshold={threshold}")
     assert load(tmp_path / "best" / "eval_results.json")["eval_f1"] == pytest.approx(results["eval_best_f1"])
 
 
@@ -209,6 +213,56 @@ def test_a_held_out_part_is_evaluated_after_a_run_as_during_it(tiny_model, squad
     run(tmp_path / "out", tmp_path / "later", *flags)
     during, later = (load(tmp_path / name / "eval_predictions.json") for name in ("out", "later"))
     assert during == later and 0 < len(during) < 32
+
+
+def test_a_threshold_beyond_the_sigmoid_counts_alike_in_files_and_scores(trained, negatives, tmp_path):
+    """The sigmoids of 37 logits and of all above are 1.0: the metric scored texts that the files left empty."""
+    weights = load_file(trained / "model.safetensors")
+    weights = {name: value * 40 if name.startswith("qa_outputs") else value for name, value in weights.items()}
+    shutil.copytree(trained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--version_2_with_negative", "--do_eval", "--validation_file", negatives]
+    run(tmp_path / "model", tmp_path / "out", *flags, "--null_score_diff_threshold=40")
+    odds, texts = (load(tmp_path / "out" / f"eval_{name}.json") for name in ("null_odds", "predictions"))
+    assert min(odds.values()) < 37 and sum(value > 40 for value in odds.values()) > 3
+    scores = oracle.squad_v2(texts, golds_of(negatives), dict.fromkeys(texts, 0.0))
+    results = load(tmp_path / "out" / "eval_results.json")
+    assert results["eval_exact"] == pytest.approx(scores["exact"])
+    assert results["eval_NoAns_f1"] == pytest.approx(scores["NoAns_f1"])
+
+
+def test_functions_of_the_references_script_are_called_as_there(trained, squad_files, tmp_path):
+    """Users build the trainer with their own `post_process_function` and `compute_metrics`."""
+    rows = read_rows(squad_files / "dev.json")
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    metric = load_metric()
+
+    def post_processing(examples, features, predictions, stage="eval"):
+        texts = utils_qa.postprocess_qa_predictions(
+            examples, features, predictions, n_best_size=20, max_answer_length=30, output_dir=tmp_path, prefix=stage
+        )
+        predictions = [{"id": name, "prediction_text": text} for name, text in texts.items()]
+        references = [{"id": example["id"], "answers": example["answers"]} for example in examples]
+        return EvalPrediction(predictions=predictions, label_ids=references)
+
+    trainer = QuestionAnsweringTrainer(
+        model=AutoModelForQuestionAnswering.from_pretrained(trained),
+        args=training_arguments(False)(output_dir=str(tmp_path), report_to="none", disable_tqdm=True),
+        eval_dataset=utils_qa.prepare_features(rows, tokenizer, 96, 32),
+        eval_examples=rows,
+        processing_class=tokenizer,
+        data_collator=utils_qa.PaddingCollator(tokenizer, 96),
+        post_process_function=post_processing,
+        compute_metrics=lambda p: metric.compute(predictions=p.predictions, references=p.label_ids),
+    )
+    expected = load(trained / "eval_results.json")
+    assert trainer.evaluate()["eval_f1"] == pytest.approx(expected["eval_f1"])
+    assert load(tmp_path / "eval_predictions.json") == load(trained / "eval_predictions.json")
+    predicted = trainer.predict(trainer.eval_dataset, rows)
+    assert predicted.metrics["test_f1"] == pytest.approx(expected["eval_f1"])
+    assert {row["id"]: row["prediction_text"] for row in predicted.predictions} == load(
+        tmp_path / "predict_predictions.json"
+    )
 
 
 def test_predicting_questions_whose_answers_nobody_knows(trained, unknown_answers, tmp_path):

@@ -1,11 +1,9 @@
 """What encoder-decoders read and are to write, against the plain oracle; and the choice between windows."""
 
-import json
-
 import numpy as np
 import oracle
 import pytest
-from conftest import rows_of
+from conftest import nbest_of, rows_of
 from small_tokenizers import make_rows
 
 import qa.seq2seq
@@ -159,7 +157,7 @@ def test_the_best_window_wins(long_and_short, best):
     scores[best] = -0.5
     answers = qa.seq2seq.choose_windows(rows, features, texts, scores)
     assert answers.texts == answers.best_texts == {"q0": f"text {best}", "q1": "short"} and not answers.null_odds
-    nbest = {name: json.loads(text) for name, text in answers.nbest.items()}
+    nbest = nbest_of(answers)
     assert sorted(row["window"] for row in nbest["q0"]) == list(range(windows))
     assert [row["score"] for row in nbest["q0"]] == sorted((float(s) for s in scores[:-1]), reverse=True)
     assert all(row["text"] == texts[row["window"]] for row in nbest["q0"])
@@ -179,7 +177,7 @@ def test_the_empty_answer(long_and_short):
     answers = qa.seq2seq.choose_windows(rows, features, texts, scores, null_scores)
     assert answers.null_odds == pytest.approx({"q0": -0.5, "q1": 0.5})
     assert answers.texts == {"q0": "text", "q1": ""} and answers.best_texts == {"q0": "text", "q1": "short"}
-    assert json.loads(answers.nbest["q1"])[0]["null_score"] == -1.5
+    assert nbest_of(answers)["q1"][0]["null_score"] == -1.5
     answers = qa.seq2seq.choose_windows(rows, features, texts, scores, null_scores, 0.6)
     assert answers.texts == {"q0": "text", "q1": "short"}
     answers = qa.seq2seq.choose_windows(rows, features, texts, scores, null_scores, -0.6)

@@ -1,23 +1,18 @@
-"""Features and answers against the plain oracle: on every kind of tokenizer, on nasty text and on random logits."""
+"""Features against the plain oracle: on every kind of tokenizer and on nasty text."""
 
 import copy
 import json
 import logging
-import weakref
 
-import datasets
-import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import SHARED_DATA, rows_of
+from conftest import SHARED_DATA, as_dicts, real_questions, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
 from tokenizers import Tokenizer, processors
 
-import qa.answers
-import qa.data
 import qa.padding
 import qa.reading
 import qa.windows
@@ -38,10 +33,6 @@ def expected(tokenizer, rows: list[dict], max_seq_length: int, doc_stride: int) 
     return [
         {name: value for name, value in feature.items() if not name.endswith("_positions")} for feature in features
     ]
-
-
-def as_dicts(features) -> list[dict]:
-    return features if isinstance(features, list) else [features.as_dict(index) for index in range(len(features))]
 
 
 def short_enough(rows: list[dict], tokenizer, max_seq_length: int, doc_stride: int) -> list[dict]:
@@ -176,147 +167,6 @@ def test_collator_pads_as_the_tokenizer_does_on_the_right(tokenizers, kind, leng
             assert after[batch[name][index]] == before["input_ids"][before[name]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Answers
-
-
-def files_of(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def assert_same_answers(tmp_path_factory, rows, features, listed, logits, **options):
-    """Same return value and same bytes as the oracle, from Features, from dicts and from a datasets.Dataset."""
-    folder = tmp_path_factory.mktemp("oracle")
-    texts, _, _ = oracle.write_answers(rows, listed, logits, output_dir=folder, prefix="eval", **options)
-    for form in (features, listed):
-        mine = tmp_path_factory.mktemp("answers")
-        assert (
-            utils_qa.postprocess_qa_predictions(rows, form, logits, output_dir=str(mine), prefix="eval", **options)
-            == texts
-        )
-        assert files_of(mine) == files_of(folder)
-
-
-def logits_of(kind: str, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Logits that a model may put out: plain, rounded to bf16, full of ties, of zeros of both signs, flat."""
-    values = rng.normal(scale=3, size=shape).astype(np.float32)
-    if kind == "bf16":
-        return (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
-    if kind == "integers":
-        return np.round(values)
-    if kind == "zeros":
-        return np.where(values > 0, np.float32(0.0), np.float32(-0.0))
-    if kind == "questions":  # the best positions lie outside the context: few or no spans are left
-        return values + np.where(np.arange(shape[1]) < 10, 30, 0).astype(np.float32)
-    return values.astype({"float64": np.float64, "float16": np.float16}.get(kind, np.float32))
-
-
-LOGITS = ("normal", "bf16", "integers", "zeros", "questions", "float64", "float16")
-
-
-@pytest.fixture(scope="module")
-def windows(tokenizers):
-    rows = rows_of(*make_rows(80, seed=3))
-    features = utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16)
-    return rows, features, as_dicts(features)
-
-
-@pytest.mark.parametrize("version_2_with_negative", [False, True])
-@pytest.mark.parametrize("kind", LOGITS)
-def test_answers_and_their_files_equal_the_oracles(windows, tmp_path_factory, kind, version_2_with_negative):
-    rows, features, listed = windows
-    rng = np.random.default_rng(LOGITS.index(kind))
-    logits = tuple(logits_of(kind, rng, (len(features), 64)) for _ in range(2))
-    for n_best_size, max_answer_length, threshold in ((20, 30, 0.0), (1, 30, 0.5), (5, 3, -1.0), (100, 1, 0.1)):
-        options = {"n_best_size": n_best_size, "max_answer_length": max_answer_length}
-        options |= {"null_score_diff_threshold": threshold, "version_2_with_negative": version_2_with_negative}
-        assert_same_answers(tmp_path_factory, rows, features, listed, logits, **options)
-
-
-@settings(max_examples=2000, deadline=None)
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 12),
-    st.sampled_from(LOGITS),
-    st.booleans(),
-    st.integers(1, 25),
-    st.integers(1, 30),
-    st.floats(-5, 5),
-)
-def test_answers_of_random_logits(windows, seed, count, kind, negative, n_best_size, max_answer_length, threshold):
-    rows, features, listed = windows
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(rows))[:count]
-    rows = [rows[index] for index in chosen]
-    ids = {row["id"] for row in rows}
-    listed = [listed[index] for index in rng.permutation(len(listed)) if listed[index]["example_id"] in ids]
-    if rng.random() < 0.5:
-        listed = [with_max_context(feature, rng) for feature in listed]
-    logits = tuple(logits_of(kind, rng, (len(listed), 64)) for _ in range(2))
-    options = (negative, n_best_size, max_answer_length, threshold)
-    texts, nbest, null_odds = oracle.answers(rows, listed, logits, *options)
-    found = all_answers(rows, listed, logits, *options)
-    assert (found.texts, nbest_of(found), found.null_odds) == (texts, nbest, null_odds)
-    assert [list(row) for entry in nbest_of(found).values() for row in entry] == [
-        list(row) for entry in nbest.values() for row in entry
-    ]
-
-
-def all_answers(*args) -> qa.answers.Answers:
-    parts = [vars(part) for part in utils_qa.find_answers(*args)]
-    return qa.answers.Answers(
-        **{name: {key: part[name][key] for part in parts for key in part[name]} for name in parts[0]}
-    )
-
-
-def nbest_of(answers: qa.answers.Answers) -> dict[str, list[dict]]:
-    return {name: json.loads(rows) for name, rows in answers.nbest.items()}
-
-
-def with_max_context(feature: dict, rng: np.random.Generator) -> dict:
-    allowed = rng.random(len(feature["input_ids"])) < 0.7
-    return feature | {"token_is_max_context": {str(place): bool(flag) for place, flag in enumerate(allowed)}}
-
-
-def test_answers_of_datasets(windows, tmp_path_factory):
-    """The reference's callers pass datasets.Dataset objects."""
-    rows, _, listed = windows
-    logits = tuple(np.random.default_rng(seed).normal(size=(len(listed), 64)).astype(np.float32) for seed in (0, 1))
-    features = datasets.Dataset.from_list(
-        [{name: feature[name] for name in ("example_id", "offset_mapping")} for feature in listed]
-    )
-    plain = [{name: feature[name] for name in ("example_id", "offset_mapping")} for feature in listed]
-    texts, _, _ = oracle.answers(rows, plain, logits, True)
-    found = utils_qa.postprocess_qa_predictions(datasets.Dataset.from_list(rows), features, logits, True)
-    assert found == texts
-
-
-def test_more_examples_than_are_taken_at_once(windows, monkeypatch):
-    rows, features, listed = windows
-    monkeypatch.setattr(qa.answers, "EXAMPLES_AT_ONCE", 7)
-    logits = tuple(logits_of("integers", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
-    found = all_answers(rows, features, logits, True)
-    assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
-
-
-def test_more_pairs_than_are_taken_at_once(windows, monkeypatch):
-    rows, features, listed = windows
-    monkeypatch.setattr(qa.answers, "PAIRS_AT_ONCE", 2000)  # of five windows
-    logits = tuple(logits_of("integers", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
-    found = all_answers(rows, features, logits, True)
-    assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
-
-
-@given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 9))
-def test_what_is_answered_at_once_is_bounded(windows_of_each, most):
-    bounds = np.cumsum([0, *windows_of_each])
-    parts = list(qa.answers.cuts(bounds, most))
-    assert [index for begin, end in parts for index in range(begin, end)] == list(range(len(windows_of_each)))
-    assert all(bounds[end] - bounds[begin] <= most or end == begin + 1 for begin, end in parts)
-    # and no part could take the next example
-    assert all(bounds[end + 1] - bounds[begin] > most for begin, end in parts[:-1])
-
-
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_tokenizer_without_a_post_processor(tokenizers, side):
     """tokenizers 0.21 says of its first window only what is question and what context; the same one that adds nothing tells."""
@@ -334,76 +184,18 @@ def test_a_tokenizer_without_a_post_processor(tokenizers, side):
     assert len(features) > len(rows)
 
 
-def test_more_texts_than_are_tokenized_at_once(windows, tokenizers, monkeypatch):
-    rows, _, listed = windows
+def test_more_texts_than_are_tokenized_at_once(tokenizers, monkeypatch):
+    rows = rows_of(*make_rows(80, seed=3))
+    features = as_dicts(utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16))
     monkeypatch.setattr(qa.windows, "TEXTS_AT_ONCE", 7)
-    assert as_dicts(utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16)) == listed
-
-
-def test_written_answers_are_not_kept(tmp_path):
-    """Of 200,000 questions the n-best rows alone take 700 MB."""
-    made = []
-
-    def parts():
-        for number in range(5):
-            assert sum(part() is not None for part in made) <= 1  # the one before
-            part = qa.answers.Answers({f"q{number}": "text"}, {f"q{number}": "[]"}, {}, {f"q{number}": "text"})
-            made.append(weakref.ref(part))
-            yield part
-            del part
-
-    answers = utils_qa.write_answers(parts(), str(tmp_path))
-    assert answers.texts == answers.best_texts == {f"q{number}": "text" for number in range(5)} and not answers.nbest
-    assert json.loads((tmp_path / "nbest_predictions.json").read_text()) == {f"q{number}": [] for number in range(5)}
-
-
-def test_the_null_score_is_read_where_the_labels_say_no_answer(tokenizers):
-    """Defect 5: the reference reads position 0; XLNet's CLS stands last."""
-    context = "the bridge is in the city"
-    rows = rows_of(["where is it"], [context], [{"text": [], "answer_start": []}])
-    features = utils_qa.prepare_features(rows, tokenizers["xlnet"], 64, 16)
-    length = len(features[0]["input_ids"])
-    logits = np.zeros((1, 64), dtype=np.float32)
-    logits[0, length - 1] = 5
-    assert features.cls_index[0] == length - 1
-    found = all_answers(rows, features, (logits, logits), True)
-    assert found.texts == {"q0": ""} and found.null_odds["q0"] == 10.0
-
-
-def test_not_a_number_does_not_stop_the_run(windows):
-    rows, features, _ = windows
-    logits = np.full((len(features), 64), np.nan, dtype=np.float32)
-    found = all_answers(rows, features, (logits, logits), True)
-    assert len(found.texts) == len(rows)
-
-
-def test_what_does_not_fit_together_is_refused(windows):
-    rows, features, listed = windows
-    logits = np.zeros((len(features), 64), dtype=np.float32)
-    with pytest.raises(ValueError, match="two elements"):
-        utils_qa.postprocess_qa_predictions(rows, features, (logits,))
-    with pytest.raises(ValueError, match="predictions and"):
-        utils_qa.postprocess_qa_predictions(rows, features, (logits[1:], logits[1:]))
-    extra = [*rows, rows[0] | {"id": "lonely"}]
-    with pytest.raises(ValueError, match="'lonely' has no feature"):
-        utils_qa.postprocess_qa_predictions(extra, listed, (logits, logits), True)
+    assert as_dicts(utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16)) == features
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no real SQuAD data in {SHARED_DATA}")
-def test_real_questions(tmp_path_factory):
-    """Features and answer files of real SQuAD 2.0 questions, on a WordPiece and a byte-level BPE tokenizer."""
-    from qa.arguments import DataArguments
-
-    path = SHARED_DATA / "squad-v2.0-dev.json.gz"
-    data = DataArguments(version_2_with_negative=True)
-    questions = qa.data.read_questions(qa.reading.read_file(path), path.name, data, "validation")
-    rows = qa.data.checked_rows(questions, path.name, data, "validation")[0][::9]
+def test_features_of_real_questions():
+    """SQuAD 2.0 on a WordPiece and a byte-level BPE tokenizer."""
+    rows = real_questions()
     tokenizers = make_tokenizers([row["context"] for row in rows[::10]])
     for kind in ("bert", "roberta"):
         features = utils_qa.prepare_features(rows, tokenizers[kind], 384, 128)
-        listed = expected(tokenizers[kind], rows, 384, 128)
-        assert as_dicts(features) == listed
-        logits = tuple(
-            np.random.default_rng(seed).normal(size=(len(listed), 384)).astype(np.float32) for seed in (0, 1)
-        )
-        assert_same_answers(tmp_path_factory, rows, features, listed, logits, version_2_with_negative=True)
+        assert as_dicts(features) == expected(tokenizers[kind], rows, 384, 128)
