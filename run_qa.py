@@ -22,6 +22,7 @@ from qa.errors import run_or_exit
 from qa.models import load_config_and_tokenizer, load_marker, sequence_limit
 from qa.stages import (
     ScoredForm,
+    check_rows,
     checkpoint_to_resume,
     format_for_metric,
     lay_out,
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data_args, args = start(argv, ModelArguments, DataArguments, description=__doc__)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
     rows, counts = load_rows(data_args, model_args, args)
+    check_rows(data_args, args, rows)
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer, length if data_args.pad_to_max_length else None, 8 if args.fp16 else 1
         ),
         post_process_function=partial(to_answers, data_args),
-        compute_metrics=score_answers,
+        compute_metrics=partial(score_answers, data_args),
         write_answers=partial(write_stage, args.output_dir),
         n_best_size=data_args.n_best_size,
         **extras,

@@ -25,6 +25,7 @@ from qa.models import load_config_and_tokenizer, load_writer, sequence_limit
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 from qa.stages import (
     ScoredForm,
+    check_rows,
     checkpoint_to_resume,
     format_for_metric,
     lay_out,
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     set_generation(data_args, args)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
     rows, counts = load_rows(data_args, model_args, args)
+    check_rows(data_args, args, rows)
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             start_token=generation.decoder_start_token_id,
         ),
         post_process_function=partial(to_answers, data_args, tokenizer),
-        compute_metrics=score_answers,
+        compute_metrics=partial(score_answers, data_args),
         write_answers=partial(write_stage, args.output_dir),
         empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
         **extras,

@@ -15,7 +15,7 @@ from qa.answers import Candidates, best_positions
 from qa.buckets import EpochOrderSampler, eval_group, evaluation_order, train_group, training_order
 from qa.device import trainer_class
 from qa.speed import TrainingSpeed, evaluation_speed
-from qa.upstream import STRAY_METRICS, ResumedEpochs
+from qa.upstream import STRAY_METRICS, BestCheckpoint, ResumedEpochs
 from qa.windows import IGNORED, labelled_share
 
 
@@ -224,7 +224,7 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
     return result
 
 
-class QuestionAnsweringTrainer(ResumedEpochs, TrainingSpeed, AnswerEvaluation, trainer_class(False)):
+class QuestionAnsweringTrainer(ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, trainer_class(False)):
     """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass.
 
     Args (beyond those of `AnswerEvaluation` and the base):

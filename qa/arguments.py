@@ -6,6 +6,8 @@ Names and defaults are those of optimum-habana's question-answering example.
 from dataclasses import dataclass, field
 from typing import Optional
 
+from qa.mlqa import LANGUAGES
+
 
 # The parts of the data: the flag of each one's file, and the stage that uses it.
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
@@ -103,6 +105,14 @@ class DataArguments:
     )
     n_best_size: int = field(default=20, metadata={"help": "Candidates kept for each question."})
     max_answer_length: int = field(default=30, metadata={"help": "Longest answer, in tokens."})
+    answer_language: str = field(
+        default="off",
+        metadata={
+            "help": "Also score answers by MLQA's rules for a language: its articles, all of Unicode's punctuation, in "
+            "Chinese its characters. `auto` finds the language in the contexts.",
+            "choices": ["off", "auto", *LANGUAGES],
+        },
+    )
     question_column: str = field(default="question", metadata={"help": "Column of the data that holds the question."})
     context_column: str = field(default="context", metadata={"help": "Column of the data that holds the context."})
     answer_column: str = field(

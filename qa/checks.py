@@ -4,12 +4,14 @@
 those are made last, since a device that does not fit ends in a library's own error there.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from qa.arguments import SPLITS, STAGES, DataArguments
 from qa.buckets import read_buckets
 from qa.device import runs_on_cpu, zero_stage
 from qa.errors import UserError
+from qa.metrics import score_names
 from qa.preflight import gaudi_problems
 from qa.reading import READERS, kind_of
 
@@ -19,6 +21,9 @@ LEAST = {"max_seq_length": 8, "doc_stride": 0, "n_best_size": 1, "max_answer_len
 
 
 LEAST |= dict.fromkeys(("num_beams", "max_train_samples", "max_eval_samples", "max_predict_samples"), 1)
+
+
+EXACT_MATCH = {"exact_match", "exact", "em"}  # the names of one score: in SQuAD 1.1, in 2.0, and in what people say
 
 
 def find_problems(data: DataArguments, training) -> list[str]:
@@ -31,7 +36,7 @@ def find_problems(data: DataArguments, training) -> list[str]:
         *data_problems(data, training),
         *number_problems(data),
         *bucket_problems(data, training),
-        *generation_problems(training),
+        *best_model_problems(data, training),
         *training_problems(training),
         *(gaudi_problems(training) if training.use_habana else []),
     ]
@@ -108,14 +113,43 @@ def file_problems(flag: str, path: Path) -> list[str]:
     return []
 
 
-def generation_problems(training) -> list[str]:
-    """Return problems of a model that is to write its answers: a score of answers needs answers."""
-    if getattr(training, "predict_with_generate", True) or training.metric_for_best_model is None:
-        return []
-    best = training.metric_for_best_model
-    if best.removeprefix("eval_") not in ("f1", "exact_match", "exact"):
-        return []
-    return [f"--metric_for_best_model {best} needs written answers; add --predict_with_generate"]
+def best_model_problems(data: DataArguments, training) -> list[str]:
+    """Return problems of choosing the best model: whether it is evaluated, by which score, and which way round."""
+    scores = score_names(data.version_2_with_negative, data.answer_language)
+    names = ["loss", *scores] if gives_answers(training) else ["loss"]
+    best, evaluates = training.metric_for_best_model, training.eval_strategy != "no"
+    needs = {"--eval_strategy epoch (or steps)": evaluates}
+    needs[f"--metric_for_best_model {'f1' if 'f1' in names else 'loss'}"] = best or training.load_best_model_at_end
+    missing = " and ".join(flag for flag, given in needs.items() if not given)
+    choosers = ["--save_strategy best"] if training.save_strategy == "best" else []
+    choosers += ["--early_stopping_patience"] if training.early_stopping_patience is not None else []
+    problems = [f"{flag} compares evaluations during training; add {missing}" for flag in choosers if missing]
+    compares = best and evaluates and training.do_train
+    return [*problems, *(score_problems(names, scores, training) if compares else [])]
+
+
+def gives_answers(training) -> bool:
+    """Whether evaluations answer questions; without --predict_with_generate a model that writes has a loss only."""
+    return getattr(training, "predict_with_generate", True) and not training.prediction_loss_only
+
+
+def score_problems(names: list[str], scores: list[str], training) -> list[str]:
+    """Return problems of `--metric_for_best_model` and its direction.
+
+    Args:
+        names: of the scores that evaluations of this run have, with its loss.
+        scores: those that they have when they answer questions.
+    """
+    best, name = training.metric_for_best_model, training.metric_for_best_model.removeprefix("eval_")
+    if name in names:
+        wrong = training.greater_is_better is not None and training.greater_is_better == (name == "loss")
+        return [f"--greater_is_better {training.greater_is_better} keeps the worst {name}; omit it"] if wrong else []
+    if name in scores:
+        need = "omit --prediction_loss_only" if training.prediction_loss_only else "add --predict_with_generate"
+        return [f"--metric_for_best_model {best} needs written answers; {need}"]
+    synonyms = [known for known in names if {known, name.lower()} <= EXACT_MATCH]
+    nearest = (synonyms or get_close_matches(name, names, n=1) or [" or ".join(names[:3])])[0]
+    return [f"--metric_for_best_model {best} is no score of this run ({', '.join(names)}); use {nearest}"]
 
 
 def training_problems(training) -> list[str]:
@@ -128,11 +162,4 @@ def training_problems(training) -> list[str]:
         )
     if training.fsdp and runs_on_cpu(training):
         problems.append("--fsdp: accelerate shards a model over Gaudis or GPUs, not over CPUs; omit it here")
-    if training.early_stopping_patience is not None and (
-        training.eval_strategy == "no" or not training.metric_for_best_model
-    ):
-        problems.append(
-            "--early_stopping_patience counts evaluations without a better score; add --eval_strategy epoch (or steps) "
-            "and --metric_for_best_model f1"
-        )
     return problems

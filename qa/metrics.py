@@ -1,6 +1,6 @@
-"""EM and F1 as the official SQuAD evaluators 1.1 and 2.0 compute them, as `evaluate` metrics that need no network.
+"""EM and F1 as the official SQuAD evaluators 1.1 and 2.0 compute them, and MLQA's for other languages.
 
-    metric = load_metric(version_2_with_negative=True)
+    metric = load_metric(version_2_with_negative=True)  # an `evaluate` metric that needs no network
     metric.compute(predictions=[{"id", "prediction_text", "no_answer_probability"}], references=[{"id", "answers"}])
 
 Rules: evaluate-v1.1.py and evaluate-v2.0.py of the SQuAD website (Rajpurkar et al., 2016; 2018).
@@ -8,10 +8,13 @@ Rules: evaluate-v1.1.py and evaluate-v2.0.py of the SQuAD website (Rajpurkar et 
 
 import re
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 import numpy as np
+
+from qa import mlqa
+from qa.answers import Answers
 
 
 ARTICLES = {"a", "an", "the"}
@@ -57,7 +60,10 @@ def score_answer(predicted: str, golds: list[str], version_2: bool) -> tuple[int
 
 
 def score_each(
-    predictions: dict[str, str], golds: dict[str, list[str]], version_2: bool
+    predictions: dict[str, str],
+    golds: dict[str, list[str]],
+    version_2: bool,
+    normalize_all: Callable[[Iterable[str]], dict[str, str]] = normalize_all,
 ) -> dict[str, tuple[int, float]]:
     """(EM, F1) of every predicted id, the best over its gold answers."""
     unanswered = next((identity for identity, texts in golds.items() if not texts), None)
@@ -82,6 +88,24 @@ def score_each(
 def mean_scores(scores: list[tuple[float, float]], count: int) -> tuple[float, float]:
     """EM and F1 in percent, over `count` questions."""
     return 100.0 * sum(exact for exact, _ in scores) / count, 100.0 * sum(f1 for _, f1 in scores) / count
+
+
+def score(answers: Answers, golds: dict[str, list[str]], negatives: bool, language: str = "off") -> dict[str, float]:
+    """Return the scores of a run: those of SQuAD 1.1, with `negatives` of 2.0, and with a `language` also MLQA's."""
+    if negatives:
+        scores = squad_v2_scores_of_odds(answers.texts, golds, answers.best_texts, answers.null_odds)
+    else:
+        scores = squad_scores(answers.texts, golds)
+    return scores if language == "off" else scores | mlqa_scores(answers.texts, golds, negatives, language)
+
+
+def score_names(negatives: bool, language: str = "off") -> list[str]:
+    """Return the names of a run's scores, all of which are the better the higher; without counts and thresholds."""
+    answers = Answers({"a": "x", "b": ""}, {"a": "x", "b": "x"}, {"a": -1.0, "b": 1.0})
+    names = score(
+        answers, {"a": ["x"], "b": [] if negatives else ["x"]}, negatives, "en" if language == "auto" else language
+    )
+    return [name for name in names if not name.endswith(("total", "thresh", "threshold"))]
 
 
 def squad_scores(predictions: dict[str, str], golds: dict[str, list[str]]) -> dict[str, float]:
@@ -131,6 +155,19 @@ def squad_v2_scores_of_odds(
         result |= {f"best_{metric}": 100.0 * best / len(raw), f"best_{metric}_thresh": at}
         result[f"best_{metric}_null_score_diff_threshold"] = float(logits)
     return result
+
+
+def mlqa_scores(
+    predictions: dict[str, str], golds: dict[str, list[str]], version_2: bool, language: str
+) -> dict[str, float]:
+    """Return EM and F1 by the rules of MLQA for a language; with `version_2` questions may have no answer."""
+
+    def normalize_all(texts: Iterable[str]) -> dict[str, str]:
+        return {text: mlqa.normalize(text, language) for text in set(texts)}
+
+    scores = score_each(predictions, golds, version_2, normalize_all)
+    exact, f1 = mean_scores(list(scores.values()), len(golds))
+    return {"mlqa_exact_match": exact, "mlqa_f1": f1}
 
 
 def averages(scores: dict[str, tuple[float, float]], golds: dict[str, list[str]]) -> dict[str, float]:

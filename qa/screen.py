@@ -12,6 +12,14 @@ from qa.buckets import padding_share, train_group
 
 logger = logging.getLogger(__name__)
 
+SUMMARY_SCORES = {
+    "exact_match": "EM",
+    "exact": "EM",
+    "f1": "F1",
+    "mlqa_exact_match": "MLQA's EM",
+    "mlqa_f1": "MLQA's F1",
+}
+
 
 class StageLines(TrainerCallback):
     """Log a line when training begins, with the numbers that decide how long it takes, and where no bar moves, its steps."""
@@ -82,7 +90,7 @@ def summary(trainer, metrics: dict, script: str) -> list[str]:
     args, state = trainer.args, trainer.state
     lines = []
     for prefix, title in (("eval", ""), ("test", " of the predictions")):
-        for key, name in (("exact_match", "EM"), ("exact", "EM"), ("f1", "F1")):
+        for key, name in SUMMARY_SCORES.items():
             if f"{prefix}_{key}" in metrics:
                 lines.append((f"{name}{title}", f"{metrics[f'{prefix}_{key}']:.2f}"))
     if args.do_train and state.best_model_checkpoint is not None:

@@ -20,7 +20,8 @@ from qa.data import gold_answers
 from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError
 from qa.files import write_results
-from qa.metrics import sigmoid, squad_scores, squad_v2_scores_of_odds
+from qa.metrics import score, sigmoid
+from qa.mlqa import LANGUAGES, detect_language
 from qa.screen import StageLines, print_summary, report_features, report_stage
 
 
@@ -157,18 +158,40 @@ def format_for_metric(answers: Answers, examples) -> ScoredForm:
     return ScoredForm(answers, predictions, references)
 
 
-def score_answers(prediction: ScoredForm) -> dict[str, float]:
-    """Return EM and F1 of SQuAD 1.1, or with negatives those of SQuAD 2.0."""
+def score_answers(data_args: DataArguments, prediction: ScoredForm) -> dict[str, float]:
+    """Return the scores of the answers."""
     golds = {reference["id"]: list(reference["answers"]["text"]) for reference in prediction.label_ids}
-    answers = prediction.answers
-    if not answers.null_odds:
-        return squad_scores(answers.texts, golds)
-    return squad_v2_scores_of_odds(answers.texts, golds, answers.best_texts, answers.null_odds)
+    return score(prediction.answers, golds, data_args.version_2_with_negative, data_args.answer_language)
 
 
 def write_stage(output_dir: str, prediction: ScoredForm, stage: str) -> None:
     """Write the answer files of a stage."""
     write_answers(prediction.answers, output_dir, prefix=stage)
+
+
+def check_rows(data_args: DataArguments, args, rows: dict[str, list[dict]]) -> None:
+    """Resolve `--answer_language auto` by the questions that are answered, and check that their scores will be there.
+
+    Raises:
+        UserError: a language that MLQA's rules do not know, or a --metric_for_best_model of questions that are not there.
+    """
+    answered = [row for split in ("validation", "test") for row in rows.get(split, ())]
+    if data_args.answer_language == "auto" and answered:
+        found = detect_language(dict.fromkeys(row["context"] for row in answered))
+        if found is None:
+            raise UserError(
+                f"--answer_language auto: the contexts are in none of {', '.join(LANGUAGES)}; name one of them, or omit it"
+            )
+        logger.info(f"--answer_language auto: the contexts are in {found}")
+        data_args.answer_language = found
+    best = (args.metric_for_best_model or "").removeprefix("eval_").partition("_")[0]
+    if best in ("HasAns", "NoAns") and "train" in rows and "validation" in rows:
+        known = [bool((gold_answers(row) or {"text": []})["text"]) for row in rows["validation"]]
+        if (best == "HasAns") not in known:
+            raise UserError(
+                f"--metric_for_best_model {args.metric_for_best_model}: no validation question "
+                f"{'has an answer' if best == 'HasAns' else 'is without an answer'}; use exact or f1"
+            )
 
 
 def lay_out(features: dict, data: DataArguments, args, length: int) -> None:

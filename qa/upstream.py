@@ -32,6 +32,8 @@ import transformers.utils.import_utils  # noqa: E402
 # transformers imports scikit-learn for one function of assisted generation, which nothing here uses: 1.5 s of CPU.
 transformers.utils.import_utils._sklearn_available = False
 
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR  # noqa: E402
+
 
 # What optimum-habana 1.21.2 leaves among the metrics: a time of day, and a duration (misspelt) that it means to leave out
 # of the throughput but looks for under another name. `evaluation_speed` counts without that.
@@ -67,6 +69,22 @@ class ResumedEpochs:
         else:
             self.args.gradient_accumulation_steps = self.last_batch
         return loss
+
+
+class BestCheckpoint:
+    """Mixin for a trainer: with --save_strategy best, --load_best_model_at_end does load the best model.
+
+    transformers 4.55.4 notes the best checkpoint with the strategies `steps` and `epoch` only, so the last model was saved
+    as the best. tests/test_run_qa.py, test_save_strategy_best, reports when this can go.
+    """
+
+    def _determine_best_metric(self, metrics, trial):
+        better = super()._determine_best_metric(metrics, trial)
+        if better and self.args.save_strategy == "best":  # the checkpoint is written next
+            self.state.best_global_step = self.state.global_step
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.state.best_model_checkpoint = os.path.join(self._get_output_dir(trial), name)
+        return better
 
 
 class GaudiCorrections:

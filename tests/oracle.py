@@ -10,6 +10,7 @@ Everything here follows its source one example, one window and one pair of token
 import json
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -357,7 +358,11 @@ def exact_match(prediction: str, gold: str) -> int:
 
 def f1_v1(prediction: str, gold: str) -> float:
     """The F1 of two bags of words; two empty ones score 0 (evaluator 1.1)."""
-    predicted, wanted = normalize(prediction).split(), normalize(gold).split()
+    return f1_of_bags(normalize(prediction).split(), normalize(gold).split())
+
+
+def f1_of_bags(predicted: list[str], wanted: list[str]) -> float:
+    """The harmonic mean of precision and recall of words."""
     common = sum((Counter(predicted) & Counter(wanted)).values())
     if common == 0:
         return 0
@@ -484,3 +489,39 @@ def best_by_thresholds(
         if best is None or average > best[0] + 1e-9:
             best = average, threshold
     return best
+
+
+MLQA_ARTICLES = {
+    "en": "a an the",
+    "es": "un una unos unas el la los las",
+    "vi": "của là cái chiếc những",
+    "de": "ein eine einen einem eines einer der die das den dem des",
+}
+
+
+def normalize_mlqa(text: str, language: str) -> str:
+    """Lower case, no punctuation of ASCII or Unicode, no articles, single spaces; Chinese in single characters
+    (rule: mlqa_evaluation_v1.py)."""
+    kept = ""
+    for char in text.lower():
+        if not unicodedata.category(char).startswith("P") and char not in string.punctuation:
+            kept += char
+    if language == "ar":
+        kept = kept.replace("\u0627\u0644", " ")
+    articles = MLQA_ARTICLES.get(language, "").split()
+    words = []
+    for piece in re.split(r"(\w+)", kept):  # a run of word characters, or what is between two
+        words.append(" " if piece in articles else piece)
+    if language == "zh":
+        words = [f" {char} " if "\u4e00" <= char <= "\u9fa5" else char for char in "".join(words)]
+    return " ".join("".join(words).split())
+
+
+def mlqa(predictions: dict[str, str], references: dict[str, list[str]], language: str) -> dict[str, float]:
+    """MLQA's evaluator: that of SQuAD 1.1 with another `normalize`."""
+    exact = f1 = 0
+    for question, golds in references.items():
+        predicted = normalize_mlqa(predictions[question], language)
+        exact += max(int(predicted == normalize_mlqa(gold, language)) for gold in golds)
+        f1 += max(f1_of_bags(predicted.split(), normalize_mlqa(gold, language).split()) for gold in golds)
+    return {"mlqa_exact_match": 100.0 * exact / len(references), "mlqa_f1": 100.0 * f1 / len(references)}

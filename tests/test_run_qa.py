@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import check_results, golds_of, load, read_rows, rows_of
+from conftest import check_results, golds_of, history_of, load, read_rows, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
@@ -103,6 +103,18 @@ def test_the_best_checkpoint_by_f1_is_kept(tiny_model, squad_files, tmp_path):
         entry["eval_f1"] for entry in load(tmp_path / "trainer_state.json")["log_history"] if "eval_f1" in entry
     ]
     assert load(tmp_path / "eval_results.json")["eval_f1"] == pytest.approx(max(history[:3]))
+
+
+def test_save_strategy_best(trained, squad_files, tmp_path):
+    """transformers 4.55.4 alone saves the last model as the best one. Here the learning rate rises until all is lost."""
+    flags = ["--do_train", "--train_file", squad_files / "train.json", "--do_eval", "--validation_file", squad_files / "dev.json",
+             "--eval_strategy", "steps", "--eval_steps", "1", "--max_steps", "3", "--learning_rate", "20", "--warmup_steps", "3",
+             "--save_strategy", "best", "--metric_for_best_model", "loss", "--load_best_model_at_end"]  # fmt: skip
+    run(trained, tmp_path, *flags)
+    state, losses = load(tmp_path / "trainer_state.json"), history_of(tmp_path, "eval_loss")
+    assert losses[0] < losses[2] and losses[0] == state["best_metric"]
+    assert load(tmp_path / "eval_results.json")["eval_loss"] == pytest.approx(losses[0])
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-1")
 
 
 def test_capped_samples_keep_all_their_windows(tiny_model, squad_files, tmp_path):
@@ -229,6 +241,37 @@ def test_a_threshold_beyond_the_sigmoid_counts_alike_in_files_and_scores(trained
     results = load(tmp_path / "out" / "eval_results.json")
     assert results["eval_exact"] == pytest.approx(scores["exact"])
     assert results["eval_NoAns_f1"] == pytest.approx(scores["NoAns_f1"])
+
+
+def test_scores_of_a_language(trained, squad_files, tmp_path, caplog):
+    """They come on top, and a language that cannot be found ends the run before anything slow."""
+    flags = ["--do_eval", "--validation_file", squad_files / "dev.json"]
+    run(trained, tmp_path / "out", *flags, "--answer_language", "auto")
+    assert "--answer_language auto: the contexts are in en" in caplog.text
+    results, texts = (load(tmp_path / "out" / f"eval_{name}.json") for name in ("results", "predictions"))
+    for name, value in oracle.mlqa(texts, golds_of(squad_files / "dev.json"), "en").items():
+        assert results[f"eval_{name}"] == pytest.approx(value)
+    assert results["eval_f1"] == load(trained / "eval_results.json")["eval_f1"]
+    row = {"context": "Nil", "question": "?", "answers": {"text": ["Nil"], "answer_start": [0]}}
+    (tmp_path / "nil.json").write_text(json.dumps([row]))
+    with pytest.raises(UserError, match="--answer_language auto: the contexts are in none of en, es, hi"):
+        run(
+            "no-such-model",
+            tmp_path,
+            "--do_eval",
+            "--validation_file",
+            tmp_path / "nil.json",
+            "--answer_language",
+            "auto",
+        )
+
+
+def test_the_best_score_of_questions_that_are_not_there(squad_files, tmp_path):
+    """A KeyError at the first evaluation during training."""
+    flags = ["--version_2_with_negative", "--do_train", "--train_file", squad_files / "train.json", "--eval_strategy", "epoch",
+             "--validation_file", squad_files / "dev.json", "--metric_for_best_model", "NoAns_f1"]  # fmt: skip
+    with pytest.raises(UserError, match="NoAns_f1: no validation question is without an answer; use exact or f1"):
+        run("no-such-model", tmp_path, *flags)
 
 
 def test_functions_of_the_references_script_are_called_as_there(trained, squad_files, tmp_path):
