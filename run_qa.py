@@ -14,6 +14,7 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 
 # isort: split
+from qa.answer_lengths import report_spans
 from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.data import load_rows
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
     lay_out(features, data_args, args, length)
+    report_spans(rows, features, data_args.max_answer_length, length)
     if data_args.check:
         return report_check(features, args)
 

@@ -16,6 +16,7 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 
 # isort: split
+from qa.answer_lengths import report_targets
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.data import load_rows
 from qa.device import trainer_extras
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
     lay_out(features, data_args, args, length)
+    report_targets(rows, tokenizer, data_args, args)
     if data_args.check:
         return report_check(features, args)
 

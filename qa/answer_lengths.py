@@ -1,0 +1,79 @@
+"""How many gold answers are longer than a model may answer, in tokens: one line for each part of the data."""
+
+import logging
+
+import numpy as np
+
+from qa.windows import tokenize_distinct
+
+
+logger = logging.getLogger(__name__)
+
+WARNED_SHARE = 0.01
+
+
+def report_spans(rows: dict, features: dict, max_answer_length: int, window: int) -> None:
+    """Report the answers that are to be marked, by the labels of the features of each split.
+
+    Args:
+        rows, features: by split.
+        window: tokens of a feature at most; an answer that no window holds counts as so long.
+    """
+    for split, part in features.items():
+        report(split, span_lengths(rows[split], part, window), "max_answer_length", max_answer_length)
+
+
+def span_lengths(rows: list[dict], features, window: int) -> np.ndarray:
+    """(questions whose answer has a place,) tokens of the first answer of each."""
+    placed = [
+        bool(row["answers"] and row["answers"]["text"]) and row["answers"]["answer_start"][0] >= 0 for row in rows
+    ]
+    lengths = np.full(len(rows), window)
+    if any(placed):
+        row, start, end, held = labelled_windows(rows, features)
+        lengths[row[held]] = (end - start + 1)[held]
+    return lengths[placed]
+
+
+def labelled_windows(rows: list[dict], features) -> tuple[np.ndarray, ...]:
+    """(features,) the row of each, first and last token of its label, and whether that is an answer that it holds."""
+    if isinstance(features, list):
+        number = {row["id"]: index for index, row in enumerate(rows)}
+        names = ("start_positions", "end_positions", "cls_index")
+        columns = [[feature[name] for feature in features] for name in names]
+        row, (start, end, cls_index) = [number[feature["example_id"]] for feature in features], columns
+        row, start, end, cls_index = map(np.array, (row, start, end, cls_index))
+    else:
+        row, (start, end), cls_index = features.row, features.labels.T, features.cls_index
+    no_answer = (start == cls_index) & (end == cls_index)
+    return row, start, end, ~no_answer & (end < features.lengths())
+
+
+def report_targets(rows: dict, tokenizer, data_args, args) -> None:
+    """Report the answers that are to be written: in training as labels, in evaluation and prediction by generating.
+
+    Tokens include the special ones of a label, and in evaluation and prediction the token that starts an answer.
+    """
+    limits = {"train": ("max_answer_length", data_args.max_answer_length)}
+    if args.predict_with_generate:
+        given = args.generation_max_length != data_args.val_max_answer_length
+        flag = "generation_max_length" if given else "val_max_answer_length"
+        limits |= dict.fromkeys(("validation", "test"), (flag, args.generation_max_length))
+    special = len(tokenizer(text_target="")["input_ids"])
+    for split, part in rows.items():
+        known = [row["answers"]["text"][0] for row in part if row["answers"] and row["answers"]["text"]]
+        if known and split in limits:
+            texts = tokenize_distinct(known, tokenizer, offsets=False)
+            report(split, np.diff(texts.splits)[texts.of_row] + special + (split != "train"), *limits[split])
+
+
+def report(split: str, lengths: np.ndarray, flag: str, limit: int) -> None:
+    """Log the share of answers with more than `limit` tokens, and the limit that 99 % of them keep; warn above 1 %."""
+    if not len(lengths):
+        return
+    share, enough = (lengths > limit).mean(), int(np.quantile(lengths, 0.99, method="inverted_cdf"))
+    found = f"{share:.1%} of the {split} answers are longer than --{flag} {limit}; 99 % have at most {enough} tokens"
+    if share > WARNED_SHARE:
+        logger.warning(f"{found}. Raise --{flag} to {enough}")
+    else:
+        logger.info(found)
