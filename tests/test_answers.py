@@ -194,3 +194,18 @@ def test_an_answer_that_fails_leaves_no_file(windows, monkeypatch, tmp_path):
     with pytest.raises(TypeError):
         utils_qa.postprocess_qa_predictions(broken, features, logits, output_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("offsets", [[], [(3, 3)], [(3, 3), (3, 3)], [(3, 3), (4, 7)]])
+def test_candidates_without_a_text(offsets, negative):
+    """Byte-level tokenizers have tokens of no characters; the word "empty" takes the place of a text in some cases."""
+    rows = [{"id": "a", "context": "red fox"}, {"id": "b", "context": "red fox"}]
+    listed = [
+        {"example_id": "a", "offset_mapping": [None, *offsets, None, None][:4]},
+        {"example_id": "b", "offset_mapping": [None, (0, 3), (4, 7), None]},
+    ]
+    logits = tuple(np.random.default_rng(seed).normal(size=(2, 4)).astype(np.float32) for seed in (0, 1))
+    texts, nbest, null_odds = oracle.answers(rows, listed, logits, negative)
+    found = find_answers(rows, listed, logits, AnswerRules(negative))
+    assert (found.texts, nbest_of(found), found.null_odds) == (texts, nbest, null_odds)

@@ -10,7 +10,7 @@ from qa.answers import Answers
 from qa.mlqa import LANGUAGES, detect_language, normalize
 
 
-WORDS = """der Die DAS ein einer derart Ägypten „Nil“ a an the Theben el La unos él ¿las? là của những Cái ال النيل بال
+WORDS = """der Rhein Die DAS ein einer derart Ägypten „Nil“ a an the Theben el La unos él ¿las? là của những Cái ال النيل بال
     نهر، नील। नदी 尼罗河 河Nile 2尼。 , — ' $5 €5 x_y the_a ein-e İstanbul \u00a0 \u200b ½""".split(" ")
 texts = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)
 
@@ -30,7 +30,7 @@ def test_scores_are_those_of_mlqas_evaluator(cases):
     "language, text, expected",
     [
         ("de", "Der Nil, in „Ägypten“!", "nil in ägypten"),
-        ("de", "derselbe Deich", "derselbe deich"),
+        ("de", "derselbe Rhein", "derselbe rhein"),
         ("es", "¿El Nilo?", "nilo"),
         ("vi", "Những con sông của Ai Cập", "con sông ai cập"),
         ("ar", "نهر النيل،", "نهر نيل"),
