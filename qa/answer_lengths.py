@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 
+from qa.generation import answer_marks
 from qa.windows import tokenize_distinct
 
 
@@ -59,7 +60,7 @@ def report_targets(rows: dict, tokenizer, data_args, args) -> None:
         given = args.generation_max_length != data_args.val_max_answer_length
         flag = "generation_max_length" if given else "val_max_answer_length"
         limits |= dict.fromkeys(("validation", "test"), (flag, args.generation_max_length))
-    special = len(tokenizer(text_target="")["input_ids"])
+    special = sum(map(len, answer_marks(tokenizer)))
     for split, part in rows.items():
         known = [row["answers"]["text"][0] for row in part if row["answers"] and row["answers"]["text"]]
         if known and split in limits:
