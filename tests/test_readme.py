@@ -99,10 +99,8 @@ HYPERPARAMETERS = """
 """
 # Two nodes, of a card each, where the README has eight; the first name has to resolve.
 HOSTS = "localhost slots=1\nnode-2 slots=1\n"
-MY_QUESTIONS = """context,question,answers
-The Nile flows through Egypt.,Where does the Nile flow?,Egypt
-The Seine flows through Paris.,What flows through Paris?,The Seine
-"""
+RIVERS = ("Nile", "Seine", "Rhine", "Ebro", "Volga", "Po", "Douro", "Tagus", "Rhone", "Elbe", "Loire", "Thames")
+MY_QUESTIONS = "context,question,answers\n" + "".join(f"The {r} is long.,Which river is long?,{r}\n" for r in RIVERS)
 # What the folders Habana/... of the hub hold: no model, only this file.
 GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
 # /tmp is the machine's, and may hold what a user trained, or another recipe: the commands' Python writes below a folder
@@ -254,8 +252,10 @@ def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
         assert python == "python"
         importlib.import_module(script.removesuffix(".py")).main(flags)
         output = capsys.readouterr().out
-        assert bool(re.search(r"^F1 +\d", output, re.MULTILINE)) == ("--do_eval" in flags), command
-        assert ("checked, a run could start" in output) == ("--check" in flags), command
+        checks = "--check" in flags
+        assert ("checked, a run could start" in output) == checks, command
+        scored = re.search(r"^F1 +\d", output, re.MULTILINE)
+        assert bool(scored) == ("--do_eval" in flags and not checks), command
         if "--do_predict" in flags:
             answers = json.loads(Path(flags[-1], "predict_predictions.json").read_text())
             assert len(answers) == 1 and all(answers.values())
@@ -327,6 +327,18 @@ def test_files_and_tests_that_the_pages_name_exist():
         for path, test in named.findall(page.read_text()):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
             assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{page.name}: {path}::{test}"
+
+
+def test_the_models_in_the_manual_are_those_that_tests_train():
+    from test_architectures import EXTRACTIVE, WRITING
+    from test_gaudi_models import SETTINGS
+
+    rows = re.findall(
+        r"^\| (encoders|decoders|encoder-decoders .*?) \| (.*?) \|$",
+        (ROOT / "docs" / "models.md").read_text(),
+        re.MULTILINE,
+    )
+    assert {kind for _, kinds in rows for kind in kinds.split(", ")} == {*EXTRACTIVE, *WRITING, *SETTINGS}
 
 
 def test_the_readme_is_short():
