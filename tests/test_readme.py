@@ -329,6 +329,13 @@ def test_files_and_tests_that_the_pages_name_exist():
             assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{page.name}: {path}::{test}"
 
 
+def test_every_module_and_test_is_in_the_map_of_contributing():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = [*ROOT.glob("*.py"), *ROOT.glob("qa/**/*.py"), *ROOT.glob("tests/**/test_*.py")]
+    names = {path.relative_to(ROOT).as_posix() for path in files if path.stat().st_size}
+    assert names <= set(re.findall(r"`([\w./-]+\.py)`", text))
+
+
 def test_the_models_in_the_manual_are_those_that_tests_train():
     from test_architectures import EXTRACTIVE, WRITING
     from test_gaudi_models import SETTINGS
