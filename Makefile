@@ -17,6 +17,9 @@ export OMP_WAIT_POLICY := PASSIVE
 # DeepSpeed compiles none of its operators while it is installed.
 export DS_BUILD_OPS := 0
 
+# Checked for the words that .ci/words.py lists.
+PAGES := $(wildcard *.md */*.md */*/*.md)
+
 .PHONY: setup quickstart quickstart-seq2seq test check style bench bench-full
 
 setup: .venv/installed
@@ -51,6 +54,8 @@ test: .venv/installed-dev
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python .ci/words.py $(PAGES)
 
 style: .venv/installed-dev
 	$(BIN)/ruff check --fix .

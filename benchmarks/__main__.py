@@ -4,7 +4,7 @@
     make bench-full     python -m benchmarks --full               # in full, about an hour
                         python -m benchmarks throughput --full    # one topic
 
-Real questions of ../shared/data where that is present, else generated ones. README.md holds results.
+Real questions of ../shared/data where that is present, else generated ones. docs/measurements.md holds results.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python -m benchmarks.f1 FOLDER_OF_A_PRETRAINED_BERT
 
-Random questions of SQuAD in ../shared/data, in bf16 where that is fast. The README says where a real BERT can be had
-without a hub.
+Random questions of SQuAD in ../shared/data, in bf16 where that is fast. docs/measurements.md names a package that
+contains a real BERT.
 """
 
 import json

@@ -1,12 +1,17 @@
-"""Every command of README.md that runs a script, byte for byte, in a folder where its names are small stand-ins.
+"""Every command of the README and the other pages, in a folder where its names are small stand-ins.
 
-Those with --use_habana run on the simulated Gaudi, which counts what they exercised: a recipe that names lazy mode,
-HPU graphs or torch.compile has to have used them, and to have shown a card one shape of batches.
+Commands with --use_habana run byte for byte on the simulated Gaudi, which counts what they exercised: a recipe that names
+lazy mode, HPU graphs or torch.compile has to have used them, and to have shown a card one shape of batches. Other commands
+of the scripts run in this process, others of the launcher as a dry run. The rest must name what exists.
+
+The pages' links, flags, tests and words are checked here too.
 """
 
+import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -68,8 +73,8 @@ RECIPES = {
         --max_seq_length 384 --doc_stride 128 --output_dir /tmp/squad/ --use_habana --use_lazy_mode
         --use_hpu_graphs_for_inference --bf16""",
     "T5-small on SQuAD2.0": f"python run_seq2seq_qa.py {T5}",
-    "T5-small on eight cards": f"python gaudi_spawn.py --world_size 8 --use_mpi run_seq2seq_qa.py {T5}",
 }
+T5_ON_EIGHT_CARDS = f"python gaudi_spawn.py --world_size 8 --use_mpi run_seq2seq_qa.py {T5}"
 # What it says of DeepSpeed's configuration, ZeRO-2.
 DEEPSPEED = {
     **{"steps_per_print": 64, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"},
@@ -94,6 +99,8 @@ HYPERPARAMETERS = """
 """
 # Two nodes, of a card each, where the README has eight; the first name has to resolve.
 HOSTS = "localhost slots=1\nnode-2 slots=1\n"
+RIVERS = ("Nile", "Seine", "Rhine", "Ebro", "Volga", "Po", "Douro", "Tagus", "Rhone", "Elbe", "Loire", "Thames")
+MY_QUESTIONS = "context,question,answers\n" + "".join(f"The {r} is long.,Which river is long?,{r}\n" for r in RIVERS)
 # What the folders Habana/... of the hub hold: no model, only this file.
 GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
 # /tmp is the machine's, and may hold what a user trained, or another recipe: the commands' Python writes below a folder
@@ -108,14 +115,25 @@ exec {python} "$@"
 """
 
 
-def readme_commands() -> list[str]:
-    """The shell blocks of README.md that run a script."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [block for block in blocks if re.search(r"\brun_\w+\.py\b", block)]
+def commands_of(page: Path) -> list[str]:
+    """The commands of a page's shell blocks; a line that ends in a backslash continues."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    return [command for block in blocks for command in re.findall(r"(?:.*\\\n)*.+", block)]
 
 
 def words_of(command: str) -> list[str]:
-    return shlex.split(command.replace("\\\n", " "))
+    return shlex.split(command.replace("\\\n", " "), comments=True)
+
+
+def kind_of(command: str) -> str:
+    """How a command is tested: "gaudi", "dry run", "script", or "named" for those that are not run."""
+    words = words_of(command)
+    programs = [word for word in words if re.fullmatch(r"(run_\w+|gaudi_spawn)\.py", word)]
+    if not programs:
+        return "named"
+    if "--use_habana" in words:
+        return "gaudi"
+    return "dry run" if programs[0] == "gaudi_spawn.py" else "script"
 
 
 def deepspeed_block() -> str:
@@ -124,7 +142,10 @@ def deepspeed_block() -> str:
     return block
 
 
-COMMANDS = readme_commands()
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+PAGES += [ROOT / folder / "README.md" for folder in ("benchmarks", "quickstart", "tests/gaudi_sim")]
+COMMANDS = {page.relative_to(ROOT).as_posix(): commands_of(page) for page in PAGES}
+GAUDI_COMMANDS = list(dict.fromkeys(c for commands in COMMANDS.values() for c in commands if kind_of(c) == "gaudi"))
 
 
 def make_dataset(folder: Path, questions: dict[str, int], negatives: bool = False) -> None:
@@ -162,6 +183,9 @@ def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
     make_pretrained(folder / "bert-large-uncased-whole-word-masking", "bert")
     make_pretrained(folder / "albert-xxlarge-v1", "albert")
     make_pretrained(folder / "FlagAlpha" / "Llama2-Chinese-13b-Chat", "llama")
+    for name in ("sentence-transformers/all-MiniLM-L6-v2", "deepset/minilm-uncased-squad2"):
+        (folder / name).parent.mkdir()
+        (folder / name).symlink_to(folder / "bert-large-uncased-whole-word-masking")
     shutil.copytree(tiny_writers["t5"], folder / "t5-small")
     for name in ("bert-large-uncased-whole-word-masking", "t5"):
         (folder / "Habana" / name).mkdir(parents=True)
@@ -175,7 +199,10 @@ def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
         "dataset_name": "squad",
         "do_train": True,
     }
-    (folder / "my_run.yaml").write_text(json.dumps(settings | {"max_steps": 1, "output_dir": "my_run"}))
+    settings |= {"max_steps": 1, "output_dir": "my_run", "overwrite_output_dir": True}
+    (folder / "my_run.yaml").write_text(json.dumps(settings))
+    (folder / "my_questions.csv").write_text(MY_QUESTIONS)
+    (folder / "new_questions.csv").write_text("context,question\nThe Nile flows through Egypt.,What flows?\n")
     (folder / "hosts.txt").write_text(HOSTS)
     (folder / "bin").mkdir()
     for shell in remote_shells.iterdir():
@@ -199,22 +226,148 @@ def run_block(block: str, folder: Path, output: Path) -> subprocess.CompletedPro
     return subprocess.run(["bash", "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("number", range(len(COMMANDS)))
-def test_the_readmes_commands_run(stand_ins, number, tmp_path):
+@pytest.mark.parametrize("number", range(len(GAUDI_COMMANDS)))
+def test_commands_for_a_gaudi_run(stand_ins, number, tmp_path):
     """And do on a Gaudi what their flags say."""
-    words = words_of(COMMANDS[number])
+    command = GAUDI_COMMANDS[number]
+    words = words_of(command)
     engine = next((name for name in ("mpi", "deepspeed") if f"--use_{name}" in words), "")
     problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([], engine, world_size_of(words)))
     if problems:
         pytest.skip(problems[0] + "; for tests: pip install -r requirements-dev.txt")
-    done = run_block(COMMANDS[number], stand_ins, tmp_path)
+    done = run_block(command, stand_ins, tmp_path)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     if "--do_eval" in words:
         assert re.search(r"^F1 +\d", done.stdout, re.MULTILINE)
-    if "--use_habana" in words:
-        lines = (tmp_path / "counts.jsonl").read_text().splitlines()
-        check_ranks(words, list(map(json.loads, lines)))
-        assert done.stderr.count("simulated Gaudi: ops ") == len(lines)
+    lines = (tmp_path / "counts.jsonl").read_text().splitlines()
+    check_ranks(words, list(map(json.loads, lines)))
+    assert done.stderr.count("simulated Gaudi: ops ") == len(lines)
+
+
+def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
+    """In the order of the pages, so that a command finds what one before it wrote."""
+    monkeypatch.chdir(stand_ins)
+    for command in (command for commands in COMMANDS.values() for command in commands if kind_of(command) == "script"):
+        python, script, *flags = words_of(command)
+        assert python == "python"
+        importlib.import_module(script.removesuffix(".py")).main(flags)
+        output = capsys.readouterr().out
+        checks = "--check" in flags
+        assert ("checked, a run could start" in output) == checks, command
+        scored = re.search(r"^F1 +\d", output, re.MULTILINE)
+        assert bool(scored) == ("--do_eval" in flags and not checks), command
+        if "--do_predict" in flags:
+            answers = json.loads(Path(flags[-1], "predict_predictions.json").read_text())
+            assert len(answers) == 1 and all(answers.values())
+
+
+def test_commands_of_the_launcher_print_the_engines_command(stand_ins, monkeypatch, capfd):
+    monkeypatch.chdir(stand_ins)
+    monkeypatch.setenv("PATH", f"{stand_ins / 'bin'}:{os.environ['PATH']}")
+    for command in (
+        command for commands in COMMANDS.values() for command in commands if kind_of(command) == "dry run"
+    ):
+        gaudi_spawn.main(["--dry_run", *words_of(command)[2:]])
+        assert "my_run.yaml" in capfd.readouterr().out
+
+
+def test_other_commands_name_what_exists():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in (command for commands in COMMANDS.values() for command in commands if kind_of(command) == "named"):
+        words = words_of(command)
+        for word in words:
+            assert not re.fullmatch(r"[\w./-]+\.(py|txt)", word) or (ROOT / word).is_file(), command
+        if words[0] == "make":
+            assert words[1] in targets, command
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), command
+            if "-k" in words:
+                assert re.search(f"def test_.*{words[-1]}", (ROOT / words[3]).read_text()), command
+        else:
+            assert words[0] in ("docker", "pip") or words[:2] in (
+                ["python3", "-m"],
+                ["python", "quickstart/pretrain.py"],
+            )
+
+
+def test_commands_are_in_shell_blocks():
+    """Other blocks and indented text may only show commands that are abridged, or those of a Makefile's target."""
+    for page in PAGES:
+        text = re.sub(r"```(bash|text)\n.*?```", "", page.read_text(), flags=re.DOTALL)
+        assert not re.search(r"^ *(python|pip|make) \S", text, re.MULTILINE), page
+
+
+def test_links_lead_to_pages_and_headings():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)]*)\)", page.read_text()):
+            path, _, heading = target.partition("#")
+            path = page.parent / path if path else page
+            assert path.exists(), f"{page.name}: {target}"
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if heading else []
+            assert not heading or heading in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
+
+
+def test_flags_in_the_text_exist(capsys):
+    from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
+    from qa.device import training_arguments
+
+    kinds = [ModelArguments, DataArguments, Seq2SeqModelArguments, Seq2SeqDataArguments]
+    kinds += [training_arguments(False), training_arguments(True)]
+    known = {name for kind in kinds for name in kind.__dataclass_fields__}
+    gaudi_spawn.main(["--help"])
+    known |= set(re.findall(r"--(\w+)", capsys.readouterr().out)) | {"help_all", "gaudi"}
+    for page in PAGES:
+        found = set(re.findall(r"`--(\w+)", page.read_text())) - {"do_"}
+        assert found <= known, f"{page.name}: {found - known}"
+
+
+def test_files_and_tests_that_the_pages_name_exist():
+    named = re.compile(r"`((?:qa|tests|docs|quickstart|benchmarks|\.ci)/[\w./-]+)(?:::(\w+))?`")
+    for page in PAGES:
+        for path, test in named.findall(page.read_text()):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+            assert not test or f"def {test}(" in (ROOT / path).read_text(), f"{page.name}: {path}::{test}"
+
+
+def test_every_module_and_test_is_in_the_map_of_contributing():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = [*ROOT.glob("*.py"), *ROOT.glob("qa/**/*.py"), *ROOT.glob("tests/**/test_*.py")]
+    names = {path.relative_to(ROOT).as_posix() for path in files if path.stat().st_size}
+    assert names <= set(re.findall(r"`([\w./-]+\.py)`", text))
+
+
+def test_the_models_in_the_manual_are_those_that_tests_train():
+    from test_architectures import EXTRACTIVE, WRITING
+    from test_gaudi_models import SETTINGS
+
+    rows = re.findall(
+        r"^\| (encoders|decoders|encoder-decoders .*?) \| (.*?) \|$",
+        (ROOT / "docs" / "models.md").read_text(),
+        re.MULTILINE,
+    )
+    assert {kind for _, kinds in rows for kind in kinds.split(", ")} == {*EXTRACTIVE, *WRITING, *SETTINGS}
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("The run is told of it.", "told"),
+        ("Leave the flag away.", "Leave the flag away"),
+        ("It does so by itself.", "by itself"),
+        ("What is left is a file.", "begins with What"),
+        ("A word " * 13 + "ends.", "27 words"),
+        ("`told` in code too", "told"),
+    ],
+)
+def test_words_that_read_as_translated_are_found(text, found):
+    findings = runpy.run_path(str(ROOT / ".ci" / "words.py"))["findings"]
+    assert not list(findings("A plain sentence.\n\n| a table | " + "word " * 30 + "|\n", True))
+    ((line, finding),) = findings(f"A plain sentence.\n\n{text}\n", True)
+    assert line == 3 and found in finding
 
 
 def world_size_of(words: list[str]) -> int:
@@ -260,7 +413,7 @@ def check_counts(words: list[str], counts: dict) -> None:
     ],
 )
 def test_a_recipe_with_a_mistake_would_be_seen(stand_ins, tmp_path, right, wrong, told):
-    recipe = next(block for block in COMMANDS if words_of(block) == words_of(RECIPES["inference only"]))
+    recipe = next(c for c in COMMANDS["README.md"] if words_of(c) == words_of(RECIPES["inference only"]))
     done = run_block(recipe.replace(right, wrong), stand_ins, tmp_path)
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ") and told in line]
@@ -296,7 +449,7 @@ def test_a_run_that_does_not_do_what_its_flags_say_would_be_seen(recipe, changed
     ],
 )
 def test_a_rank_that_differs_from_the_others_would_be_seen(changed):
-    words = words_of(RECIPES["T5-small on eight cards"])
+    words = words_of(T5_ON_EIGHT_CARDS)
     count = {"ops": 9, "mark_steps": 9, "mark_steps_ignored": 0, "compiles": 0, "graph_wraps": 1, "graph_captures": 1}
     count |= {"graph_replays": 9, "collectives": 9, "input_shapes": {"train": 1, "eval": 3, "all": 4}}
     counts = [count | {"rank": rank} for rank in range(8)]
@@ -313,7 +466,12 @@ def test_deepspeeds_configuration_is_the_design_documents():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_recipes_are_the_design_documents(name):
-    assert words_of(RECIPES[name]) in [words_of(block) for block in COMMANDS]
+    assert words_of(RECIPES[name]) in [words_of(command) for command in COMMANDS["README.md"]]
+
+
+def test_t5_on_eight_cards_is_its_recipe_after_the_launcher():
+    (command,) = (c for c in COMMANDS["docs/several-cards.md"] if "run_seq2seq_qa.py" in c)
+    assert words_of(command) == words_of(T5_ON_EIGHT_CARDS)
 
 
 def test_the_table_of_hyperparameters_is_the_design_documents():
