@@ -158,20 +158,6 @@ def test_files_are_of_a_kind_that_is_read(tmp_path):
     ]
 
 
-def test_files_are_of_a_kind_that_is_read(tmp_path):
-    """A folder is not a file; endings count in upper case and before .gz."""
-    for name in ("a.TSV.gz", "b.xlsx", "c.txt.gz"):
-        (tmp_path / name).touch()
-    folder, tsv, xlsx, txt = (str(tmp_path / name) for name in (".", "a.TSV.gz", "b.xlsx", "c.txt.gz"))
-    flags = ("--do_train", "--do_eval", "--do_predict", "--train_file")
-    assert problems_of(*flags, tsv, "--validation_file", xlsx, "--test_file", folder) == [
-        f"--test_file {tmp_path} is a folder; name a file in it, or give the folder as --dataset_name"
-    ]
-    assert problems_of(*flags, tsv, "--validation_file", xlsx, "--test_file", txt) == [
-        f"--test_file {txt}: not one of .json, .jsonl, .csv, .tsv, .parquet, .xlsx (each may end in .gz)"
-    ]
-
-
 def test_the_held_out_part_comes_from_the_training_data(tmp_path):
     train, dev = (str(tmp_path / name) for name in ("train.json", "dev.json"))
     for path in (train, dev):
