@@ -15,7 +15,7 @@ from qa.answers import Candidates, best_positions
 from qa.buckets import EpochOrderSampler, eval_group, evaluation_order, train_group, training_order
 from qa.device import trainer_class
 from qa.speed import TrainingSpeed, evaluation_speed
-from qa.upstream import STRAY_METRICS, BestCheckpoint, ResumedEpochs
+from qa.upstream import STRAY_METRICS, BestCheckpoint, JoinedSaves, ResumedEpochs
 from qa.windows import IGNORED, labelled_share
 
 
@@ -88,17 +88,6 @@ class AnswerEvaluation(LengthBuckets):
         self.post_process_function = post_process_function
         self.answer_metrics = compute_metrics
         self.write_answers = write_answers
-
-    def save_model(self, *args, **kwargs) -> None:
-        """As the base's, on all ranks together: transformers 4.55 lets each look whether the folder of the best model is
-        there, and those that look before rank 0 has made it go on without the best model, or wait for ever."""
-        super().save_model(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
-
-    def _save_rng_state(self, *args, **kwargs) -> None:
-        """As the base's, on all ranks together: the state that rank 0 writes next says that a checkpoint is complete."""
-        super()._save_rng_state(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
 
     def prediction_step(self, *args, **kwargs):
         self.begun.append(time.time())
@@ -224,7 +213,9 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
     return result
 
 
-class QuestionAnsweringTrainer(ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, trainer_class(False)):
+class QuestionAnsweringTrainer(
+    ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, JoinedSaves, trainer_class(False)
+):
     """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass.
 
     Args (beyond those of `AnswerEvaluation` and the base):

@@ -10,12 +10,12 @@ from transformers.modeling_outputs import BaseModelOutput
 from qa.device import trainer_class
 from qa.generation import end_tokens, shift_right
 from qa.speed import TrainingSpeed
-from qa.upstream import BestCheckpoint, ResumedEpochs
+from qa.upstream import BestCheckpoint, JoinedSaves, ResumedEpochs
 from trainer_qa import AnswerEvaluation
 
 
 class QuestionAnsweringSeq2SeqTrainer(
-    ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, trainer_class(True)
+    ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, JoinedSaves, trainer_class(True)
 ):
     """Trains and evaluates models that write the answer: GaudiSeq2SeqTrainer's or Seq2SeqTrainer's subclass.
 

@@ -22,7 +22,7 @@ from qa.preflight import (
     quiet_imports,
     read_gaudi_config,
 )
-from qa.upstream import GaudiCorrections, patch_bart
+from qa.upstream import GaudiCorrections, RankDevice, patch_bart
 
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def training_arguments(seq2seq: bool, /) -> type:
         },
     )
     flags.append(("early_stopping_patience", Optional[int], patience))
-    made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, base))
+    made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, RankDevice, base))
     made.__module__ = __name__
     return made
 
@@ -186,13 +186,6 @@ class DeviceChoice:
             f'--deepspeed {self.deepspeed}: {there} in the file, but {here} of the flags; make them equal, or write "auto"'
             for there, here in pairs
         ]
-
-    @property
-    def device(self) -> torch.device:
-        """The base's device, a CPU without a number: a rank that resumes loads onto its device, and torch.load knows no
-        `cpu:0`, as accelerate 1.10 calls the CPU of a rank."""
-        device = super().device
-        return torch.device("cpu") if device.type == "cpu" else device
 
     def reset_gaudi_flags(self) -> None:
         """Set every flag that only a Gaudi knows back to its default, and warn of those that were given."""

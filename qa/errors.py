@@ -1,8 +1,8 @@
 """How a user's mistake ends: a line for each problem on stderr, and exit status 2."""
 
+import importlib
 import reprlib
 import sys
-import time
 from collections.abc import Callable
 
 
@@ -27,20 +27,10 @@ def run_or_exit(main: Callable[[], None]) -> None:
     """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback."""
     try:
         main()
-        let_threads_finish()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.distributed.is_initialized():
+            importlib.import_module("qa.upstream").let_threads_finish()
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
-
-
-def let_threads_finish() -> None:
-    """Gives the threads of collectives and gradients the time to let go of their last tensors.
-
-    A thread that does so while Python is being torn down aborts the process, and a rank that had done all its work
-    would end with SIGABRT (https://github.com/pytorch/pytorch/issues/190489; seen in PyTorch 2.13 with gloo).
-    Destroying the process group is not enough: DDP and DeepSpeed hold it, so its threads live on.
-    """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_initialized():
-        time.sleep(0.5)  # they need milliseconds, and a core, which other ranks may have

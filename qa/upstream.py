@@ -1,18 +1,35 @@
-"""Workarounds for defects of PyTorch, transformers, accelerate and optimum-habana, and nothing else.
+"""Workarounds for defects of PyTorch, transformers, accelerate and optimum-habana, in one place.
 
-Import this before anything that imports PyTorch.
+Import this before anything that imports PyTorch. To see whether a workaround is still needed, remove it and run its test.
+The tests whose names say `still` fail without that, as soon as a library is fixed.
+
+| workaround | library | symptom without it | test |
+|---|---|---|---|
+| TORCH_DEVICE_BACKEND_AUTOLOAD | PyTorch 2.13 | loads Habana's plugin before its mode is set | test_preflight.py |
+| _sklearn_available | transformers 4.55.4 | imports scikit-learn: 1.5 s for an unused function | benchmarks.start |
+| RankDevice | accelerate 1.10.1 | calls the CPU of a rank `cpu:0`, where torch.load fails | test_ranks.py |
+| STRAY_METRICS | optimum-habana 1.21.2 | a time of day among the metrics | test_the_library_still_writes_stray_metrics |
+| ResumedEpochs | transformers 4.55.4 | a resumed epoch loses its last update | test_an_epoch_that_is_resumed_within_... |
+| BestCheckpoint | transformers 4.55.4 | `--save_strategy best` saves the last model | test_save_strategy_best |
+| JoinedSaves | transformers 4.55.4 | ranks disagree about the best checkpoint, and hang | test_ranks.py |
+| GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps | test_the_corrections_are_still_needed |
+| patch_bart | optimum-habana 1.21.2 | AttributeError `_shape` in BART's forward | test_bart_still_needs_its_patch |
+| let_threads_finish | PyTorch 2.13 | a finished rank ends with SIGABRT | test_ranks.py |
+
+Workarounds of a line or two stay with the code that needs them, with the version in a comment: `git grep "1\\.21\\.2"`.
 """
 
 import logging
 import os
+import time
 import warnings
 
 
-# PyTorch would load Habana's plugin itself: before PT_HPU_LAZY_MODE is settled, and with a traceback where it cannot.
-# `why_no_gaudi` loads it. So nothing that the scripts import before this module may import PyTorch, or transformers.
+# PyTorch would load Habana's plugin on import: before PT_HPU_LAZY_MODE is set, and with a traceback where it cannot.
+# `qa.preflight.why_no_gaudi` loads it. So the scripts import nothing that imports PyTorch before this module.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-# What libraries and these scripts warn of, all ranks do: rank 0 says it. Errors are told by every rank.
+# All ranks have the same warnings, so rank 0 alone prints them. Every rank prints its errors.
 IS_RANK_0 = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
 
 if not IS_RANK_0:
@@ -35,17 +52,18 @@ transformers.utils.import_utils._sklearn_available = False
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR  # noqa: E402
 
 
-# What optimum-habana 1.21.2 leaves among the metrics: a time of day, and a duration (misspelt) that it means to leave out
-# of the throughput but looks for under another name. `evaluation_speed` counts without that.
+# optimum-habana leaves these among the metrics: a time of day, and a duration (misspelt) that it means to subtract from
+# the throughput but looks up under another name. `qa.speed.evaluation_speed` needs neither.
 STRAY_METRICS = ("_end_time", "_graph_compliation_duration")
 
 
 class ResumedEpochs:
-    """Mixin for a trainer: also an epoch that a run resumes within takes its last update, of fewer batches than the others.
+    """Mixin for a trainer: an epoch that a run resumes within takes its last update, of fewer batches than the others.
 
-    transformers 4.55 and optimum-habana 1.21.2 look for a whole epoch's number of batches there, so the gradients stayed
-    for the next epoch's first update. Before each batch both look whether `gradient_accumulation_steps` divides how many
-    they have had: for these batches it is a number that divides but their last.
+    transformers (and optimum-habana's copy) compares with a whole epoch's number of batches there, so the last gradients
+    stayed for the next epoch's first update; see https://github.com/huggingface/transformers/issues/22143. Before each
+    batch both check that `gradient_accumulation_steps` divides the number of batches so far. For these batches it is
+    therefore set to a number that divides only the last one's count.
     """
 
     batches, handed_out, last_batch = None, 0, None
@@ -71,11 +89,36 @@ class ResumedEpochs:
         return loss
 
 
+class JoinedSaves:
+    """Mixin for a trainer: all ranks leave a save together.
+
+    transformers lets each rank look for the folder of the best model. A rank that looks before rank 0 has made it goes on
+    without the best model, or waits forever; fixed later by https://github.com/huggingface/transformers/pull/40923.
+    The trainer's state, which rank 0 writes last, marks a checkpoint as complete: the other ranks' files come before it.
+    """
+
+    def save_model(self, *args, **kwargs) -> None:
+        super().save_model(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+
+    def _save_rng_state(self, *args, **kwargs) -> None:
+        super()._save_rng_state(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+
+
+class RankDevice:
+    """Mixin for training arguments: a CPU has no number, as in `cpu:0`, onto which torch.load cannot resume a rank."""
+
+    @property
+    def device(self) -> torch.device:
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+
 class BestCheckpoint:
     """Mixin for a trainer: with --save_strategy best, --load_best_model_at_end does load the best model.
 
-    transformers 4.55.4 notes the best checkpoint with the strategies `steps` and `epoch` only, so the last model was saved
-    as the best. tests/test_run_qa.py, test_save_strategy_best, reports when this can go.
+    transformers notes the best checkpoint with the strategies `steps` and `epoch` only.
     """
 
     def _determine_best_metric(self, metrics, trial):
@@ -88,12 +131,12 @@ class BestCheckpoint:
 
 
 class GaudiCorrections:
-    """What GaudiTrainer of optimum-habana 1.21.2 gets wrong, put right; tests/test_gaudi_trainer.py tells what can go."""
+    """Mixin for GaudiTrainer: corrections of its loss."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """In training, the loss divided by the accumulated steps, as transformers' `training_step` divides it.
+        """Return the loss; in training divided by the accumulated steps, as transformers' `training_step` divides it.
 
-        GaudiTrainer's does so only in lazy mode with --pipelining_fwd_bwd, so that gradients grow with the steps.
+        GaudiTrainer divides in lazy mode with --pipelining_fwd_bwd only, so that gradients grow with the steps.
         """
         computed = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         divided = self.args.use_lazy_mode and self.args.pipelining_fwd_bwd
@@ -104,17 +147,16 @@ class GaudiCorrections:
         return (computed[0] / steps, computed[1]) if return_outputs else computed / steps
 
     def get_batch_samples_transformers(self, epoch_iterator, num_batches, device):
-        """transformers' own: GaudiTrainer's cannot count the labels of batches of different widths, and does not say so."""
+        """Return what transformers' own does: GaudiTrainer's miscounts the labels of batches of different widths."""
         return self.get_batch_samples(epoch_iterator, num_batches, device)
 
 
 def patch_bart() -> None:
-    """Lets BART run on a Gaudi: optimum-habana 1.21.2's forwards expect an older BART than transformers 4.55.4 has.
+    """Let BART run on a Gaudi: optimum-habana's forwards expect an older BART than transformers 4.55.4 has.
 
-    They serve for static shapes in generation, which transformers' own cannot, so they get back what has gone: splitting
-    states into heads, attention over states that lie flat and are scaled already, a flag, and the reordering of cached
-    states between beams. Every new object of training arguments puts optimum-habana's forwards into transformers again.
-    tests/test_gaudi_models.py tells when this can go.
+    Those forwards keep static shapes in generation, which transformers' own do not. So they get back what transformers
+    removed: splitting states into heads, attention over flat and scaled states, a flag, and the reordering of cached
+    states between beams. Each new object of training arguments installs optimum-habana's forwards again.
     """
     from optimum.habana.transformers.models.bart import modeling_bart as habana
     from transformers.models.bart import modeling_bart as bart
@@ -140,7 +182,7 @@ def attention_of_flat_heads(attention, query, key, value, attention_mask, scalin
 
 
 def bart_forward(model, *args, use_cache: bool | None = None, token_idx: torch.Tensor | None = None, **kwargs):
-    """optimum-habana's forward of BartModel, which takes a cache's use for generation: there alone is a token_idx."""
+    """Call optimum-habana's forward of BartModel, which takes the use of a cache for generation: only that has a token_idx."""
     from optimum.habana.transformers.models.bart.modeling_bart import gaudi_BartModel_forward
 
     use_cache = use_cache if token_idx is not None else False
@@ -148,5 +190,15 @@ def bart_forward(model, *args, use_cache: bool | None = None, token_idx: torch.T
 
 
 def reorder_beams(past_key_values: tuple, beams: torch.Tensor) -> tuple:
-    """The decoder's own states of the beams that go on; those of the encoder are the same for all beams of a text."""
+    """Return the decoder's states of the beams that go on; those of the encoder are the same for all beams of a text."""
     return tuple((*(states.index_select(0, beams) for states in layer[:2]), *layer[2:]) for layer in past_key_values)
+
+
+def let_threads_finish() -> None:
+    """Give the threads of collectives and gradients the time to release their last tensors.
+
+    A thread that does so while Python is being torn down aborts the process: a rank whose work was done would end with
+    SIGABRT (https://github.com/pytorch/pytorch/issues/190489; seen with gloo). Destroying the process group is not
+    enough, because DDP and DeepSpeed hold it and its threads live on.
+    """
+    time.sleep(0.5)  # they need milliseconds, and a core, which other ranks may have

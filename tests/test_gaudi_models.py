@@ -90,7 +90,7 @@ def make_models(folder: Path) -> None:
 def job(name: str, folder: Path, device: str, flags: list) -> dict:
     """A run of a model's script as gaudi_models_run.py takes it."""
     output = folder / device / name
-    model = folder / "models" / name.removesuffix("_unmended")
+    model = folder / "models" / name.removesuffix("_unpatched")
     settings = ["--learning_rate", "1e-3" if name in READERS else "3e-4", "--per_device_train_batch_size", "8"]
     settings += ["--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "True"]
     settings += ["--max_seq_length", "96" if name in READERS else "128", "--doc_stride", "24"]
@@ -128,8 +128,8 @@ def runs(simulated_gaudi, squad_files, negatives, tmp_path_factory) -> Path:
         for device, names in (("cpu", READERS + WRITERS), ("lazy", READERS + WRITERS), ("compile", [COMPILED]))
     }
     once = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", "1"]
-    unmended = job("bart_unmended", folder, "lazy", once) | {"without": ["qa.device", "patch_bart"]}
-    jobs["lazy"].insert(0, unmended)  # before the others: what is mended stays so in a process
+    unpatched = job("bart_unpatched", folder, "lazy", once) | {"without": ["qa.device", "patch_bart"]}
+    jobs["lazy"].insert(0, unpatched)  # before the others: what is mended stays so in a process
     started = {device: start(simulated_gaudi, folder, device, jobs[device]) for device in jobs}
     for device, process in started.items():
         assert process.wait(PROCESS_SECONDS) == 0, (folder / f"{device}.log").read_text()[-4000:]
@@ -228,8 +228,8 @@ def test_the_cases_are_what_their_names_say(runs):
     assert llama.padding_side == left.padding_side == "left"
 
 
-def test_bart_still_needs_to_be_mended(runs):
-    error = runs / "lazy" / "bart_unmended" / "error.txt"
+def test_bart_still_needs_its_patch(runs):
+    error = runs / "lazy" / "bart_unpatched" / "error.txt"
     installed = f"optimum-habana {version('optimum-habana')} with transformers {version('transformers')}"
     assert error.exists(), f"{installed} trains BART by itself: see what of qa.device.patch_bart can go"
     assert "'BartAttention' object has no attribute '_shape'" in error.read_text()
