@@ -14,13 +14,15 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 
 # isort: split
+from transformers import AutoModelForQuestionAnswering
+
 from qa.answer_lengths import report_spans
 from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
-from qa.models import load_config_and_tokenizer, load_marker, sequence_limit
+from qa.models import check_model, load_config_and_tokenizer, load_extractive_model, sequence_limit
 from qa.stages import (
     ScoredForm,
     check_rows,
@@ -31,8 +33,10 @@ from qa.stages import (
     run,
     score_answers,
     start,
+    trainer_data,
     write_stage,
 )
+from qa.weightless import check_batches
 from qa.windows import read_template
 from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import PaddingCollator, prepare_features
@@ -46,23 +50,22 @@ def main(argv: list[str] | None = None) -> None:
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
-    length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
+    weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, remote=data_args.check)
+    length = sequence_limit(data_args, weightless, tokenizer, read_template(tokenizer))
     features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
     lay_out(features, data_args, args, length)
     report_spans(rows, features, data_args.max_answer_length, length)
+    collator = PaddingCollator(tokenizer, length if data_args.pad_to_max_length else None, 8 if args.fp16 else 1)
+    check_batches(weightless, features, collator)
     if data_args.check:
         return report_check(features, args)
 
     trainer = QuestionAnsweringTrainer(
-        model=load_marker(config, model_args),
+        model=load_extractive_model(config, model_args),
         args=args,
-        train_dataset=features.get("train"),
-        eval_dataset=features.get("validation"),
-        eval_examples=rows.get("validation"),
+        **trainer_data(features, rows),
         processing_class=tokenizer,
-        data_collator=PaddingCollator(
-            tokenizer, length if data_args.pad_to_max_length else None, 8 if args.fp16 else 1
-        ),
+        data_collator=collator,
         post_process_function=partial(to_answers, data_args),
         compute_metrics=partial(score_answers, data_args),
         write_answers=partial(write_stage, args.output_dir),

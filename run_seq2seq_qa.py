@@ -16,13 +16,15 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 
 # isort: split
+from transformers import AutoModelForSeq2SeqLM
+
 from qa.answer_lengths import report_targets
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
-from qa.models import load_config_and_tokenizer, load_writer, sequence_limit
+from qa.models import check_model, load_config_and_tokenizer, load_seq2seq_model, sequence_limit
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 from qa.stages import (
     ScoredForm,
@@ -34,8 +36,10 @@ from qa.stages import (
     run,
     score_answers,
     start,
+    trainer_data,
     write_stage,
 )
+from qa.weightless import check_batches
 from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 
 
@@ -55,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     extras = trainer_extras(args, model_args)
     set_language(tokenizer, data_args.language_code)
     generation = read_generation_config(config, tokenizer, model_args, args)
-    length = sequence_limit(data_args, config, tokenizer, read_seq2seq_template(tokenizer).special_tokens)
+    weightless = check_model(AutoModelForSeq2SeqLM, config, tokenizer, model_args, remote=data_args.check)
+    length = sequence_limit(data_args, weightless, tokenizer, read_seq2seq_template(tokenizer))
     settings = (
         tokenizer,
         length,
@@ -66,27 +71,27 @@ def main(argv: list[str] | None = None) -> None:
     features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
     lay_out(features, data_args, args, length)
     report_targets(rows, tokenizer, data_args, args)
+    one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers
+    collator = Seq2SeqCollator(
+        tokenizer,
+        length=length if data_args.pad_to_max_length else None,
+        multiple_of=8 if args.fp16 else 1,
+        label_length=data_args.max_answer_length if one_shape else None,
+        label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
+        start_token=generation.decoder_start_token_id,
+    )
+    check_batches(weightless, features, collator, max(data_args.max_answer_length, args.generation_max_length))
     if data_args.check:
         return report_check(features, args)
 
-    model = load_writer(config, model_args)
+    model = load_seq2seq_model(config, model_args)
     set_generation_config(model, generation, args)
-    one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers
     trainer = QuestionAnsweringSeq2SeqTrainer(
         model=model,
         args=args,
-        train_dataset=features.get("train"),
-        eval_dataset=features.get("validation"),
-        eval_examples=rows.get("validation"),
+        **trainer_data(features, rows),
         processing_class=tokenizer,
-        data_collator=Seq2SeqCollator(
-            tokenizer,
-            length=length if data_args.pad_to_max_length else None,
-            multiple_of=8 if args.fp16 else 1,
-            label_length=data_args.max_answer_length if one_shape else None,
-            label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
-            start_token=generation.decoder_start_token_id,
-        ),
+        data_collator=collator,
         post_process_function=partial(to_answers, data_args, tokenizer),
         compute_metrics=partial(score_answers, data_args),
         write_answers=partial(write_stage, args.output_dir),

@@ -153,7 +153,8 @@ class DataArguments:
     check: bool = field(
         default=False,
         metadata={
-            "help": "Only check device, arguments, data and tokenizer; exit with 0 if a run could start, else 2."
+            "help": "Only check device, arguments, data, tokenizer and model (without reading its weights); exit with 0 if a run "
+            "could start, else 2."
         },
     )
 

@@ -23,6 +23,11 @@ def short(value) -> str:
     return SHORT.repr(value)[:80]
 
 
+def in_one_line(error: Exception, most: int = 400) -> str:
+    """Return the beginning of an error's text, without line breaks."""
+    return " ".join(str(error).split())[:most]
+
+
 def run_or_exit(main: Callable[[], None]) -> None:
     """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback."""
     try:

@@ -1,8 +1,11 @@
-"""The tokenizer and the model that the flags name, and what can be known wrong about them before anything slow."""
+"""The tokenizer and the model that the flags name, and what is wrong with them, known before anything slow."""
 
 import logging
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -12,24 +15,21 @@ from transformers import (
 )
 
 from qa.arguments import DataArguments, ModelArguments
-from qa.errors import UserError
+from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes, trunk_mapping
+from qa.errors import UserError, in_one_line
+from qa.weightless import BeyondTable, build_weightless, forward
+from qa.windows import Template
 
 
 logger = logging.getLogger(__name__)
 
-# Models whose position table starts behind the padding index: a table of 514 serves 512 tokens.
-POSITIONS_AFTER_PADDING = {
-    *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text"),
-    *("longformer", "mpnet", "luke", "mluke", "ibert", "esm"),
-}
-
 
 def load_config_and_tokenizer(model: ModelArguments):
-    """The model's configuration and its fast tokenizer; a tokenizer without a padding token pads with an existing one.
+    """Return the model's configuration and its fast tokenizer, which pads with another token where it has none or
+    one without an embedding.
 
     Raises:
-        UserError: neither a folder nor a hub that answers holds them, the tokenizer is a slow one, or it knows ids
-            that the model has no embedding for.
+        UserError: neither a folder nor a hub that answers holds them, or the tokenizer is a slow one.
     """
     if not getattr(model, "use_fast_tokenizer", True):
         logger.warning("--use_fast_tokenizer False has no effect: windows are cut by the offsets of a fast tokenizer")
@@ -43,29 +43,105 @@ def load_config_and_tokenizer(model: ModelArguments):
             f"--model_name_or_path {model.model_name_or_path}: its tokenizer {type(tokenizer).__name__} is a slow one; "
             "question answering needs the offsets of a fast tokenizer (backed by the tokenizers library)"
         )
-    if tokenizer.pad_token is None:
-        # Padding is masked, so any token serves; a new one would lie past the end of the embedding matrix.
+    embedded = getattr(config, "vocab_size", None) or len(tokenizer)
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= embedded:
+        # Padding is masked, so any token serves that has an embedding.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
-    embeddings = getattr(config, "vocab_size", None)
-    if embeddings is not None and len(tokenizer) > embeddings:
-        raise UserError(
-            f"--tokenizer_name: the tokenizer has {len(tokenizer)} tokens, but the model embeds only {embeddings}; "
-            "they do not belong together"
-        )
     return config, tokenizer
 
 
-def load_marker(config, model: ModelArguments):
-    """The model that marks answers, from safetensors where the checkpoint has them (else from weights-only pickle)."""
-    hub = hub_arguments(model) | {"config": config}
-    return from_pretrained(AutoModelForQuestionAnswering, model.model_name_or_path, hub)
+def check_model(auto_class: type, config, tokenizer, model: ModelArguments, remote: bool) -> torch.nn.Module:
+    """Return the model without its weights, after checking that tokenizer, configuration and checkpoint go together.
+
+    The tokenizer's token types are omitted, in place, where the model has fewer.
+
+    Args:
+        remote: ask the hub for names and sizes of tensors that its cache does not have.
+
+    Raises:
+        UserError: with every problem found.
+    """
+    name = model.model_name_or_path
+    with loading_problems(name, auto_class):
+        weightless = build_weightless(auto_class, config, model.trust_remote_code)
+    omit_surplus_token_types(config, tokenizer)
+    problems = vocabulary_problems(weightless, tokenizer)
+    sizes = None if hasattr(config, "quantization_config") else read_sizes(model, remote)
+    if sizes is not None:
+        problems += [f"--model_name_or_path {name}: {problem}" for problem in checkpoint_problems(weightless, sizes)]
+    elif remote:
+        logger.warning(f"--model_name_or_path {name}: which tensors it has is not known without reading its weights")
+    if problems:
+        raise UserError(*problems)
+    return weightless
 
 
-def load_writer(config, model: ModelArguments):
-    """The model that writes answers, as `load_marker` loads."""
-    return from_pretrained(AutoModelForSeq2SeqLM, model.model_name_or_path, hub_arguments(model) | {"config": config})
+def vocabulary_problems(model: torch.nn.Module, tokenizer) -> list[str]:
+    """Return the problem with a tokenizer that turns text into ids past the end of the model's embeddings."""
+    embedded, added = model.get_input_embeddings().weight.shape[0], tokenizer.added_tokens_decoder
+    beyond = range(embedded, len(tokenizer))
+    if all(number in added and added[number].special for number in beyond):  # no text becomes a special token
+        return []
+    return [
+        f"--tokenizer_name: the tokenizer has {len(tokenizer)} tokens, but the model embeds only {embedded}; "
+        "they do not belong together"
+    ]
+
+
+def omit_surplus_token_types(config, tokenizer) -> None:
+    """Let a tokenizer omit token types where it has more than the model, as BERT's has for RoBERTa."""
+    types = getattr(config, "type_vocab_size", None)
+    if types is None or "token_type_ids" not in tokenizer.model_input_names:
+        return
+    if max(tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]) >= types:
+        logger.warning(f"The tokenizer has token types that the model, with {types}, does not know; they are omitted")
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+
+
+def load_extractive_model(config, model: ModelArguments):
+    """Return the model that marks answers, with the weights of its checkpoint.
+
+    Raises:
+        UserError: it cannot be loaded, or the checkpoint lacks tensors that are no part of the head.
+    """
+    return load_model(AutoModelForQuestionAnswering, config, model)
+
+
+def load_seq2seq_model(config, model: ModelArguments):
+    """Return the model that writes answers, as `load_extractive_model` does."""
+    return load_model(AutoModelForSeq2SeqLM, config, model)
+
+
+def load_model(auto_class: type, config, model: ModelArguments):
+    name = model.model_name_or_path
+    with loading_problems(name, auto_class):
+        mapping = trunk_mapping(build_weightless(auto_class, config, model.trust_remote_code))
+    settings = {"config": config, "key_mapping": mapping, "output_loading_info": True}
+    with hidden_lines("transformers.modeling_utils", "newly initialized"):
+        loaded, found = from_pretrained(auto_class, name, hub_arguments(model) | settings)
+    if problems := lost_tensors(loaded, found["missing_keys"]):
+        raise UserError(*(f"--model_name_or_path {name}: {problem}" for problem in problems))
+    if new := sorted(found["missing_keys"]):
+        logger.warning(
+            f"The answer head is new: {count_of(new)} ({listed(new)}); train it before you rely on its answers"
+        )
+    return loaded
+
+
+@contextmanager
+def hidden_lines(name: str, part: str) -> Iterator[None]:
+    """Keep lines that contain a text out of a logger."""
+
+    def hides(record: logging.LogRecord) -> bool:
+        return part not in record.getMessage()
+
+    logging.getLogger(name).addFilter(hides)
+    try:
+        yield
+    finally:
+        logging.getLogger(name).removeFilter(hides)
 
 
 def hub_arguments(model: ModelArguments) -> dict:
@@ -78,41 +154,50 @@ def hub_arguments(model: ModelArguments) -> dict:
 
 
 def from_pretrained(auto_class: type, name: str, arguments: dict):
-    """`auto_class.from_pretrained`, with its failures told in one line."""
-    try:
+    """Return what `auto_class.from_pretrained` does; its failures are reported in one line."""
+    with loading_problems(name, auto_class):
         return auto_class.from_pretrained(name, **arguments)
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise UserError(f"{name}: cannot be loaded with {auto_class.__name__}: {reason}") from error
 
 
-def sequence_limit(data: DataArguments, config, tokenizer, special_tokens: int) -> int:
-    """`--max_seq_length`, or what the model allows when that is less (told in the log).
+@contextmanager
+def loading_problems(name: str, auto_class: type) -> Iterator[None]:
+    """Turn the libraries' errors into a UserError of one line."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError, TypeError, AssertionError, SafetensorError) as error:
+        raise UserError(f"{name}: cannot be loaded with {auto_class.__name__}: {in_one_line(error)}") from error
 
-    `special_tokens` is how many stand around question and context in every window.
-    """
-    limit = min(tokenizer.model_max_length, position_limit(config))
+
+def sequence_limit(data: DataArguments, weightless: torch.nn.Module, tokenizer, template: Template) -> int:
+    """Return `--max_seq_length`, or the tokens that tokenizer and model allow where that is less (reported in the log)."""
+    limit = min(tokenizer.model_max_length, data.max_seq_length)
+    limit = longest_input(weightless, limit, tokenizer, template)
     if data.max_seq_length > limit:
         logger.warning(
             f"--max_seq_length {data.max_seq_length} is more than the model's {limit} tokens; using {limit}"
         )
-    length = min(data.max_seq_length, limit)
-    if data.doc_stride + special_tokens >= length:
+    if data.doc_stride + template.special_tokens >= limit:
         raise UserError(
-            f"--doc_stride {data.doc_stride} leaves no room in a window of {length} tokens, special tokens included; "
+            f"--doc_stride {data.doc_stride} leaves no room in a window of {limit} tokens, special tokens included; "
             "windows overlap by doc_stride tokens, so make it smaller"
         )
+    return limit
+
+
+def longest_input(model: torch.nn.Module, length: int, tokenizer, template: Template) -> int:
+    """Return how many of `length` tokens the model has positions for.
+
+    The number of rows that its table lacks is that of the tokens that are too many, wherever positions begin in it. Where
+    shapes differ before the table is read, as with BERT's buffer of positions, the configuration's length is tried.
+    """
+    word = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids[:1]
+    context = word * (length - template.special_tokens - 1)
+    ids = [*template.before, *word, *template.between, *context, *template.after]
+    try:
+        forward(model, {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)})
+    except BeyondTable as error:
+        return length - error.excess
+    except Exception:
+        allowed = getattr(model.config, "max_position_embeddings", None) or length
+        return longest_input(model, allowed, tokenizer, template) if allowed < length else length
     return length
-
-
-def position_limit(config) -> float:
-    """How many tokens the model's table of positions serves; infinite where positions are relative or rotary."""
-    table = getattr(config, "max_position_embeddings", None)
-    if (
-        table is None
-        or table < 1
-        or hasattr(config, "rope_theta")
-        or not getattr(config, "position_biased_input", True)
-    ):
-        return math.inf
-    return table - (config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0)

@@ -14,7 +14,7 @@ import torch
 from packaging.version import Version
 
 import qa.upstream  # noqa: F401  before PyTorch
-from qa.errors import UserError
+from qa.errors import UserError, in_one_line
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def why_no_gaudi() -> str | None:
 
 
 def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {in_one_line(error, most=200)}"
 
 
 def gaudi_is_usable() -> bool:

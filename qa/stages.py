@@ -207,6 +207,12 @@ def lay_out(features: dict, data: DataArguments, args, length: int) -> None:
         raise UserError(f"--dataloader_drop_last drops all {number} features of the training: a step takes {group}")
 
 
+def trainer_data(features: dict, rows: dict) -> dict:
+    """Return the arguments of a trainer that hold data: features to train on, features and rows to evaluate on."""
+    evaluated = {"eval_dataset": features.get("validation"), "eval_examples": rows.get("validation")}
+    return {"train_dataset": features.get("train"), **evaluated}
+
+
 def report_check(features: dict, args) -> None:
     """Print the end of `--check`: the number of features of each split; on rank 0 alone."""
     counts = ", ".join(f"{len(part)} {split} features" for split, part in features.items())

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load
 
 
 COMMIT = "5" * 40
@@ -51,6 +51,9 @@ class HubRequest(BaseHTTPRequestHandler):
             self.send(url, 404, error="RepoNotFound")
         elif file == url or not (hub.folder / file).is_file():
             self.send(file, 404, error="EntryNotFound")
+        elif "Range" in self.headers:
+            first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+            self.send(file, 206, (hub.folder / file).read_bytes()[first : last + 1])
         else:
             self.send(file, 200, (hub.folder / file).read_bytes())
 
@@ -109,6 +112,20 @@ def test_a_model_comes_by_its_name_from_a_hub_that_is_unavailable_at_first(hub, 
     assert hub.trouble == set()
     asked = [status for method, file, status in hub.answered if (method, file) == ("GET", "model.safetensors")]
     assert asked == [503, 200]
+
+
+def test_a_check_asks_for_the_names_of_tensors_alone(hub, tiny_model, squad_files, tmp_path):
+    """Those of a model of 3 layers, of which the checkpoint has 2; the weights stay where they are."""
+    hub.trouble.clear()
+    config = load(tiny_model / "config.json") | {"num_hidden_layers": 3}
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "config.json").write_text(json.dumps(config))
+    flags = ["--check", "--validation_file", squad_files / "dev.json", "--config_name", tmp_path / "deeper"]
+    done = run_online(hub.server_port, tmp_path, *flags)
+    assert done.returncode == 2, done.stdout[-1000:] + done.stderr[-3000:]
+    assert f"--model_name_or_path {NAME}: the checkpoint lacks 16 tensors of the model" in done.stderr
+    asked = {status for method, file, status in hub.answered if (method, file) == ("GET", "model.safetensors")}
+    assert asked == {206}  # a part of it
 
 
 def test_an_unreachable_hub_is_told_in_one_line(squad_files, tmp_path):

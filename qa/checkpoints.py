@@ -1,0 +1,226 @@
+"""What a checkpoint holds, by name and size and without reading weights, and which tensors of a model it lacks."""
+
+import json
+import logging
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+from transformers import AutoModel
+from transformers.modeling_utils import _find_missing_and_unexpected_keys
+
+from qa.arguments import ModelArguments
+from qa.errors import UserError, in_one_line
+from qa.weightless import build_weightless
+
+
+logger = logging.getLogger(__name__)
+
+# In the order in which transformers looks for them.
+WEIGHT_FILES = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+NAMES_SHOWN = 3
+
+Sizes = dict[str, tuple[int, ...]]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A checkpoint's names and sizes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_sizes(model: ModelArguments, remote: bool) -> Sizes | None:
+    """Return the size of each tensor of a checkpoint by name, from the heads of its files.
+
+    None where that takes reading weights or a download: `.bin` files of PyTorch before 1.6, and models of the hub that
+    are not in its cache and, with `remote`, have no safetensors there.
+
+    Raises:
+        UserError: a folder without weights, or a file that is missing or incomplete.
+    """
+    name = model.model_name_or_path
+    try:
+        files = weight_files(model)
+        if files is None:
+            return sizes_on_hub(model) if remote else None
+        if not all(file.suffix == ".safetensors" or zipfile.is_zipfile(file) for file in files):
+            return None
+        return {key: size for file in files for key, size in sizes_in_file(file).items()}
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--model_name_or_path {name}: its weights cannot be read ({in_one_line(error)}); copy or download them again"
+        ) from error
+
+
+def weight_files(model: ModelArguments) -> list[Path] | None:
+    """Return the files of weights of a folder or of the hub's cache; None where the cache does not have all."""
+    first = next(filter(None, (find_file(model, name) for name in WEIGHT_FILES)), None)
+    folder = Path(model.model_name_or_path)
+    if first is None and folder.is_dir() and not (folder / "adapter_config.json").exists():
+        raise FileNotFoundError(f"there is none of {', '.join(WEIGHT_FILES)}")
+    if first is None or first.suffix != ".json":
+        return first and [first]
+    shards = sorted(set(json.loads(first.read_text())["weight_map"].values()))
+    files = [find_file(model, shard) for shard in shards]
+    if None in files and folder.is_dir():
+        raise FileNotFoundError(f"there is no {shards[files.index(None)]}, which {first.name} names")
+    return None if None in files else files
+
+
+def find_file(model: ModelArguments, name: str) -> Path | None:
+    folder = Path(model.model_name_or_path)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    place = {"cache_dir": model.cache_dir, "revision": model.model_revision}
+    cached = huggingface_hub.try_to_load_from_cache(model.model_name_or_path, name, **place)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def sizes_in_file(file: Path) -> Sizes:
+    if file.suffix == ".safetensors":
+        return {name: tuple(tensor["shape"]) for name, tensor in safetensors_head(file).items()}
+    tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def safetensors_head(file: Path) -> dict[str, dict]:
+    """Return type, shape and place of each tensor in a file.
+
+    The safetensors library would map all of the file, which a machine with less memory refuses.
+
+    Raises:
+        ValueError: the file is incomplete.
+    """
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        head = json.loads(content.read(min(length, file.stat().st_size)))
+    tensors = {name: tensor for name, tensor in head.items() if name != "__metadata__"}
+    expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+    if file.stat().st_size != expected:
+        raise ValueError(f"{file.name} has {file.stat().st_size} bytes, not {expected}")
+    return tensors
+
+
+def sizes_on_hub(model: ModelArguments) -> Sizes | None:
+    """Return the sizes that the hub has of a model's safetensors; None without such files, or without the hub."""
+    place = {"revision": model.model_revision, "token": model.token}
+    try:
+        files = huggingface_hub.get_safetensors_metadata(model.model_name_or_path, **place).files_metadata.values()
+    except (OSError, NotASafetensorsRepoError, SafetensorsParsingError):
+        return None
+    return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A model and a checkpoint
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def trunk_mapping(model: torch.nn.Module) -> dict[str, str] | None:
+    """Return the `key_mapping` with which `from_pretrained` finds the trunk's tensors, None where it does so anyway.
+
+    In transformers 4.55 the models for question answering of Llama, Qwen2 and others call their trunk `transformer`,
+    while the trunk's class, and with it every other checkpoint of the family, calls it `model`. A checkpoint without the
+    model's own prefix is taken for the trunk's alone, so the family's prefix has to go.
+    """
+    own = model.base_model_prefix
+    family = getattr(getattr(model, own, None), "base_model_prefix", own)
+    return None if family == own else {rf"^{family}\.": ""}
+
+
+def model_names(model: torch.nn.Module, names: list[str]) -> dict[str, str]:
+    """Return the model's name of each tensor of a checkpoint, as `from_pretrained` of transformers 4.55 finds it."""
+    alone, inside = loads_trunk(model, names)
+    return model._get_key_renaming_mapping(names, trunk_mapping(model), inside, alone)
+
+
+def loads_trunk(model: torch.nn.Module, names: list[str]) -> tuple[bool, bool]:
+    """Return whether the checkpoint is the bare trunk of the model, and whether the model is that of the checkpoint."""
+    prefix = model.base_model_prefix
+    if not prefix:
+        return False, False
+    there, here = any(name.startswith(prefix) for name in names), hasattr(model, prefix)
+    return here and not there, there and not here
+
+
+def missing_and_unexpected(model: torch.nn.Module, names: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Return the model's names that the checkpoint lacks, of tied tensors if it has none of them, and the surplus ones."""
+    _, inside = loads_trunk(model, list(names))
+    return _find_missing_and_unexpected_keys(
+        type(model), model, list(names), list(names.values()), inside, hf_quantizer=None, device_map=None
+    )
+
+
+def trunk_parameters(model: torch.nn.Module) -> set[str]:
+    """Return the names of all parameters that are no part of the task's head.
+
+    They are those of the model's base model or, where that is no module of its own as in T5, those that the base model of
+    the same configuration has too.
+    """
+    prefix, trunk = f"{model.base_model_prefix}.", getattr(model, model.base_model_prefix, None)
+    if trunk is None:
+        try:
+            prefix, trunk = "", build_weightless(AutoModel, model.config)
+        except ValueError:  # a type without a base model: all its parameters are
+            trunk = model
+    return {prefix + name for name, _ in trunk.named_parameters(remove_duplicate=False)}
+
+
+def part_of(model: torch.nn.Module, name: str) -> str:
+    """Return the module at the top of the trunk that a tensor belongs to: `bert.encoder` of `bert.encoder.layer.0...`."""
+    return ".".join(name.split(".")[: 2 if hasattr(model, model.base_model_prefix) else 1])
+
+
+def checkpoint_problems(model: torch.nn.Module, sizes: Sizes) -> list[str]:
+    """Return why tensors of these sizes cannot be a model's; warn of those in its trunk that it has no place for."""
+    names = model_names(model, list(sizes))
+    missing, unexpected = missing_and_unexpected(model, names)
+    parts = {part_of(model, name) for name in trunk_parameters(model)}
+    if surplus := [name for name in unexpected if part_of(model, name) in parts]:
+        logger.warning(f"The configuration has no place for {count_of(surplus)} of the checkpoint: {listed(surplus)}")
+    return lost_tensors(model, missing) + wrong_sizes(model, {name: sizes[key] for key, name in names.items()})
+
+
+def lost_tensors(model: torch.nn.Module, missing: Iterable[str]) -> list[str]:
+    """Return the problem with missing tensors, if one of them is no part of the task's head."""
+    lost = sorted(trunk_parameters(model).intersection(missing))
+    if not lost:
+        return []
+    return [
+        f"the checkpoint lacks {count_of(lost)} of the model, which would be random numbers: {listed(lost)}; "
+        f"name a checkpoint of a {model.config.model_type} model"
+    ]
+
+
+def wrong_sizes(model: torch.nn.Module, sizes: Sizes) -> list[str]:
+    """Return the problem with tensors that have another size than the model's of the same name, if there are any."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
+    wrong = [
+        f"{name} is {shape_of(size)}, not {shape_of(expected[name])}"
+        for name, size in sizes.items()
+        if size != expected.get(name, size)
+    ]
+    if not wrong:
+        return []
+    return [
+        f"{count_of(wrong)} of the checkpoint with another size than in the configuration: {listed(wrong)}; "
+        "name the configuration that belongs to the checkpoint"
+    ]
+
+
+def shape_of(size: Iterable[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def count_of(tensors: list) -> str:
+    return f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"
+
+
+def listed(names: list[str]) -> str:
+    """Return the first names, and how many others there are."""
+    others = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {others} others" if others > 0 else "")

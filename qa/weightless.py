@@ -1,0 +1,176 @@
+"""Models without their weights: a second is enough to see which batches a model of any size takes.
+
+    model = build_weightless(AutoModelForQuestionAnswering, config)
+    forward(model, {"input_ids": ids}, training=True)
+
+The second line raises an error where a run would do so in its first step.
+"""
+
+import copy
+import inspect
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map
+from transformers.modeling_utils import init_empty_weights, no_init_weights, set_zero3_state
+
+from qa.errors import UserError, in_one_line
+from qa.windows import MODEL_INPUTS
+
+
+logger = logging.getLogger(__name__)
+
+KNOWN_CODE = {"qa", "torch", "transformers", *sys.stdlib_module_names}
+VALUES_NEEDED = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+class NeedsValues(Exception):
+    """An operation whose result depends on values that a weightless tensor does not have."""
+
+
+class BeyondTable(Exception):
+    """A batch asks for rows past the end of an embedding table; `excess` is how many rows the table lacks."""
+
+    def __init__(self, row: int, table: "Weightless"):
+        rows = len(table)
+        super().__init__(f"{table.path or 'a table of embeddings'} has {rows} rows, row {row} is asked for")
+        self.excess = row - rows + 1
+
+
+class Weightless(torch.Tensor):
+    """A tensor on the CPU with a shape and a type, but without values.
+
+    Operations on it compute shapes alone. Tensors with values remain what they are among themselves: masks, positions and
+    token types are computed as in a run, so the rows that are looked up in a table are known.
+    """
+
+    @staticmethod
+    def __new__(cls, meta: torch.Tensor, path: str | None = None):
+        layout = {"strides": meta.stride(), "storage_offset": meta.storage_offset(), "dtype": meta.dtype}
+        return torch.Tensor._make_wrapper_subclass(cls, meta.shape, **layout, device="cpu")
+
+    def __init__(self, meta: torch.Tensor, path: str | None = None):
+        self.meta, self.path = meta, path
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten.embedding.default and isinstance(args[0], cls):
+            check_rows(*args[:2])
+        if VALUES_NEEDED.intersection(operation.tags) and operation is not torch.ops.aten.index.Tensor:
+            raise NeedsValues(str(operation))
+        kwargs = kwargs or {}
+        if "device" in kwargs:
+            kwargs = kwargs | {"device": "meta"}
+        own = {}  # results that are an operand, of an operation in place, stay that operand
+
+        def unwrapped(item):
+            if not isinstance(item, cls):
+                return item.to("meta") if isinstance(item, torch.Tensor) else item
+            own[id(item.meta)] = item
+            return item.meta
+
+        def wrapped(item):
+            if id(item) in own:
+                return own[id(item)]
+            return cls(item) if isinstance(item, torch.Tensor) else item
+
+        return tree_map(wrapped, operation(*tree_map(unwrapped, args), **tree_map(unwrapped, kwargs)))
+
+
+def check_rows(table: Weightless, rows: torch.Tensor) -> None:
+    """Raise `BeyondTable` where the highest of the rows is past the table's end; rows without values pass."""
+    if not isinstance(rows, Weightless) and rows.numel() and rows.max() >= len(table):
+        raise BeyondTable(int(rows.max()), table)
+
+
+def build_weightless(auto_class: type, config, trust_remote_code: bool = False) -> torch.nn.Module:
+    """Return the model that `auto_class.from_config` makes, with weightless parameters in fp32 and real buffers.
+
+    Also under DeepSpeed ZeRO-3, where it is not partitioned.
+    """
+    with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(), set_zero3_state():
+        model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code).float()
+    model.tie_weights()  # after init_empty_weights, which would make parameters of their own
+    made = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:  # a tied one stays one
+                named = made.setdefault(id(parameter), Weightless(parameter.detach(), f"{path}.{name}".lstrip(".")))
+                module._parameters[name] = named
+    return model
+
+
+def forward(model: torch.nn.Module, batch: dict, training: bool = False, answer_length: int = 1) -> None:
+    """Run the model on a batch, as far as that needs no values of weights.
+
+    Args:
+        batch: tensors by name, of which the model's inputs are used that it takes, as a trainer does.
+        answer_length: tokens of an answer, where the model writes one.
+
+    Raises:
+        BeyondTable: an id, a token type or a position is past the end of its table.
+        Exception: the model's own objection, a shape for the most part.
+    """
+    taken = inspect.signature(model.forward).parameters
+    batch = {name: tensor for name, tensor in batch.items() if name in MODEL_INPUTS and name in taken}
+    if model.can_generate():
+        batch["decoder_input_ids"] = torch.zeros(len(batch["input_ids"]), answer_length, dtype=torch.long)
+    model.train(training)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will warn
+        try:
+            model(**batch)
+        except (NeedsValues, NotImplementedError):  # routing to experts, for example
+            pass
+
+
+def check_batches(model: torch.nn.Module, features: dict, collate: Callable, answer_length: int = 1) -> None:
+    """Run the model on a batch of each shape that a run will have, that of the training in training mode.
+
+    Args:
+        features: by split, the training's first.
+        collate: makes a batch of a list of features.
+
+    Raises:
+        UserError: with one line for each shape that the model does not take.
+    """
+    tried, problems = set(), []
+    for split, part in features.items():
+        for batch in map(collate, sample_features(part)):
+            length = batch["input_ids"].shape[1]
+            if length not in tried:
+                tried.add(length)
+                problem = batch_problem(model, batch, training=split == "train", answer_length=answer_length)
+                problems += [f"a batch of {length} tokens of the {split} part: {problem}"] if problem else []
+    if problems:
+        raise UserError(*problems)
+
+
+def sample_features(features) -> list[list[dict]]:
+    """Return features that make batches of the shortest and of the longest shape or, with length buckets, of each."""
+    widths = features.lengths() if features.widths is None else features.widths
+    first = np.unique(widths, return_index=True)[1]
+    return [[features[index]] for index in (first[[0, -1]] if len(first) and features.widths is None else first)]
+
+
+def batch_problem(model: torch.nn.Module, batch: dict, training: bool, answer_length: int) -> str | None:
+    """Return why the model does not take a batch."""
+    try:
+        forward(model, batch, training, answer_length)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {in_one_line(error)}"
+        if isinstance(error, BeyondTable) or not from_other_code(error):
+            return f"the model does not take it ({reason}); change its length, the tokenizer or the configuration"
+        logger.warning(f"A batch could not be tried without weights: {reason}")
+    return None
+
+
+def from_other_code(error: Exception) -> bool:
+    """Return whether an error passed through code of others, as kernels of a card, that may need real tensors."""
+    modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return not {name.partition(".")[0] for name in modules} <= KNOWN_CODE
