@@ -14,6 +14,7 @@ from transformers.modeling_utils import _find_missing_and_unexpected_keys
 
 from qa.arguments import ModelArguments
 from qa.errors import UserError, in_one_line
+from qa.upstream import trunk_mapping
 from qa.weightless import build_weightless
 
 
@@ -118,18 +119,6 @@ def sizes_on_hub(model: ModelArguments) -> Sizes | None:
 # ---------------------------------------------------------------------------------------------------------------------
 # A model and a checkpoint
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def trunk_mapping(model: torch.nn.Module) -> dict[str, str] | None:
-    """Return the `key_mapping` with which `from_pretrained` finds the trunk's tensors, None where it does so anyway.
-
-    In transformers 4.55 the models for question answering of Llama, Qwen2 and others call their trunk `transformer`,
-    while the trunk's class, and with it every other checkpoint of the family, calls it `model`. A checkpoint without the
-    model's own prefix is taken for the trunk's alone, so the family's prefix has to go.
-    """
-    own = model.base_model_prefix
-    family = getattr(getattr(model, own, None), "base_model_prefix", own)
-    return None if family == own else {rf"^{family}\.": ""}
 
 
 def model_names(model: torch.nn.Module, names: list[str]) -> dict[str, str]:

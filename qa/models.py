@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from qa.arguments import DataArguments, ModelArguments
-from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes, trunk_mapping
+from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes
 from qa.errors import UserError, in_one_line
+from qa.upstream import trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
 from qa.windows import Template
 

@@ -18,6 +18,7 @@ import corpus  # noqa: E402
 import oracle  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E402
 
 
@@ -121,8 +122,11 @@ def tiny_writers(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def still_models(tiny_writers, tmp_path_factory):
-    """A folder with the quickstart's pretrained BERT, `bert`, and a random T5, `t5`, without dropout: ranks draw other masks."""
-    from transformers import T5Config, T5ForConditionalGeneration, set_seed
+    """A folder with the quickstart's pretrained BERT, `bert`, a random T5, `t5`, and a random causal Llama, `llama`.
+
+    They have no dropout: ranks draw other masks.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration, set_seed
 
     folder = tmp_path_factory.mktemp("still_models")
     shutil.copytree(ROOT / "quickstart" / "checkpoint", folder / "bert")
@@ -133,6 +137,10 @@ def still_models(tiny_writers, tmp_path_factory):
     set_seed(2)
     config = T5Config.from_pretrained(folder / "t5", initializer_factor=1.5, dropout_rate=0.0)
     T5ForConditionalGeneration(config).save_pretrained(folder / "t5")
+    shutil.copytree(folder / "bert", folder / "llama", ignore=shutil.ignore_patterns("config.json", "model.*"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    vocabulary = load(folder / "bert" / "config.json")["vocab_size"]
+    LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **sizes)).save_pretrained(folder / "llama")
     return folder
 
 
@@ -182,6 +190,19 @@ def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subpro
 def history_of(folder: Path, name: str) -> list[float]:
     """What a training logged under a name, in order."""
     return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]
+
+
+def distance_trained(checkpoint: Path, output: Path) -> float:
+    """Return the largest difference of a tensor of a trained model from the checkpoint's, which must have all but the head's.
+
+    A checkpoint of a causal model calls `model` what its model for questions calls otherwise.
+    """
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, output))
+    names = {name: name if name in before else f"model.{name.partition('.')[2]}" for name in after}
+    assert {name for name in after if names[name] not in before} <= {"qa_outputs.weight", "qa_outputs.bias"}
+    return max(
+        float((after[name].float() - before[names[name]]).abs().max()) for name in after if names[name] in before
+    )
 
 
 def load(path):

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, history_of, load, start_ranks
+from conftest import ROOT, distance_trained, history_of, load, start_ranks
 from safetensors.torch import load_file
 
 import run_qa
@@ -42,16 +42,18 @@ pytestmark = pytest.mark.skipif(
 
 def job(name: str, folder: Path, still_models: Path, squad_files: Path, batch: int = 4) -> list[str]:
     """A run by name: `deepspeed_zero_2`, `fsdp`, or `..._resumed`, which goes on from the first checkpoint of the former;
-    `one` is plain."""
-    words = ["run_qa", "--model_name_or_path", still_models / "bert", "--train_file", squad_files / "train.json"]
+    `one` is plain, and `..._causal` takes two steps with a Llama."""
+    model = still_models / ("llama" if name.endswith("_causal") else "bert")
+    words = ["run_qa", "--model_name_or_path", model, "--train_file", squad_files / "train.json"]
     words += ["--validation_file", squad_files / "dev.json", *FLAGS.split(), "--output_dir", folder / name]
     words += ["--per_device_train_batch_size", batch]
-    kind = name.removesuffix("_resumed")
+    kind = name.removesuffix("_resumed").removesuffix("_causal")
     if kind == "fsdp":
         words += ["--fsdp", "full_shard auto_wrap", "--fsdp_config", CONFIGS / "fsdp.json"]
     elif kind in STAGES:
         words += ["--deepspeed", CONFIGS / f"{kind}.json", *["--bf16"] * (kind == "deepspeed_zero_1")]
-    if name != kind:
+    words += ["--max_steps", "2"] * name.endswith("_causal")
+    if name.endswith("_resumed"):
         words += ["--resume_from_checkpoint", folder / kind / "checkpoint-4"]
     return list(map(str, words))
 
@@ -78,6 +80,7 @@ def cards(simulated_gaudi, still_models, squad_files, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cards")
     # FSDP first: what DeepSpeed changes in a process, it does not change back.
     names = [name for kind in ("fsdp", *STAGES) for name in (kind, f"{kind}_resumed")]
+    names += ["deepspeed_zero_3_causal"]
     lazy = ["--use_habana", "--use_lazy_mode"]
     jobs = {name: job(name, folder, still_models, squad_files) + lazy for name in names}
     return run_two(folder, "deepspeed", simulated_gaudi.environment(), jobs)
@@ -100,6 +103,11 @@ def test_a_training_goes_on_from_its_checkpoint(cards, kind):
     assert len(found) > 50 and all(tensor.numel() and tensor.equal(found[name]) for name, tensor in expected.items())
     assert load(resumed / "eval_predictions.json") == load(cards / kind / "eval_predictions.json")
     assert not (resumed / "checkpoint-4").exists()  # it did not start anew
+
+
+def test_a_causal_checkpoint_keeps_its_weights(cards, still_models):
+    """Random weights would be 0.1 away from those, two steps at a rate of 5e-4 move each by 1e-3."""
+    assert 0 < distance_trained(still_models / "llama", cards / "deepspeed_zero_3_causal") < 0.01
 
 
 def test_rank_0_alone_prints(cards):

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import transformers
-from conftest import ROOT, corpus_texts, load
+from conftest import ROOT, corpus_texts, distance_trained, load
 from small_tokenizers import make_tokenizers, make_writers
 
 
 READERS = ("bert", "roberta", "distilbert", "albert", "llama", "qwen2", "qwen2_left")
 WRITERS = ("t5", "bart")
+CAUSAL = ("llama", "qwen2")  # checkpoints of models that write on: their head is new
 COMPILED = "albert"
 RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", COMPILED)]
 LOSS_TOLERANCE = 1e-4  # in fp32, as the log rounds it; answers are compared exactly
@@ -76,10 +77,10 @@ def make_models(folder: Path) -> None:
         config = transformers.AutoConfig.for_model(
             name, vocab_size=len(tokenizers[name]), **settings, **more.get(name, {})
         )
-        head = transformers.AutoModelForSeq2SeqLM if name in WRITERS else transformers.AutoModelForQuestionAnswering
+        head = "Seq2SeqLM" if name in WRITERS else "CausalLM" if name in CAUSAL else "QuestionAnswering"
         # A T5 of seed 2 ends some answers early, and goes on behind the end if it may; the others have no near ties.
         transformers.set_seed(2 if name in WRITERS else 6 if name == "roberta" else 5)
-        model = head.from_config(config)
+        model = getattr(transformers, f"AutoModelFor{head}").from_config(config)
         for copy in [name] + ["qwen2_left"] * (name == "qwen2"):
             model.save_pretrained(folder / copy)
             tokenizers[name].save_pretrained(folder / copy)
@@ -174,6 +175,13 @@ def test_losses_are_those_of_the_cpu(runs, device, name):
     for stage, key in (("eval", "eval_loss"), ("predict", "test_loss")):
         expected, found = (load(folder / f"{stage}_results.json")[key] for folder in (here, there))
         assert found == pytest.approx(expected, abs=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("device, name", [(device, name) for device, name in RUNS if name in READERS])
+def test_training_begins_with_the_checkpoint(runs, device, name):
+    """Random weights would be 0.3 away from those, training moves each by a few times its rate of 1e-3."""
+    for folder in outputs(runs, device, name):
+        assert 0 < distance_trained(runs / "models" / name, folder) < 0.02
 
 
 @pytest.mark.parametrize("name", READERS)

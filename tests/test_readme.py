@@ -20,7 +20,7 @@ from pathlib import Path
 
 import corpus
 import pytest
-from conftest import ROOT, corpus_texts
+from conftest import ROOT, corpus_texts, distance_trained
 from small_tokenizers import make_tokenizers
 
 import gaudi_spawn
@@ -239,6 +239,8 @@ def test_commands_for_a_gaudi_run(stand_ins, number, tmp_path):
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     if "--do_eval" in words:
         assert re.search(r"^F1 +\d", done.stdout, re.MULTILINE)
+    if {"run_qa.py", "--do_train"} <= set(words):
+        check_weights(words, stand_ins, tmp_path)
     lines = (tmp_path / "counts.jsonl").read_text().splitlines()
     check_ranks(words, list(map(json.loads, lines)))
     assert done.stderr.count("simulated Gaudi: ops ") == len(lines)
@@ -368,6 +370,12 @@ def test_words_that_read_as_translated_are_found(text, found):
     assert not list(findings("A plain sentence.\n\n| a table | " + "word " * 30 + "|\n", True))
     ((line, finding),) = findings(f"A plain sentence.\n\n{text}\n", True)
     assert line == 3 and found in finding
+
+
+def check_weights(words: list[str], folder: Path, output: Path) -> None:
+    """Check that a training began with the checkpoint: random weights would be 0.1 away, training moves them by 1e-3."""
+    name, place = (words[words.index(flag) + 1] for flag in ("--model_name_or_path", "--output_dir"))
+    assert 0 < distance_trained(folder / name, Path(f"{output}{place}")) < 0.01
 
 
 def world_size_of(words: list[str]) -> int:
