@@ -109,12 +109,12 @@ def named_or_last_checkpoint(args) -> str | None:
         return None
     last = last_checkpoint(folder)
     if last is not None:
-        logger.warning(f"Resuming from {last}; with --overwrite_output_dir training starts anew")
+        logger.warning(f"Resuming from {last}; add --overwrite_output_dir to start again")
         return str(last)
     if any(folder.iterdir()):
         raise UserError(
             f"--output_dir {folder} holds files but no complete checkpoint to resume from; name another folder, "
-            "or start anew with --overwrite_output_dir"
+            "or start again with --overwrite_output_dir"
         )
     return None
 
