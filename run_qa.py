@@ -19,16 +19,15 @@ from transformers import AutoModelForQuestionAnswering
 from qa.answer_lengths import report_spans
 from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
-from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.models import check_model, load_config_and_tokenizer, load_extractive_model, sequence_limit
 from qa.stages import (
     ScoredForm,
-    check_rows,
     checkpoint_to_resume,
     format_for_metric,
     lay_out,
+    read_rows,
     report_check,
     run,
     score_answers,
@@ -45,8 +44,7 @@ from utils_qa import PaddingCollator, prepare_features
 def main(argv: list[str] | None = None) -> None:
     model_args, data_args, args = start(argv, ModelArguments, DataArguments, description=__doc__)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
-    rows, counts = load_rows(data_args, model_args, args)
-    check_rows(data_args, args, rows)
+    rows, counts = read_rows(data_args, model_args, args)
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)

@@ -20,7 +20,6 @@ from transformers import AutoModelForSeq2SeqLM
 
 from qa.answer_lengths import report_targets
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
-from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
@@ -28,10 +27,10 @@ from qa.models import check_model, load_config_and_tokenizer, load_seq2seq_model
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 from qa.stages import (
     ScoredForm,
-    check_rows,
     checkpoint_to_resume,
     format_for_metric,
     lay_out,
+    read_rows,
     report_check,
     run,
     score_answers,
@@ -52,8 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     set_generation(data_args, args)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
-    rows, counts = load_rows(data_args, model_args, args)
-    check_rows(data_args, args, rows)
+    rows, counts = read_rows(data_args, model_args, args)
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)

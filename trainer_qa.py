@@ -29,7 +29,7 @@ class LengthBuckets:
     """
 
     def _set_signature_columns_if_needed(self) -> None:
-        """What collators read besides the model's inputs."""
+        """Keep the columns that collators read in addition to the model's inputs."""
         super()._set_signature_columns_if_needed()
         self._signature_columns = list({*self._signature_columns, "width", "cls_index"})
 
@@ -94,9 +94,9 @@ class AnswerEvaluation(LengthBuckets):
         return super().prediction_step(*args, **kwargs)
 
     def keep(self, *tensors: torch.Tensor) -> None:
-        """Keeps what a step puts out, (batch, ...) each of every rank, for the answers.
+        """Keep the outputs of a step, (batch, ...) each of every rank, for the answers.
 
-        The libraries' loops would copy all that they have with every batch, and optimum-habana 1.21.2 gives all tensors the
+        The libraries' loops would copy all that they have with every batch, and optimum-habana 1.21.2 casts all tensors to the
         type of the first.
         """
         if self.args.world_size > 1:
@@ -108,7 +108,7 @@ class AnswerEvaluation(LengthBuckets):
     def evaluate(
         self, eval_dataset=None, eval_examples=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ) -> dict:
-        """Evaluates, logs and returns the metrics: loss, speed and, of the answers, what `compute_metrics` gives."""
+        """Evaluate; log and return the metrics: loss, speed and those that `compute_metrics` returns."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         examples = self.eval_examples if eval_examples is None else eval_examples
         _, metrics = self.answer(
@@ -121,7 +121,7 @@ class AnswerEvaluation(LengthBuckets):
     def predict(
         self, predict_dataset, predict_examples, ignore_keys=None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """Answers the questions of `predict_examples`; metrics of the answers only where gold answers are known."""
+        """Answer the questions of `predict_examples`; score them where gold answers are known."""
         loader = self.get_test_dataloader(predict_dataset)
         answers, metrics = self.answer(
             loader, predict_dataset, predict_examples, "predict", ignore_keys, metric_key_prefix
@@ -219,7 +219,7 @@ class QuestionAnsweringTrainer(
     """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass.
 
     Args (beyond those of `AnswerEvaluation` and the base):
-        n_best_size: how many starts and ends of each feature the answers are made of.
+        n_best_size: the number of starts and ends of each feature that answers consist of.
     """
 
     def __init__(self, *args, n_best_size: int = 20, **kwargs):
@@ -245,7 +245,7 @@ class QuestionAnsweringTrainer(
             share = (inputs["start_positions"] != IGNORED).float().mean().to(loss.device)
             loss = torch.where(share > 0, loss * share, torch.zeros_like(loss))
         if logits is not None:
-            logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART gives its encoder's states too
+            logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART also returns its encoder's states
             best = best_positions(logits, cls_index.cpu().numpy(), self.n_best_size)
             self.keep(torch.from_numpy(best.packed()))
         return loss, None, None

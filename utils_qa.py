@@ -139,7 +139,7 @@ def postprocess_qa_predictions(
         predictions: start and end logits, (features, length) each, aligned with the features' first tokens; or the best
             of them, which `QuestionAnsweringTrainer` hands to its `post_process_function`.
         output_dir: where `predictions.json`, `nbest_predictions.json` and, with negatives, `null_odds.json` go, with
-            `prefix` and an underscore in front of their names.
+            `prefix` and an underscore before their names.
 
     Raises:
         ValueError: `predictions` do not match the features, or with negatives an example has no feature.

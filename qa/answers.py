@@ -76,7 +76,7 @@ def decide(best_texts: dict[str, str], null_odds: dict[str, float], threshold: f
 
 
 class SpansOfDicts:
-    """The arrays that answers need (as `Features` has them) out of features in dicts."""
+    """Features in dicts as the arrays that answers need, named as those of `Features`."""
 
     def __init__(self, features: Sequence[dict], ids: list[str]):
         number = {identity: index for index, identity in enumerate(ids)}
@@ -89,7 +89,7 @@ class SpansOfDicts:
         )
 
     def characters(self, chosen: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Features.characters`; a token that has more context in another window has no first character either."""
+        """Return as `Features.characters`; a token with more context in another window has no first character either."""
         begin = np.full(positions.shape, -1)
         end = begin.copy()
         for line, index in enumerate(chosen):
@@ -106,7 +106,7 @@ class SpansOfDicts:
 
 @dataclass
 class Candidates:
-    """What answers need of the logits of each feature: its best starts and ends, and its no-answer position."""
+    """The part of the logits that answers need: each feature's best starts and ends, and its no-answer position."""
 
     starts: np.ndarray  # (features, n) positions, best first; -1 where there are fewer
     ends: np.ndarray
@@ -118,16 +118,16 @@ class Candidates:
         return len(self.starts)
 
     def of(self, chosen: np.ndarray) -> "Candidates":
-        """Those of some features."""
+        """Return those of some features."""
         return Candidates(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
     def packed(self) -> np.ndarray:
-        """All in one (features, 4 n + 2) float32 array, which holds positions exactly up to 2 ** 24."""
+        """Return all in one (features, 4 n + 2) float32 array, which holds positions exactly up to 2 ** 24."""
         return np.concatenate([getattr(self, column.name) for column in fields(self)], axis=1, dtype=np.float32)
 
     @classmethod
     def unpacked(cls, table: np.ndarray) -> "Candidates":
-        """What `packed` was given."""
+        """Return the candidates of a `packed` array."""
         n = table.shape[1] // 4
         starts, ends, *logits = np.split(table, [n, 2 * n, 3 * n, 4 * n], axis=1)
         return cls(starts.astype(np.int32), ends.astype(np.int32), *logits)
@@ -210,8 +210,11 @@ def candidates_of(predictions, features, chosen: np.ndarray, n_best_size: int) -
 
 
 def cuts(bounds: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
-    """Examples to answer at once, from one to before another: `EXAMPLES_AT_ONCE` at most, with `most` windows at most,
-    which `bounds` (examples + 1,) says the first of; or one example."""
+    """Yield the first of the examples to answer at once, and the one after the last.
+
+    At most `EXAMPLES_AT_ONCE` with at most `most` windows, or one example. The windows of example i are `bounds[i]` to
+    `bounds[i + 1]`.
+    """
     begin = 0
     while begin < len(bounds) - 1:
         end = np.searchsorted(bounds, bounds[begin] + most, side="right") - 1
@@ -223,7 +226,7 @@ def cuts(bounds: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 def window_spans(
     features, chosen, best: Candidates, n_best_size: int, max_answer_length: int
 ) -> dict[str, np.ndarray]:
-    """The candidate spans of the windows `chosen`, one by one, the best starts first and for each the best ends first.
+    """Return the candidate spans of the windows `chosen`: by window, the best starts first, for each the best ends first.
 
     Columns: `window`, `begin`, `end` (characters), `start_logit`, `end_logit`, `score`.
     """
@@ -252,7 +255,7 @@ def window_spans(
 
 
 def null_spans(logits: np.ndarray, example: np.ndarray) -> dict[str, np.ndarray]:
-    """The no-answer candidate of every example: that of its window with the lowest null score, the first of equals."""
+    """Return the no-answer candidate of every example: of its window with the lowest null score, the first of equals."""
     start_logit, end_logit = logits.T
     score = start_logit + end_logit
     order = np.lexsort((score, example))
@@ -268,7 +271,7 @@ def null_spans(logits: np.ndarray, example: np.ndarray) -> dict[str, np.ndarray]
 
 
 def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np.ndarray]:
-    """The `n_best_size` best candidates of every example, best first; the null candidate last when it is not among them."""
+    """Return the `n_best_size` best candidates of every example, best first; last the null candidate, if not among them."""
     if null is not None:
         spans = {name: np.concatenate([spans[name], null[name]]) for name in null}
     order = np.argsort(-spans["score"], kind="stable")
@@ -311,7 +314,7 @@ def add_answers(answers: Answers, ids: list[str], contexts: list[str], kept: dic
 
 
 def best_with_text(kept: dict, contexts: list[str]) -> np.ndarray:
-    """(examples,) the row of each example's best candidate that has a text; -1 where none has."""
+    """Return (examples,) the row of each example's best candidate that has a text; -1 where none has."""
     lengths = np.array([len(context) for context in contexts])
     filled = np.flatnonzero(np.minimum(kept["end"], lengths[kept["example"]]) > kept["begin"])
     best = np.full(len(contexts), -1)
@@ -337,7 +340,7 @@ def with_probabilities(ids: list[str], contexts: list[str], kept: dict, bounds: 
 
 
 def softmax_of_groups(scores: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
-    """The softmax of every group `scores[bounds[i]:bounds[i + 1]]`.
+    """Return the softmax of every group `scores[bounds[i]:bounds[i + 1]]`.
 
     Groups of one size are rows of one table, so that each is summed in the order in which numpy sums it alone.
     """

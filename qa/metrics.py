@@ -23,12 +23,12 @@ WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """Lower case, without ASCII punctuation, without articles, words parted by single spaces."""
+    """Return a text in lower case, without ASCII punctuation and articles, its words parted by single spaces."""
     return " ".join(ARTICLE.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split())
 
 
 def normalize_all(texts: Iterable[str]) -> dict[str, str]:
-    """`normalize` of each text; those of plain ASCII, where articles are whole words, all in one string."""
+    """Return `normalize` of each text; those of plain ASCII, where articles are whole words, are one string for it."""
     texts = list(dict.fromkeys(texts))
     plain = [text for text in texts if text.isascii() and text.isprintable()]
     words = "\n \0 ".join(plain).lower().translate(WITHOUT_PUNCTUATION).split()
@@ -38,15 +38,15 @@ def normalize_all(texts: Iterable[str]) -> dict[str, str]:
 
 
 def f1_of_words(predicted: list[str], gold: list[str]) -> float:
-    """The harmonic mean of precision and recall of two bags of words with at least one in common."""
+    """Return the harmonic mean of precision and recall of two bags of words with at least one in common."""
     common = sum(min(predicted.count(word), gold.count(word)) for word in set(predicted).intersection(gold))
     precision, recall = common / len(predicted), common / len(gold)
     return 2 * precision * recall / (precision + recall)
 
 
 def score_answer(predicted: str, golds: list[str], version_2: bool) -> tuple[int, float]:
-    """EM and F1 of a normalized answer, the best over the normalized gold answers."""
-    if version_2:  # golds that normalize to nothing do not count beside others
+    """Return EM and F1 of a normalized answer, the best over the normalized gold answers."""
+    if version_2:  # golds that normalize to nothing count only where there is no other
         golds = [gold for gold in golds if gold] or [""]
     if predicted in golds:
         return 1, float(bool(predicted) or version_2)  # two empty ones have no common word: in version 1.1 an F1 of 0
@@ -65,7 +65,7 @@ def score_each(
     version_2: bool,
     normalize_all: Callable[[Iterable[str]], dict[str, str]] = normalize_all,
 ) -> dict[str, tuple[int, float]]:
-    """(EM, F1) of every predicted id, the best over its gold answers."""
+    """Return (EM, F1) of every predicted id, the best over its gold answers."""
     unanswered = next((identity for identity, texts in golds.items() if not texts), None)
     if unanswered is not None and not version_2:
         raise ValueError(f"question {unanswered!r} has no gold answer; pass --version_2_with_negative for such data")
@@ -86,7 +86,7 @@ def score_each(
 
 
 def mean_scores(scores: list[tuple[float, float]], count: int) -> tuple[float, float]:
-    """EM and F1 in percent, over `count` questions."""
+    """Return EM and F1 in percent, over `count` questions."""
     return 100.0 * sum(exact for exact, _ in scores) / count, 100.0 * sum(f1 for _, f1 in scores) / count
 
 
@@ -109,7 +109,7 @@ def score_names(negatives: bool, language: str = "off") -> list[str]:
 
 
 def squad_scores(predictions: dict[str, str], golds: dict[str, list[str]]) -> dict[str, float]:
-    """`exact_match` and `f1` of SQuAD 1.1; a question without a prediction scores 0."""
+    """Return `exact_match` and `f1` of SQuAD 1.1; a question without a prediction scores 0."""
     scores = score_each(predictions, golds, version_2=False)
     exact, f1 = mean_scores(list(scores.values()), len(golds))
     return {"exact_match": exact, "f1": f1}

@@ -16,7 +16,7 @@ from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths, train_group
 from qa.checks import find_problems
 from qa.command_line import build, expand_file, read_command_line
-from qa.data import gold_answers
+from qa.data import gold_answers, load_rows
 from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError
 from qa.files import write_results
@@ -109,12 +109,12 @@ def named_or_last_checkpoint(args) -> str | None:
         return None
     last = last_checkpoint(folder)
     if last is not None:
-        logger.warning(f"Resuming from {last}; with --overwrite_output_dir training starts anew")
+        logger.warning(f"Resuming from {last}; add --overwrite_output_dir to start again")
         return str(last)
     if any(folder.iterdir()):
         raise UserError(
             f"--output_dir {folder} holds files but no complete checkpoint to resume from; name another folder, "
-            "or start anew with --overwrite_output_dir"
+            "or start again with --overwrite_output_dir"
         )
     return None
 
@@ -169,29 +169,43 @@ def write_stage(output_dir: str, prediction: ScoredForm, stage: str) -> None:
     write_answers(prediction.answers, output_dir, prefix=stage)
 
 
-def check_rows(data_args: DataArguments, args, rows: dict[str, list[dict]]) -> None:
-    """Resolve `--answer_language auto` by the questions that are answered, and check that their scores will be there.
+def read_rows(data_args: DataArguments, model_args: ModelArguments, args) -> tuple[dict, dict]:
+    """Return the rows and counts of `load_rows`; check that they can be scored as the flags say.
 
     Raises:
-        UserError: a language that MLQA's rules do not know, or a --metric_for_best_model of questions that are not there.
+        UserError: `--answer_language auto` finds none of its languages, or `--metric_for_best_model` is a score of questions
+            that are not there.
     """
+    rows, counts = load_rows(data_args, model_args, args)
     answered = [row for split in ("validation", "test") for row in rows.get(split, ())]
     if data_args.answer_language == "auto" and answered:
-        found = detect_language(dict.fromkeys(row["context"] for row in answered))
-        if found is None:
-            raise UserError(
-                f"--answer_language auto: the contexts are in none of {', '.join(LANGUAGES)}; name one of them, or omit it"
-            )
-        logger.info(f"--answer_language auto: the contexts are in {found}")
-        data_args.answer_language = found
-    best = (args.metric_for_best_model or "").removeprefix("eval_").partition("_")[0]
-    if best in ("HasAns", "NoAns") and "train" in rows and "validation" in rows:
-        known = [bool((gold_answers(row) or {"text": []})["text"]) for row in rows["validation"]]
-        if (best == "HasAns") not in known:
-            raise UserError(
-                f"--metric_for_best_model {args.metric_for_best_model}: no validation question "
-                f"{'has an answer' if best == 'HasAns' else 'is without an answer'}; use exact or f1"
-            )
+        data_args.answer_language = found_language(answered)
+    if "train" in rows and "validation" in rows and args.metric_for_best_model is not None:
+        check_best_model(args.metric_for_best_model, rows["validation"])
+    return rows, counts
+
+
+def found_language(rows: list[dict]) -> str:
+    """Return the language of the rows' contexts."""
+    language = detect_language(dict.fromkeys(row["context"] for row in rows))
+    if language is None:
+        raise UserError(
+            f"--answer_language auto: the contexts are in none of {', '.join(LANGUAGES)}; name one of them, or omit it"
+        )
+    logger.info(f"--answer_language auto: the contexts are in {language}")
+    return language
+
+
+def check_best_model(best: str, rows: list[dict]) -> None:
+    """Raise a UserError for a score of the questions with, or without, an answer where there are none of them."""
+    answered = [bool((gold_answers(row) or {"text": []})["text"]) for row in rows]
+    name, lacking = best.removeprefix("eval_"), None
+    if name.startswith("HasAns_") and not any(answered):
+        lacking = "no validation question has an answer"
+    if name.startswith("NoAns_") and all(answered):
+        lacking = "every validation question has an answer"
+    if lacking is not None:
+        raise UserError(f"--metric_for_best_model {best}: {lacking}; use exact or f1")
 
 
 def lay_out(features: dict, data: DataArguments, args, length: int) -> None:

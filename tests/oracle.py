@@ -473,22 +473,17 @@ def best_threshold(
     return 100.0 * best / len(scores), threshold
 
 
-def best_by_thresholds(
+def score_with_threshold(
     predictions: dict[str, str],
     references: dict[str, list[str]],
     no_answer_probs: dict[str, float],
+    threshold: float,
     score: Callable[[str, str], float],
-) -> tuple[float, float]:
-    """The best average that a threshold reaches, and the lowest such threshold, by trying each probability and 0."""
+) -> float:
+    """The average score in percent when every prediction above the threshold is no answer."""
     has_answer = {question: bool(golds) for question, golds in references.items()}
-    raw = raw_scores(predictions, references, score)
-    best = None
-    for threshold in sorted({0.0, *no_answer_probs.values()}):
-        kept = with_threshold(raw, has_answer, no_answer_probs, threshold)
-        average = 100.0 * sum(kept.values()) / len(kept)
-        if best is None or average > best[0] + 1e-9:
-            best = average, threshold
-    return best
+    kept = with_threshold(raw_scores(predictions, references, score), has_answer, no_answer_probs, threshold)
+    return 100.0 * sum(kept.values()) / len(kept)
 
 
 MLQA_ARTICLES = {

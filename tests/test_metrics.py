@@ -106,8 +106,12 @@ def test_scores_of_null_odds(cases, threshold):
         {name: 1 / (1 + math.exp(-max(value, -700))) for name, value in odds.items()}
     )
     for name, score in (("exact", oracle.exact_match), ("f1", oracle.f1_v2)):
-        best, at = oracle.best_by_thresholds(best_texts, golds, probabilities, score)
-        assert (scores[f"best_{name}"], scores[f"best_{name}_thresh"]) == pytest.approx((best, at))
+        at = scores[f"best_{name}_thresh"]
+        reached = {
+            threshold: oracle.score_with_threshold(best_texts, golds, probabilities, threshold, score)
+            for threshold in (0.0, at, *probabilities.values())
+        }
+        assert scores[f"best_{name}"] == pytest.approx(max(reached.values())) == pytest.approx(reached[at])
         flag = scores[f"best_{name}_null_score_diff_threshold"]
         assert {key for key in odds if odds[key] > flag} == {key for key in odds if probabilities[key] > at}
 

@@ -270,7 +270,7 @@ def test_the_best_score_of_questions_that_are_not_there(squad_files, tmp_path):
     """A KeyError at the first evaluation during training."""
     flags = ["--version_2_with_negative", "--do_train", "--train_file", squad_files / "train.json", "--eval_strategy", "epoch",
              "--validation_file", squad_files / "dev.json", "--metric_for_best_model", "NoAns_f1"]  # fmt: skip
-    with pytest.raises(UserError, match="NoAns_f1: no validation question is without an answer; use exact or f1"):
+    with pytest.raises(UserError, match="NoAns_f1: every validation question has an answer; use exact or f1"):
         run("no-such-model", tmp_path, *flags)
 
 
