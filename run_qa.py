@@ -19,7 +19,7 @@ from qa.arguments import DataArguments, ModelArguments
 from qa.data import load_rows
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
-from qa.models import load_config_and_tokenizer, load_marker, sequence_limit
+from qa.models import is_causal, load_config_and_tokenizer, load_marker, sequence_limit
 from qa.stages import checkpoint_to_resume, hand_in, lay_out, report_check, run, score_answers, start
 from qa.windows import read_template
 from trainer_qa import QuestionAnsweringTrainer
@@ -33,8 +33,10 @@ def main(argv: list[str] | None = None) -> None:
     with args.main_process_first():  # it downloads, the others find what it downloaded
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
-    length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer).special_tokens)
-    features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
+    causal = is_causal(config)
+    length = sequence_limit(data_args, config, tokenizer, read_template(tokenizer, causal).special_tokens)
+    settings = (tokenizer, length, data_args.doc_stride, causal)
+    features = {split: prepare_features(rows[split], *settings) for split in rows}
     lay_out(features, data_args, args, length)
     if data_args.check:
         return report_check(features, args)
