@@ -21,7 +21,7 @@ from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
-from qa.models import check_model, load_config_and_tokenizer, load_extractive_model, sequence_limit
+from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
 from qa.stages import (
     ScoredForm,
     checkpoint_to_resume,
@@ -49,8 +49,10 @@ def main(argv: list[str] | None = None) -> None:
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
     weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, remote=data_args.check)
-    length = sequence_limit(data_args, weightless, tokenizer, read_template(tokenizer))
-    features = {split: prepare_features(rows[split], tokenizer, length, data_args.doc_stride) for split in rows}
+    causal = is_causal(config)
+    length = sequence_limit(data_args, weightless, tokenizer, read_template(tokenizer, causal))
+    settings = (tokenizer, length, data_args.doc_stride, causal)
+    features = {split: prepare_features(rows[split], *settings) for split in rows}
     lay_out(features, data_args, args, length)
     report_spans(rows, features, data_args.max_answer_length, length)
     collator = PaddingCollator(tokenizer, length if data_args.pad_to_max_length else None, 8 if args.fp16 else 1)

@@ -21,6 +21,8 @@ from qa.windows import IGNORED, labelled_share
 
 logger = logging.getLogger(__name__)
 
+NOT_FOR_THE_MODEL = ("cls_index", "lengths")  # of a batch, which best positions are found with
+
 
 class LengthBuckets:
     """Mixin for a trainer: batches of one width where the features have widths, else the trainer's own.
@@ -234,19 +236,21 @@ class QuestionAnsweringTrainer(
         return answers, metrics
 
     def training_step(self, model, inputs, *args, **kwargs):
-        del inputs["cls_index"]  # no input of the model's
+        for name in NOT_FOR_THE_MODEL:
+            del inputs[name]
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss; of the logits what answers need is kept, a tenth: an evaluation of any size fits into memory."""
-        cls_index = inputs.pop("cls_index")
+        places = [inputs.pop(name) for name in NOT_FOR_THE_MODEL]
         loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if loss is not None:  # over no label at all it is NaN; `answer` divides by the share of all features
             share = (inputs["start_positions"] != IGNORED).float().mean().to(loss.device)
             loss = torch.where(share > 0, loss * share, torch.zeros_like(loss))
         if logits is not None:
             logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART also returns its encoder's states
-            best = best_positions(logits, cls_index.cpu().numpy(), self.n_best_size)
+            cls_index, lengths = (tensor.cpu().numpy() for tensor in places)
+            best = best_positions(logits, cls_index, self.n_best_size, lengths)
             self.keep(torch.from_numpy(best.packed()))
         return loss, None, None
 

@@ -19,9 +19,10 @@ from qa.windows import (
     IGNORED,
     UNKNOWN_SPAN,
     Features,
-    Template,
+    WindowSpec,
     gold_spans,
     has_labels,
+    literal_tokenizer,
     no_answer_positions,
     read_template,
     tokenize_distinct,
@@ -36,7 +37,11 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_features(
-    rows: Sequence[dict], tokenizer: PreTrainedTokenizerFast, max_seq_length: int, doc_stride: int
+    rows: Sequence[dict],
+    tokenizer: PreTrainedTokenizerFast,
+    max_seq_length: int,
+    doc_stride: int,
+    causal: bool = False,
 ) -> "Features | ListedFeatures":
     """The windows of all rows, with labels where the answer of any row is known.
 
@@ -44,37 +49,44 @@ def prepare_features(
     on the first rows finds a difference (a tokenizer whose tokens depend on the other text of the pair), the tokenizer
     does the work itself, and the features are dicts with the same content.
 
+    Texts are text: the name of a special token in one, as in `<s>20 euros</s>`, does not become that token.
+
     Args:
         rows: `{"id", "question", "context", "answers": {"text", "answer_start"}}` each; the question is left-stripped.
-        tokenizer: a fast one; `padding_side` decides which text comes first.
+        tokenizer: a fast one, which stays as it is; for encoders its `padding_side` decides which text comes first.
         max_seq_length: tokens of a feature at most.
         doc_stride: tokens that neighbouring windows of one context share.
+        causal: for a model whose tokens see only those before them (`qa.models.is_causal`). The question comes first,
+            and each window ends in a special token: the tokenizer's own, else its end-of-text token.
 
     A question that leaves no room for a window to move on is cut to half the room (counted in the log). Labels are
-    the first and last token of the first gold answer, or the no-answer position (CLS, else BOS, else 0) in both places
-    when there is no answer or the window does not hold all of it. Where the answer (None) or its place (a start of -1)
-    is unknown, the label is `IGNORED`, a position after the last one, which models leave out of their loss.
+    the first and last token of the first gold answer, or the no-answer position in both places when there is no answer or
+    the window does not hold all of it: the CLS token, else BOS, else 0; for a causal model the last token, which sees all.
+    Where the answer (None) or its place (a start of -1) is unknown, the label is `IGNORED`, a position after the last one,
+    which models leave out of their loss.
     """
-    template = read_template(tokenizer)
-    features = array_features(rows, tokenizer, template, max_seq_length, doc_stride)
-    if features is None or not same_features(features, rows, tokenizer, max_seq_length, doc_stride):
+    tokenizer = literal_tokenizer(tokenizer)
+    spec = WindowSpec(tokenizer, read_template(tokenizer, causal), max_seq_length, doc_stride)
+    features = array_features(rows, spec)
+    if features is None or not same_features(features, rows, spec):
         logger.warning(
             "This tokenizer treats pairs in a way of its own; it builds every feature itself, which is slower"
         )
-        return ListedFeatures(own_features(rows, tokenizer, max_seq_length, doc_stride, has_labels(rows)))
+        return ListedFeatures(own_features(rows, spec, has_labels(rows)))
     return features
 
 
-def array_features(rows, tokenizer, template: Template, max_seq_length: int, doc_stride: int) -> "Features | None":
+def array_features(rows, spec: WindowSpec) -> "Features | None":
     """`prepare_features` by index arithmetic; None for tokenizers or texts that it cannot describe."""
+    tokenizer = spec.tokenizer
     if tokenizer.truncation_side != "right":
         return None
     questions = tokenize_distinct([row["question"].lstrip() for row in rows], tokenizer, offsets=False)
     contexts = tokenize_distinct([row["context"] for row in rows], tokenizer)
     if not len(contexts.ids):  # a handful of contexts that the tokenizer's normalizer leaves nothing of
         return None
-    features = windows_of(Features, rows, questions, contexts, template, tokenizer, max_seq_length, doc_stride)
-    features.cls_index = no_answer_positions(tokenizer, template, features.lengths())
+    features = windows_of(Features, rows, questions, contexts, spec)
+    features.cls_index = no_answer_positions(tokenizer, spec.template, features.lengths())
     if has_labels(rows):
         features.labels = label_windows(rows, features)
     return features
@@ -100,14 +112,13 @@ def label_windows(rows, features: Features) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def same_features(features: Features, rows, tokenizer, max_seq_length: int, doc_stride: int) -> bool:
+def same_features(features: Features, rows, spec: WindowSpec) -> bool:
     """Whether the first rows (those with whole questions) come out as from the tokenizer itself."""
     whole = np.diff(features.questions.splits)[features.questions.of_row] == features.question_length
     checked = np.flatnonzero(whole)[:CHECKED_ROWS]
     if not len(checked):
         return True
-    labelled = features.labels is not None
-    own = own_features([rows[index] for index in checked], tokenizer, max_seq_length, doc_stride, labelled)
+    own = own_features([rows[index] for index in checked], spec, labelled=features.labels is not None)
     mine = np.flatnonzero(np.isin(features.row, checked))
     return len(own) == len(mine) and all(features.as_dict(index) == other for index, other in zip(mine, own))
 

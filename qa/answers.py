@@ -133,22 +133,41 @@ class Candidates:
         return cls(starts.astype(np.int32), ends.astype(np.int32), *logits)
 
 
-def best_positions(logits: tuple[np.ndarray, np.ndarray], cls_index: np.ndarray, n_best_size: int) -> Candidates:
+def best_positions(
+    logits: tuple[np.ndarray, np.ndarray],
+    cls_index: np.ndarray,
+    n_best_size: int,
+    lengths: np.ndarray | None = None,
+) -> Candidates:
     """The `n_best_size` best starts and ends of each feature.
 
     Args:
         logits: of starts and ends, (features, length) each.
         cls_index: (features,) the position that stands for "no answer".
+        lengths: (features,) tokens of each feature. The positions after them are padding and never among the best, so
+            that the result does not depend on how far a feature is padded. Without it every position counts.
     """
-    positions, values = [], []
-    for side in logits:
-        # The same argsort as a loop over windows would call, so that ties fall as they do there; argpartition's do not.
-        best = np.argsort(side, axis=1)[:, : -n_best_size - 1 : -1].astype(np.int32)
-        missing = ((0, 0), (0, n_best_size - best.shape[1]))
-        values.append(np.pad(np.take_along_axis(side, best, axis=1), missing))
-        positions.append(np.pad(best, missing, constant_values=-1))
+    (starts, start_logits), (ends, end_logits) = (best_of_side(side, n_best_size, lengths) for side in logits)
     null = [np.take_along_axis(side, cls_index[:, None], axis=1) for side in logits]
-    return Candidates(*positions, *values, np.concatenate(null, axis=1))
+    return Candidates(starts, ends, start_logits, end_logits, np.concatenate(null, axis=1))
+
+
+def best_of_side(logits: np.ndarray, number: int, lengths: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(features, number) positions of the highest logits, best first, and those logits; -1 and 0 where there are fewer."""
+    if lengths is None:
+        # The same argsort as a loop over windows would call, so that ties fall as they do there; argpartition's do not.
+        order = np.argsort(logits, axis=1)
+    else:
+        padding = np.arange(logits.shape[1]) >= lengths[:, None]
+        order = np.argsort(np.where(padding, -np.inf, logits), axis=1, kind="stable")
+    best = order[:, : -number - 1 : -1].astype(np.int32)
+    missing = ((0, 0), (0, number - best.shape[1]))
+    values = np.pad(np.take_along_axis(logits, best, axis=1), missing)
+    best = np.pad(best, missing, constant_values=-1)
+    if lengths is not None:
+        padding = best >= lengths[:, None]
+        best[padding], values[padding] = -1, 0
+    return best, values
 
 
 def column_of(table, name: str) -> list:

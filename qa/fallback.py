@@ -6,6 +6,8 @@ from qa.windows import (
     IGNORED,
     MODEL_INPUTS,
     UNKNOWN_SPAN,
+    Template,
+    WindowSpec,
     gold_span,
     no_answer_tokens,
     tokenize_distinct,
@@ -13,19 +15,20 @@ from qa.windows import (
 )
 
 
-def own_features(rows, tokenizer, max_seq_length: int, doc_stride: int, labelled: bool) -> list[dict]:
+def own_features(rows, spec: WindowSpec, labelled: bool) -> list[dict]:
     """`prepare_features` by the tokenizer's own `return_overflowing_tokens`, one row at a time."""
+    tokenizer = spec.tokenizer
     questions = tokenize_distinct([row["question"].lstrip() for row in rows], tokenizer)
     contexts = tokenize_distinct([row["context"] for row in rows], tokenizer)
     lengths = np.diff(questions.splits)[questions.of_row]
-    most = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True)
-    kept = trim_questions(lengths, np.diff(contexts.splits)[contexts.of_row], most, doc_stride)
+    most = spec.max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - spec.template.appended
+    kept = trim_questions(lengths, np.diff(contexts.splits)[contexts.of_row], most, spec.doc_stride)
     features = []
     for index, row in enumerate(rows):
         question = row["question"].lstrip()
         if kept[index] < lengths[index]:
             question = question[: questions.ends[questions.splits[questions.of_row[index]] + kept[index] - 1]]
-        features += own_windows(row, question, tokenizer, max_seq_length, doc_stride, labelled)
+        features += own_windows(row, question, spec, labelled)
     return features
 
 
@@ -43,40 +46,52 @@ class ListedFeatures(list):
         return np.array([len(feature["input_ids"]) for feature in self])
 
 
-def own_windows(
-    row: dict, question: str, tokenizer, max_seq_length: int, doc_stride: int, labelled: bool
-) -> list[dict]:
+def own_windows(row: dict, question: str, spec: WindowSpec, labelled: bool) -> list[dict]:
     """The windows of one row, as the tokenizer cuts them."""
-    right = tokenizer.padding_side == "right"
+    tokenizer, template, question_first = spec.tokenizer, spec.template, not spec.template.context_first
     encoding = tokenizer(
-        *((question, row["context"]) if right else (row["context"], question)),
-        truncation="only_second" if right else "only_first",
-        max_length=max_seq_length,
-        stride=doc_stride,
+        *((question, row["context"]) if question_first else (row["context"], question)),
+        truncation="only_second" if question_first else "only_first",
+        max_length=spec.max_seq_length - template.appended,
+        stride=spec.doc_stride,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    # tokenizers 0.21 then tells which tokens are the context's in the first window only
-    untold = tokenizer.backend_tokenizer.post_processor is None
-    question_length = encoding.sequence_ids(0).count(int(not right))
+    # tokenizers 0.21 then reports which tokens are the context's in the first window only
+    unreported = tokenizer.backend_tokenizer.post_processor is None
+    question_length = encoding.sequence_ids(0).count(int(not question_first))
     windows = []
     for window, ids in enumerate(encoding["input_ids"]):
         of_text = encoding.sequence_ids(window)
-        if untold:
+        if unreported:
             rest = len(ids) - question_length
-            of_text = [0] * question_length + [1] * rest if right else [0] * rest + [1] * question_length
-        inside = [sequence == int(right) for sequence in of_text]
+            of_text = [0] * question_length + [1] * rest if question_first else [0] * rest + [1] * question_length
+        inside = [sequence == int(question_first) for sequence in of_text]
         offsets = [span if here else None for span, here in zip(encoding["offset_mapping"][window], inside)]
         feature = {name: encoding[name][window] for name in MODEL_INPUTS if name in encoding}
-        special = [token if sequence is None else None for token, sequence in zip(ids, of_text)]
-        feature["cls_index"] = next(
-            (special.index(token) for token in no_answer_tokens(tokenizer) if token in special), 0
-        )
+        if template.appended:
+            append_last(feature, template)
+            offsets, of_text = [*offsets, None], [*of_text, None]
+        feature["cls_index"] = own_no_answer_position(feature["input_ids"], of_text, tokenizer, template)
         if labelled:
             positions = answer_positions(offsets, gold_span(row["answers"])) or (feature["cls_index"],) * 2
             feature["start_positions"], feature["end_positions"] = positions
         windows.append(feature | {"example_id": row["id"], "offset_mapping": offsets})
     return windows
+
+
+def append_last(feature: dict, template: Template) -> None:
+    """Add the template's last token, which the tokenizer itself does not add, to a feature; of the type before it."""
+    for name in feature:
+        feature[name] = [*feature[name], template.after[-1] if name == "input_ids" else feature[name][-1]]
+
+
+def own_no_answer_position(ids: list[int], of_text: list[int | None], tokenizer, template: Template) -> int:
+    """`no_answer_positions` of one window, whose special tokens have None in `of_text`."""
+    if template.causal:
+        return len(ids) - 1
+    special = [token if sequence is None else None for token, sequence in zip(ids, of_text)]
+    return next((special.index(token) for token in no_answer_tokens(tokenizer) if token in special), 0)
 
 
 def answer_positions(offsets: list[tuple[int, int] | None], span: tuple[int, int]) -> tuple[int, int] | None:

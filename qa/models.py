@@ -13,6 +13,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from qa.arguments import DataArguments, ModelArguments
 from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes
@@ -77,6 +78,19 @@ def check_model(auto_class: type, config, tokenizer, model: ModelArguments, remo
     if problems:
         raise UserError(*problems)
     return weightless
+
+
+def is_causal(config) -> bool:
+    """Return whether each token of the model sees only those before it.
+
+    That is a decoder-only model: one whose type has a head for causal language modelling and none for masked tokens.
+    Encoders that have both are causal where `is_decoder` makes them so, XLNet where its attention is not `bi`.
+    """
+    if config.is_encoder_decoder:
+        return False
+    kind = config.model_type
+    decoder_only = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return config.is_decoder or (decoder_only and getattr(config, "attn_type", None) != "bi")
 
 
 def vocabulary_problems(model: torch.nn.Module, tokenizer) -> list[str]:

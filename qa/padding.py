@@ -18,8 +18,8 @@ class PaddingCollator:
 
     On the right whichever side the tokenizer prefers: nothing is generated here, and a causal model's padding on the left
     attends to nothing. Its logits, which the loss counts, are then what a device makes of that, on a Gaudi not what they
-    are elsewhere. Returns (batch, length) int64 tensors of the model's inputs, (batch,) labels and `cls_index`; what else a
-    feature carries is left behind.
+    are elsewhere. Returns int64 tensors: (batch, length) inputs of the model, (batch,) labels, `cls_index`, and with that
+    `lengths`, the tokens of each feature. Whatever else a feature carries is omitted.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -41,4 +41,6 @@ class PaddingCollator:
         for name in (*LABELS, "cls_index"):
             if name in features[0]:
                 batch[name] = torch.tensor([feature[name] for feature in features], dtype=torch.int64)
+        if "cls_index" in features[0]:
+            batch["lengths"] = torch.tensor(lengths)
         return batch

@@ -19,8 +19,10 @@ from qa.windows import (
     Features,
     Template,
     Texts,
+    WindowSpec,
     gold_spans,
     has_answers,
+    literal_tokenizer,
     tokenize_distinct,
     windows_holding,
     windows_of,
@@ -55,9 +57,9 @@ def prepare_seq2seq_features(
 ) -> Seq2SeqFeatures:
     """The windows of all rows, each to be read as `question: Q context: C` with its stretch of C.
 
-    A context that fits gives one feature, the tokenizer's own ids of that text. A longer one is cut as for
-    `prepare_features`: windows share `doc_stride` tokens, the question stands in front of each, and a question that
-    leaves no room is cut.
+    A context that fits makes one feature, the tokenizer's own ids of that text. A longer one is cut as for
+    `prepare_features`: windows share `doc_stride` tokens, the question precedes each, and a question that leaves no room
+    is cut. Texts are text, also that of the target: the name of a special token in one does not become that token.
 
     The target is the first gold answer, at most `max_answer_length` tokens with the special ones. Windows that do not
     hold it have the empty target with negatives; without, they are left out of training and keep the answer for the
@@ -67,9 +69,11 @@ def prepare_seq2seq_features(
     Raises:
         UserError: there is nothing to train on.
     """
+    tokenizer = literal_tokenizer(tokenizer)
     template = read_seq2seq_template(tokenizer)
     questions, contexts = seq2seq_texts(rows, tokenizer, template)
-    features = windows_of(Seq2SeqFeatures, rows, questions, contexts, template, tokenizer, max_seq_length, doc_stride)
+    spec = WindowSpec(tokenizer, template, max_seq_length, doc_stride)
+    features = windows_of(Seq2SeqFeatures, rows, questions, contexts, spec)
     if not (training or has_answers(rows)):
         return features
     cut = [len(row["context"]) - len(row["context"].lstrip()) - 1 for row in rows]  # seq2seq_texts puts a space there
@@ -96,7 +100,7 @@ def read_seq2seq_template(tokenizer) -> Template:
     """
     before, after = special_tokens_around(tokenizer("a"))
     between = tokenizer.backend_tokenizer.encode(" context:", add_special_tokens=False).ids
-    return Template(before, between, after, types=(0,) * 5, context_first=False)
+    return Template(before, between, after, types=(0,) * 5)
 
 
 def seq2seq_texts(rows, tokenizer, template: Template) -> tuple[Texts, Texts]:

@@ -1,11 +1,15 @@
 """Tokenized texts, the template around them, and cutting windows: what both kinds of features are built from."""
 
+import copy
+import json
 import logging
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 
 logger = logging.getLogger(__name__)
@@ -30,6 +34,10 @@ IGNORED = np.iinfo(np.int32).max
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
+# Unicode has characters that no text may hold; the names of special tokens begin with one where texts are read.
+NO_CHARACTER = "\ufdd0"
+
+
 @dataclass
 class Template:
     """What a tokenizer puts around a pair of texts: `before first between second after`, ids and token types of each."""
@@ -38,7 +46,9 @@ class Template:
     between: list[int]
     after: list[int]
     types: tuple  # of before, first, between, second, after: one for all tokens of a part, or a list
-    context_first: bool  # left-padding tokenizers put the context in front of the question
+    context_first: bool = False  # else the question comes first
+    causal: bool = False  # for models whose tokens see only those before them
+    appended: bool = False  # whether the last token of `after` is added to the tokenizer's own
 
     @property
     def special_tokens(self) -> int:
@@ -133,40 +143,84 @@ class Features(torch.utils.data.Dataset):
         return np.where(inside, self.contexts.starts[token], -1), np.where(inside, self.contexts.ends[token], -1)
 
 
-def windows_of(
-    kind: type,
-    rows,
-    questions: Texts,
-    contexts: Texts,
-    template: Template,
-    tokenizer,
-    max_seq_length: int,
-    doc_stride: int,
-) -> "Features":
+@dataclass
+class WindowSpec:
+    """How texts become windows."""
+
+    tokenizer: PreTrainedTokenizerFast  # a literal one
+    template: Template
+    max_seq_length: int  # tokens of a window at most
+    doc_stride: int  # tokens that neighbouring windows of one context share
+
+
+def windows_of(kind: type, rows, questions: Texts, contexts: Texts, spec: WindowSpec) -> "Features":
     """All windows of all rows, without labels, as an instance of `kind`."""
     length = np.diff(questions.splits)[questions.of_row]
-    most = max_seq_length - template.special_tokens
-    length = trim_questions(length, np.diff(contexts.splits)[contexts.of_row], most, doc_stride)
-    row, first, last = cut_windows(contexts, most - length, doc_stride)
-    names = [name for name in tokenizer.model_input_names if name in ("attention_mask", "token_type_ids")]
-    return kind(rows, questions, contexts, template, names, row=row, first=first, last=last, question_length=length)
+    most = spec.max_seq_length - spec.template.special_tokens
+    length = trim_questions(length, np.diff(contexts.splits)[contexts.of_row], most, spec.doc_stride)
+    row, first, last = cut_windows(contexts, most - length, spec.doc_stride)
+    names = [name for name in spec.tokenizer.model_input_names if name in ("attention_mask", "token_type_ids")]
+    arrays = {"row": row, "first": first, "last": last, "question_length": length}
+    return kind(rows, questions, contexts, spec.template, names, **arrays)
 
 
-def read_template(tokenizer) -> Template:
-    """Reads off a probe pair where the tokenizer puts special tokens and which types it gives."""
+def literal_tokenizer(tokenizer):
+    """Return a copy of a tokenizer that takes texts literally: the name of a special token in a text is plain text.
+
+    Tokens that were added to the vocabulary without being special are still found in texts. Ids stay as they are.
+
+    The backend of the copy looks for no special token. That is enough for BPE, which builds its pieces from characters.
+    Other models look whole pieces up in their vocabulary, where the copy's special tokens have names that no text holds.
+    """
+    literal = copy.deepcopy(tokenizer)
+    backend = literal.backend_tokenizer
+    backend.add_special_tokens(literal.all_special_tokens)  # those too that a file lists without saying so
+    literal.split_special_tokens = backend.encode_special_tokens = True
+    if not isinstance(backend.model, models.BPE):
+        settings = backend.to_str()
+        for token in literal.added_tokens_decoder.values():
+            if token.special:
+                settings = settings.replace(quoted(token.content), quoted(NO_CHARACTER + token.content))
+        backend.model = Tokenizer.from_str(settings).model
+    return literal
+
+
+def quoted(text: str) -> str:
+    """Return a text as the tokenizers library writes it in JSON."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def read_template(tokenizer, causal: bool = False) -> Template:
+    """Read off a probe pair where the tokenizer puts special tokens and which types they have.
+
+    Encoders follow the tokenizer: one that pads on the left puts the context first. A `causal` model's context tokens see
+    nothing that comes after them, so the question always comes first; and its windows end in a special token, which sees
+    all of the window: the tokenizer's own, else its end-of-text token.
+    """
     probe = tokenizer("a", "b", return_token_type_ids=True)
     of_text = [2 if sequence is None else sequence for sequence in probe.sequence_ids()]
     first, second = of_text.index(0), of_text.index(1)
     first_end = len(of_text) - of_text[::-1].index(0)
     second_end = len(of_text) - of_text[::-1].index(1)
     ids, types = probe["input_ids"], probe["token_type_ids"]
-    return Template(
+    template = Template(
         before=ids[:first],
         between=ids[first_end:second],
         after=ids[second_end:],
         types=(types[:first], types[first], types[first_end:second], types[second], types[second_end:]),
-        context_first=tokenizer.padding_side == "left",
+        context_first=tokenizer.padding_side == "left" and not causal,
+        causal=causal,
     )
+    if causal and not template.after:
+        template.after, template.appended = [closing_token(tokenizer)], True
+        template.types = (*template.types[:4], types[second])
+    return template
+
+
+def closing_token(tokenizer) -> int:
+    """The special token that ends a causal model's window where its tokenizer adds none; 0 where it has none."""
+    known = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    return next((token for token in known if token is not None), 0)
 
 
 def tokenize_distinct(texts: list[str], tokenizer, offsets: bool = True) -> Texts:
@@ -236,7 +290,9 @@ def no_answer_tokens(tokenizer) -> list[int]:
 
 
 def no_answer_positions(tokenizer, template: Template, lengths: np.ndarray) -> np.ndarray:
-    """(features,) position of the CLS token, else of the BOS token, else 0."""
+    """(features,) position of the CLS token, else of the BOS token, else 0; for causal models that of the last token."""
+    if template.causal:
+        return (lengths - 1).astype(np.int32)
     for token in no_answer_tokens(tokenizer):
         if token in template.before:
             return np.full(len(lengths), template.before.index(token), dtype=np.int32)

@@ -24,6 +24,7 @@ from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E
 
 torch.set_num_threads(1)  # tiny models are faster so, and a busy machine does not slow them down
 ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
+CAUSAL_KINDS = {"llama": "llama", "qwen3": "qwen2", "mistral": "llama"}  # decoder-only models, and their tokenizers
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
@@ -175,6 +176,60 @@ def unknown_answers(squad_files, tmp_path_factory):
     path = tmp_path_factory.mktemp("unknown") / "test.json"
     path.write_text(json.dumps(squad))
     return path
+
+
+@pytest.fixture(scope="session")
+def two_questions(tmp_path_factory):
+    """`plain.jsonl`: 8 contexts with two questions each, which only a model that reads the question can tell apart.
+
+    `negatives.jsonl` has a third question for each, without an answer.
+    """
+    colours = dict(
+        zip("Anna Bert Carl Dora Emil Fred Gina Hugo".split(), "red blue green black white brown grey pink".split())
+    )
+    rows = []
+    for name, colour in colours.items():
+        context = f"{name} has a {colour} boat in the harbour of the old town."
+        questions = {"What colour is the boat?": colour, "Who has the boat?": name, "When was the boat built?": None}
+        for question, text in questions.items():
+            answers = {"text": [], "answer_start": []}
+            if text is not None:
+                answers = {"text": [text], "answer_start": [context.index(text)]}
+            rows.append({"id": f"{name} {question}", "context": context, "question": question, "answers": answers})
+    folder = tmp_path_factory.mktemp("two_questions")
+    for name, kept in (("plain", [row for row in rows if row["answers"]["text"]]), ("negatives", rows)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, kept)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def causal_models(two_questions, tmp_path_factory):
+    """A folder with causal language models of 2 layers, 32 wide, as `llama_left`, `llama_right` and so on by padding side."""
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    rows = [json.loads(line) for line in (two_questions / "negatives.jsonl").read_text().splitlines()]
+    tokenizers = make_tokenizers([row[name] for row in rows for name in ("context", "question")])
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    folder = tmp_path_factory.mktemp("causal_models")
+    for kind, tokenizer in CAUSAL_KINDS.items():
+        tokenizer = tokenizers[tokenizer]
+        config = AutoConfig.for_model(
+            kind, vocab_size=len(tokenizer), head_dim=16, num_key_value_heads=1, bos_token_id=None, **sizes
+        )
+        set_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for side in ("left", "right"):
+            model.save_pretrained(folder / f"{kind}_{side}")
+            tokenizer.padding_side = side
+            tokenizer.save_pretrained(folder / f"{kind}_{side}")
+    return folder
+
+
+def learning_flags(rows: Path) -> list:
+    """Sixty epochs on the rows of a file, which then score the model."""
+    flags = ["--do_train", "--train_file", rows, "--do_eval", "--validation_file", rows, "--num_train_epochs", 60]
+    flags += ["--learning_rate", "5e-3", "--per_device_train_batch_size", 16, "--per_device_eval_batch_size", 16]
+    return flags + ["--save_strategy", "no", "--pad_to_max_length", "False"]
 
 
 def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subprocess.Popen:

@@ -7,6 +7,7 @@ Everything here follows its source one example, one window and one pair of token
 - scores: the official SQuAD evaluators 1.1 and 2.0, as the Hugging Face metrics `squad` and `squad_v2` call them.
 """
 
+import copy
 import json
 import re
 import string
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import BatchEncoding, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 
 Row = dict[str, Any]
@@ -36,52 +38,89 @@ def features(
     doc_stride: int,
     *,
     stay_in_context: bool = False,
+    causal: bool = False,
 ) -> list[Row]:
     """The windows of every example, in order (rule: run_qa.py, both `prepare_*_features`, without padding).
 
     `answers` holds one {"text": [...], "answer_start": [...]} an example; None, or empty lists, is no answer.
     `stay_in_context` keeps the labels inside the context, where the source's can leave it: see `answer_positions`.
+
+    Two corrections to the source: the name of a special token in a text is text; and `causal` is for models whose tokens
+    see only those before them. Their question comes first, and the last token of a window is special and means "no answer":
+    the tokenizer's own, else its end-of-text token.
     """
     rows = []
+    reader = with_private_names(tokenizer)
+    unclosed = causal and tokenizer("a", "b").sequence_ids()[-1] is not None
+    question_first = causal or tokenizer.padding_side == "right"
     for example_index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         gold = answers[example_index] if answers is not None else None
-        encoding = encode(tokenizer, question.lstrip(), context, max_seq_length, doc_stride)
-        for window in range(len(encoding["input_ids"])):
-            row = window_feature(tokenizer, encoding, window, gold, stay_in_context)
+        length = max_seq_length - 1 if unclosed else max_seq_length
+        for window in encode(reader, question.lstrip(), context, length, doc_stride, question_first):
+            if unclosed:
+                window = closed(window, tokenizer.eos_token_id)
+            row = window_feature(tokenizer, window, gold, stay_in_context, causal)
             rows.append({"example_index": example_index, **row})
     return rows
 
 
+def with_private_names(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A copy whose special tokens have other names, of a character for private use, which no text of the tests has."""
+    settings = tokenizer.backend_tokenizer.to_str()
+    for token in tokenizer.all_special_tokens:
+        settings = settings.replace(
+            json.dumps(token, ensure_ascii=False), json.dumps(f"\ue000{token}", ensure_ascii=False)
+        )
+    private = copy.deepcopy(tokenizer)
+    private._tokenizer = Tokenizer.from_str(settings)
+    return private
+
+
 def encode(
-    tokenizer: PreTrainedTokenizerFast, question: str, context: str, max_seq_length: int, doc_stride: int
-) -> BatchEncoding:
-    """All windows of one example: the context goes second with right padding, first with left (rule: run_qa.py)."""
-    right = tokenizer.padding_side == "right"
-    return tokenizer(
-        question if right else context,
-        context if right else question,
-        truncation="only_second" if right else "only_first",
+    tokenizer: PreTrainedTokenizerFast,
+    question: str,
+    context: str,
+    max_seq_length: int,
+    doc_stride: int,
+    question_first: bool,
+) -> list[Row]:
+    """All windows of one example; the source puts the context first with left padding (rule: run_qa.py)."""
+    encoding = tokenizer(
+        question if question_first else context,
+        context if question_first else question,
+        truncation="only_second" if question_first else "only_first",
         max_length=max_seq_length,
         stride=doc_stride,
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
         padding=False,
     )
+    windows = []
+    for number in range(len(encoding["input_ids"])):
+        window = {name: encoding[name][number] for name in encoding if name != "overflow_to_sample_mapping"}
+        window["sequence_ids"] = encoding.sequence_ids(number)
+        window["in_context"] = [sequence_id == int(question_first) for sequence_id in window["sequence_ids"]]
+        windows.append(window)
+    return windows
+
+
+def closed(window: Row, token: int) -> Row:
+    """The window with a special token after its last token, and of that token's type."""
+    last = {"input_ids": token, "attention_mask": 1, "offset_mapping": (0, 0), "in_context": False}
+    last["token_type_ids"] = window.get("token_type_ids", [0])[-1]
+    return {name: [*values, last.get(name)] for name, values in window.items()}
 
 
 def window_feature(
-    tokenizer: PreTrainedTokenizerFast, encoding: BatchEncoding, window: int, gold: Row | None, stay_in_context: bool
+    tokenizer: PreTrainedTokenizerFast, window: Row, gold: Row | None, stay_in_context: bool, causal: bool
 ) -> Row:
     """One window of one example as a row."""
-    input_ids = encoding["input_ids"][window]
-    offsets = encoding["offset_mapping"][window]
-    context_id = 1 if tokenizer.padding_side == "right" else 0
-    in_context = [sequence_id == context_id for sequence_id in encoding.sequence_ids(window)]
-    cls_index = cls_position(tokenizer, input_ids, encoding.sequence_ids(window))
+    input_ids, offsets, in_context = window["input_ids"], window["offset_mapping"], window["in_context"]
+    cls_index = len(input_ids) - 1 if causal else cls_position(tokenizer, input_ids, window["sequence_ids"])
     start, end = answer_positions(offsets, in_context, gold, cls_index, stay_in_context)
-    row = {"input_ids": input_ids, "attention_mask": encoding["attention_mask"][window]}
-    if "token_type_ids" in encoding:
-        row["token_type_ids"] = encoding["token_type_ids"][window]
+    row = {"input_ids": input_ids, "attention_mask": window["attention_mask"]}
+    if "token_type_ids" in window:
+        row["token_type_ids"] = window["token_type_ids"]
     row["offset_mapping"] = [offset if inside else None for offset, inside in zip(offsets, in_context, strict=True)]
     return {**row, "cls_index": cls_index, "start_positions": start, "end_positions": end}
 
@@ -141,10 +180,11 @@ def seq2seq_features(
     cover the first answer.
     """
     rows = []
+    reader = with_private_names(tokenizer)
     for example_index, example in enumerate(examples):
         front = f"question: {example['question'].lstrip()} context:"
         text = f"{front} {example['context'].lstrip()}"
-        encoding = tokenizer(text, return_offsets_mapping=True)
+        encoding = reader(text, return_offsets_mapping=True)
         ids, spans, own = encoding["input_ids"], encoding["offset_mapping"], encoding.sequence_ids()
         context = [i for i in range(len(ids)) if own[i] is not None and spans[i][1] > len(front)]
         end = context[-1] + 1 if context else len(ids) - own[::-1].index(0)

@@ -209,3 +209,22 @@ def test_candidates_without_a_text(offsets, negative):
     texts, nbest, null_odds = oracle.answers(rows, listed, logits, negative)
     found = find_answers(rows, listed, logits, AnswerRules(negative))
     assert (found.texts, nbest_of(found), found.null_odds) == (texts, nbest, null_odds)
+
+
+@pytest.mark.parametrize("kind", ["normal", "integers"])
+def test_padding_is_never_among_the_best_positions(kind):
+    """Defect 20: whatever the model says of it, and however much of it there is."""
+    rng = np.random.default_rng(0)
+    logits, lengths = logits_of(kind, rng, (50, 64)), rng.integers(3, 64, 50)
+    where = np.arange(64) >= lengths[:, None]
+    cls_index, results = np.zeros(50, dtype=int), []
+    for padding in (100, -100, np.nan):
+        padded = np.pad(np.where(where, padding, logits), ((0, 0), (0, 64)), constant_values=padding)
+        for sides in ((padded[:, :64],) * 2, (padded,) * 2):
+            results.append(qa.answers.best_positions(sides, cls_index, 20, lengths).packed())
+    assert all(np.array_equal(result, results[0]) for result in results)
+    best = qa.answers.Candidates.unpacked(results[0])
+    for row, length in enumerate(lengths):
+        found = best.starts[row][best.starts[row] >= 0]
+        assert len(found) == min(20, length) and found.max() < length and (best.starts[row][length:] == -1).all()
+        assert np.array_equal(best.start_logits[row, : len(found)], np.sort(logits[row, :length])[::-1][:20])

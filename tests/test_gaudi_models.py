@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from conftest import ROOT, corpus_texts, distance_trained, load
+from conftest import CAUSAL_KINDS, ROOT, corpus_texts, distance_trained, learning_flags, load
 from small_tokenizers import make_tokenizers, make_writers
 
 
@@ -21,6 +21,7 @@ READERS = ("bert", "roberta", "distilbert", "albert", "llama", "qwen2", "qwen2_l
 WRITERS = ("t5", "bart")
 CAUSAL = ("llama", "qwen2")  # checkpoints of models that write on: their head is new
 COMPILED = "albert"
+LEARNERS = [f"{kind}_{side}" for kind in CAUSAL_KINDS for side in ("left", "right")]
 RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", COMPILED)]
 LOSS_TOLERANCE = 1e-4  # in fp32, as the log rounds it; answers are compared exactly
 SCORE_TOLERANCE = 1e-3  # of the best answers' probabilities and, where they are written, log-probabilities
@@ -104,6 +105,15 @@ def job(name: str, folder: Path, device: str, flags: list) -> dict:
     return {"script": script, "argv": list(map(str, argv)), "output": str(output)}
 
 
+def learning_job(name: str, folder: Path, model: Path, rows: Path) -> dict:
+    """A run on the card that trains a causal model until it has learned a few rows."""
+    output = folder / "lazy" / f"learning_{name}"
+    argv = ["--model_name_or_path", model, "--output_dir", output, *learning_flags(rows), "--max_seq_length", "48"]
+    argv += ["--pad_to_max_length", "True", "--doc_stride", "8", "--report_to", "none", "--disable_tqdm", "True"]
+    argv += ["--use_habana", "--gaudi_config_name", folder / "gaudi_config", *GAUDI_FLAGS["lazy"]]
+    return {"script": "run_qa", "argv": list(map(str, argv)), "output": str(output)}
+
+
 def flags_of(name: str, squad_files: Path, negatives: Path) -> list:
     """What a model's run does: a few steps, evaluation, prediction; T5 has questions without an answer, BART beams."""
     flags = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", STEPS]
@@ -117,7 +127,7 @@ def flags_of(name: str, squad_files: Path, negatives: Path) -> list:
 
 
 @pytest.fixture(scope="module")
-def runs(simulated_gaudi, squad_files, negatives, tmp_path_factory) -> Path:
+def runs(simulated_gaudi, squad_files, negatives, causal_models, two_questions, tmp_path_factory) -> Path:
     """A folder with the output of each run, in `cpu/bert`, `lazy/bert` and so on, and each process's counts."""
     folder = tmp_path_factory.mktemp("gaudi_models")
     make_models(folder / "models")
@@ -131,6 +141,8 @@ def runs(simulated_gaudi, squad_files, negatives, tmp_path_factory) -> Path:
     once = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", "1"]
     unpatched = job("bart_unpatched", folder, "lazy", once) | {"without": ["qa.device", "patch_bart"]}
     jobs["lazy"].insert(0, unpatched)  # before the others: what is mended stays so in a process
+    rows = two_questions / "plain.jsonl"
+    jobs["lazy"] += [learning_job(name, folder, causal_models / name, rows) for name in LEARNERS]
     started = {device: start(simulated_gaudi, folder, device, jobs[device]) for device in jobs}
     for device, process in started.items():
         assert process.wait(PROCESS_SECONDS) == 0, (folder / f"{device}.log").read_text()[-4000:]
@@ -184,6 +196,15 @@ def test_training_begins_with_the_checkpoint(runs, device, name):
         assert 0 < distance_trained(runs / "models" / name, folder) < 0.02
 
 
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_causal_model_learns_both_questions_about_a_context(runs, name):
+    output = runs / "lazy" / f"learning_{name}"
+    error = output / "error.txt"
+    assert not error.exists(), error.read_text()
+    assert load(output / "eval_results.json")["eval_exact_match"] >= 90
+    assert load(output / "counts.json")["mark_steps"] >= 60
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_no_two_answers_score_nearly_alike(runs, name):
     """Else they may change places on another machine, and the test that compares them tells nothing."""
@@ -211,7 +232,7 @@ def test_answers_are_those_of_the_cpu(runs, device, name):
 def test_the_runs_used_the_card_as_their_flags_say(runs):
     lazy, compiled = (load(runs / f"{device}_counts.json") for device in ("lazy", "compile"))
     assert lazy["lazy"] and lazy["mark_steps"] > 0 and lazy["compiles"] == 0
-    assert lazy["input_shapes"]["train"] == len(SETTINGS)  # one each
+    assert lazy["input_shapes"]["train"] == len(SETTINGS) + len(CAUSAL_KINDS)  # one each
     assert not compiled["lazy"] and compiled["compiles"] == 2 and compiled["mark_steps"] == 0  # forward and backward
     for name in READERS + WRITERS:
         counts = load(runs / "lazy" / name / "counts.json")

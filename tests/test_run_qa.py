@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import check_results, golds_of, history_of, load, read_rows, rows_of
+from conftest import CAUSAL_KINDS, check_results, golds_of, history_of, learning_flags, load, read_rows, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
@@ -330,6 +330,43 @@ def test_batching_does_not_change_the_answers(trained, squad_files, tmp_path, fl
     assert load(tmp_path / "eval_predictions.json") == load(trained / "eval_predictions.json")
 
 
+@pytest.fixture(scope="module")
+def unpadded(tiny_model, squad_files, tmp_path_factory):
+    """The answers of the model before any training, one window at a time."""
+    folder = tmp_path_factory.mktemp("unpadded")
+    flags = ["--do_eval", "--validation_file", squad_files / "dev.json", "--max_seq_length", "192"]
+    run(tiny_model, folder, *flags, "--pad_to_max_length", "False", "--per_device_eval_batch_size", "1")
+    return load(folder / "eval_nbest_predictions.json")
+
+
+@pytest.mark.parametrize("flags", [["--pad_to_max_length", "True"], ["--length_buckets", "128", "192"]])
+def test_answers_do_not_depend_on_padding(tiny_model, unpadded, squad_files, tmp_path, flags):
+    """Defect 20: with a model that was not trained, padded positions were among the best starts and ends."""
+    flags = [*flags, "--do_eval", "--validation_file", squad_files / "dev.json", "--max_seq_length", "192"]
+    run(tiny_model, tmp_path, *flags)
+    nbest = load(tmp_path / "eval_nbest_predictions.json")
+    texts, expected = (
+        {name: [row["text"] for row in rows] for name, rows in part.items()} for part in (nbest, unpadded)
+    )
+    assert texts == expected
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", CAUSAL_KINDS)
+def test_a_causal_model_learns_both_questions_about_a_context(causal_models, two_questions, tmp_path, kind, side):
+    """Defect 16: with the context first its tokens never see the question, and both get the same answer."""
+    run(causal_models / f"{kind}_{side}", tmp_path, *learning_flags(two_questions / "plain.jsonl"))
+    assert load(tmp_path / "eval_results.json")["eval_exact_match"] >= 90
+
+
+def test_a_causal_model_learns_that_there_is_no_answer(causal_models, two_questions, tmp_path):
+    """With a tokenizer that has no special token at the beginning, "no answer" was also the first word's label."""
+    flags = [*learning_flags(two_questions / "negatives.jsonl"), "--version_2_with_negative"]
+    run(causal_models / "qwen3_left", tmp_path, *flags)
+    results = load(tmp_path / "eval_results.json")
+    assert (results["eval_HasAns_exact"], results["eval_NoAns_exact"]) == (100, 100)
+
+
 @pytest.mark.parametrize("kind", ["bert_left", "llama"])
 @pytest.mark.parametrize("pad", ["True", "False"])
 def test_left_padding_answers_like_no_padding(tokenizers, tmp_path, kind, pad):
@@ -353,7 +390,7 @@ def test_left_padding_answers_like_no_padding(tokenizers, tmp_path, kind, pad):
     rows = [
         row | {"id": example[3], "answers": {"text": [], "answer_start": []}} for row, example in zip(rows, examples)
     ]
-    features = utils_qa.prepare_features(rows, tokenizer, 384, 32)
+    features = utils_qa.prepare_features(rows, tokenizer, 384, 32, causal=True)
     logits = np.zeros((2, len(features), 384), dtype=np.float32)
     for index in range(len(features)):
         ids = torch.from_numpy(features[index]["input_ids"])[None]

@@ -23,10 +23,11 @@ KINDS = ("bert", "bert_left", "distilbert", "roberta", "albert", "xlnet", "llama
 SIZES = [(40, 8), (64, 16), (128, 0), (384, 128)]
 
 
-def expected(tokenizer, rows: list[dict], max_seq_length: int, doc_stride: int) -> list[dict]:
+def expected(tokenizer, rows: list[dict], max_seq_length: int, doc_stride: int, causal: bool = False) -> list[dict]:
     """The oracle's features of rows, with the id in place of the number."""
     columns = ([row[name] for row in rows] for name in ("question", "context", "answers"))
-    features = oracle.features(tokenizer, *columns, max_seq_length, doc_stride, stay_in_context=True)
+    options = {"stay_in_context": True, "causal": causal}
+    features = oracle.features(tokenizer, *columns, max_seq_length, doc_stride, **options)
     features = [feature | {"example_id": rows[feature.pop("example_index")]["id"]} for feature in features]
     if utils_qa.has_labels(rows):
         return features
@@ -37,19 +38,21 @@ def expected(tokenizer, rows: list[dict], max_seq_length: int, doc_stride: int) 
 
 def short_enough(rows: list[dict], tokenizer, max_seq_length: int, doc_stride: int) -> list[dict]:
     """The rows that the tokenizer itself does not panic on."""
-    most = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - doc_stride - 1
-    lengths = [len(tokenizer(row["question"].lstrip(), add_special_tokens=False)["input_ids"]) for row in rows]
+    most = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - doc_stride - 2
+    reader = oracle.with_private_names(tokenizer)
+    lengths = [len(reader(row["question"].lstrip(), add_special_tokens=False)["input_ids"]) for row in rows]
     return [row for row, length in zip(rows, lengths) if length <= most]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("max_seq_length, doc_stride", SIZES)
-def test_features_are_the_tokenizers_own(tokenizers, kind, max_seq_length, doc_stride):
+@pytest.mark.parametrize("max_seq_length, doc_stride, causal", [*(size + (False,) for size in SIZES), (64, 16, True)])
+def test_features_are_the_tokenizers_own(tokenizers, kind, max_seq_length, doc_stride, causal):
+    """Those of a causal model in the order that it needs, and with a special token at the end."""
     tokenizer = tokenizers[kind]
     rows = short_enough(rows_of(*make_rows(120, seed=max_seq_length)), tokenizer, max_seq_length, doc_stride)
-    features = utils_qa.prepare_features(rows, tokenizer, max_seq_length, doc_stride)
+    features = utils_qa.prepare_features(rows, tokenizer, max_seq_length, doc_stride, causal=causal)
     assert isinstance(features, utils_qa.Features), "fell back to the tokenizer's own windows"
-    assert as_dicts(features) == expected(tokenizer, rows, max_seq_length, doc_stride)
+    assert as_dicts(features) == expected(tokenizer, rows, max_seq_length, doc_stride, causal)
     assert features.lengths().tolist() == [len(feature["input_ids"]) for feature in as_dicts(features)]
 
 
@@ -73,7 +76,8 @@ def test_features_of_random_text(tokenizers, data, kind, doc_stride):
         )
 
 
-def test_a_tokenizer_with_ways_of_its_own_builds_every_feature_itself(caplog):
+@pytest.mark.parametrize("side, causal", [("right", False), ("left", False), ("left", True)])
+def test_a_tokenizer_with_ways_of_its_own_builds_every_feature_itself(caplog, side, causal):
     """One that truncates on the left: its windows are cut from the end, which the index arithmetic does not describe."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -84,15 +88,18 @@ def test_a_tokenizer_with_ways_of_its_own_builds_every_feature_itself(caplog):
     core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A:0 [SEP]:0 $B:0 [SEP]:0", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A", pair="[CLS] $A:0 [SEP]:0 $B:0", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, truncation_side="left", **special)
-    rows = rows_of(["where is it", "is it"], ["it is here " * 9] * 2, [{"text": ["here"], "answer_start": [6]}] * 2)
+    options = {"truncation_side": "left", "padding_side": side, "eos_token": "[SEP]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **options, **special)
+    rows = rows_of(
+        ["where is it", "is [SEP] it"], ["it is here " * 9] * 2, [{"text": ["here"], "answer_start": [6]}] * 2
+    )
     with caplog.at_level(logging.WARNING):
-        features = utils_qa.prepare_features(rows, tokenizer, 16, 4)
+        features = utils_qa.prepare_features(rows, tokenizer, 16, 4, causal)
     assert isinstance(features, list) and "a way of its own" in caplog.text
-    assert features == expected(tokenizer, rows, 16, 4)
+    assert features == expected(tokenizer, rows, 16, 4, causal)
 
 
 def test_a_disagreement_on_the_first_rows_is_noticed(tokenizers, monkeypatch):
@@ -100,15 +107,15 @@ def test_a_disagreement_on_the_first_rows_is_noticed(tokenizers, monkeypatch):
     rows = rows_of(*make_rows(30, seed=2))
     template = utils_qa.read_template(tokenizer)
     template.between = [*template.between, template.between[0]]
-    monkeypatch.setattr(utils_qa, "read_template", lambda _: template)
+    monkeypatch.setattr(utils_qa, "read_template", lambda *_: template)
     features = utils_qa.prepare_features(rows, tokenizer, 384, 128)
     assert isinstance(features, list)
     assert features == expected(tokenizer, rows, 384, 128)
 
 
-@pytest.mark.parametrize("kind", ["bert", "bert_left", "llama"])
+@pytest.mark.parametrize("kind, causal", [("bert", False), ("bert_left", False), ("llama", False), ("llama", True)])
 @pytest.mark.parametrize("words", [100, 50])  # longer than a window; so long that windows could not move on
-def test_long_questions_are_trimmed_and_counted(tokenizers, kind, words, caplog):
+def test_long_questions_are_trimmed_and_counted(tokenizers, kind, causal, words, caplog):
     """Defect 9: a question that leaves no room for windows to move on panics inside the tokenizers library."""
     tokenizer = tokenizers[kind]
     context = "the river and the bridge of the old city " * 9
@@ -116,7 +123,7 @@ def test_long_questions_are_trimmed_and_counted(tokenizers, kind, words, caplog)
         ["water " * words, "where is the bridge"], [context] * 2, [{"text": ["bridge"], "answer_start": [18]}] * 2
     )
     with caplog.at_level(logging.WARNING):
-        features = utils_qa.prepare_features(rows, tokenizer, 64, 16)
+        features = utils_qa.prepare_features(rows, tokenizer, 64, 16, causal)
     assert isinstance(features, utils_qa.Features)
     assert "1 questions are too long" in caplog.text
     dicts = as_dicts(features)
@@ -131,8 +138,8 @@ def test_long_questions_are_trimmed_and_counted(tokenizers, kind, words, caplog)
         }
         covered = {place for begin, end in spans for place in range(begin, end)}
         assert {place for place, char in enumerate(context) if char != " "} <= covered
-    own = utils_qa.own_features(rows, tokenizer, 64, 16, labelled=True)
-    assert [feature["input_ids"] for feature in own] == [feature["input_ids"] for feature in dicts]
+    spec = qa.windows.WindowSpec(tokenizer, qa.windows.read_template(tokenizer, causal), 64, 16)
+    assert utils_qa.own_features(rows, spec, labelled=True) == dicts
 
 
 @pytest.mark.parametrize("unknown", [None, {"text": ["elsewhere"], "answer_start": [-1]}])
@@ -161,6 +168,7 @@ def test_collator_pads_as_the_tokenizer_does_on_the_right(tokenizers, kind, leng
     )
     for name, values in theirs.items():
         assert torch.equal(batch[name], values), name
+    assert batch["lengths"].tolist() == [len(features[index]["input_ids"]) for index in range(8)]
     for name in ("start_positions", "end_positions"):  # a label names the same token before and after padding
         for index in range(8):
             before, after = features.as_dict(index), batch["input_ids"][index]

@@ -25,3 +25,18 @@ class FusedSDPA:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
+
+
+class RotaryPosEmbeddingHelperV2:
+    """Rotary positions: the two halves of a head's numbers turn against each other.
+
+    Mistral of optimum-habana 1.21.2 knows no other way on a card.
+    """
+
+    @staticmethod
+    def apply(states, cos, sin, position_ids=None):
+        """`states` (batch, heads, length, size); tables `cos` and `sin` (1, 1, positions, size)."""
+        if position_ids is not None:
+            cos, sin = (table[0, 0][position_ids].unsqueeze(1) for table in (cos, sin))
+        first, second = states.chunk(2, dim=-1)
+        return states * cos + torch.cat([-second, first], dim=-1) * sin
