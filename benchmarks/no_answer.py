@@ -4,8 +4,8 @@
 
 Made-up questions, a third of them about a thing that the context does not mention, train decoders of 2 layers, 64 wide,
 from random weights; other contexts score them. With a folder, the BERT in it learns SQuAD 2.0 with a causal mask:
-first a part of SQuAD 1.1 train, then the articles of `squad-v2.0-dev.json.gz` except three, which score it. The README
-says where a real BERT can be had without a hub.
+first a part of SQuAD 1.1 train, then the articles of `squad-v2.0-dev.json.gz` except three, which score it.
+docs/measurements.md names a package that contains a real BERT.
 """
 
 import contextlib

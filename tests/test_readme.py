@@ -149,7 +149,7 @@ GAUDI_COMMANDS = list(dict.fromkeys(c for commands in COMMANDS.values() for c in
 
 
 def make_dataset(folder: Path, questions: dict[str, int], negatives: bool = False) -> None:
-    """A dataset folder: so many invented questions in each split, as `load_dataset` gives the hub's."""
+    """Make a dataset folder with a number of invented questions in each split."""
     folder.mkdir()
     for split, part in (("train", "train"), ("validation", "dev")):
         rows = qa.reading.flatten_squad(corpus.make_part(part, questions[split], seed=1)["data"])[: questions[split]]
@@ -357,12 +357,12 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize(
     "text, found",
     [
-        ("The run is told of it.", "told"),
-        ("Leave the flag away.", "Leave the flag away"),
-        ("It does so by itself.", "by itself"),
+        ("The run is told of it.", "told"),  # right English
+        ("Leave the flag away.", "Leave the flag away"),  # right English
+        ("It does so by itself.", "by itself"),  # right English
         ("What is left is a file.", "begins with What"),
         ("A word " * 13 + "ends.", "27 words"),
-        ("`told` in code too", "told"),
+        ("`told` in code too", "told"),  # right English
     ],
 )
 def test_words_that_read_as_translated_are_found(text, found):
@@ -385,7 +385,7 @@ def world_size_of(words: list[str]) -> int:
 
 
 def check_ranks(words: list[str], counts: list[dict]) -> None:
-    """That every rank of a run tells its counts, which are alike, and that several have exchanged something."""
+    """Check that every rank of a run reports its counts, which are alike, and that several have exchanged something."""
     assert sorted(count["rank"] for count in counts) == list(range(world_size_of(words)))
     for count in counts:
         check_counts(words, count)
@@ -414,17 +414,17 @@ def check_counts(words: list[str], counts: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "right, wrong, told",
+    "right, wrong, message",
     [
         ("--use_hpu_graphs_for_inference", "--use_hpu_graph_for_inference", "(did you mean --use_hpu_graphs_for_inf"),
         ("name Habana/bert", "name Habana/brt", "--gaudi_config_name Habana/brt-large-uncased-whole-word-masking: no"),
     ],
 )
-def test_a_recipe_with_a_mistake_would_be_seen(stand_ins, tmp_path, right, wrong, told):
+def test_a_recipe_with_a_mistake_would_be_seen(stand_ins, tmp_path, right, wrong, message):
     recipe = next(c for c in COMMANDS["README.md"] if words_of(c) == words_of(RECIPES["inference only"]))
     done = run_block(recipe.replace(right, wrong), stand_ins, tmp_path)
     assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ") and told in line]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ") and message in line]
 
 
 @pytest.mark.parametrize(
