@@ -1,4 +1,4 @@
-"""How many gold answers are longer than a model may answer, in tokens: one line for each part of the data."""
+"""How many gold answers are longer than a model may answer, in tokens: one line for each part that has some."""
 
 import logging
 
@@ -69,8 +69,8 @@ def report_targets(rows: dict, tokenizer, data_args, args) -> None:
 
 
 def report(split: str, lengths: np.ndarray, flag: str, limit: int) -> None:
-    """Log the share of answers with more than `limit` tokens, and the limit that 99 % of them keep; warn above 1 %."""
-    if not len(lengths):
+    """Log the share of answers with more than `limit` tokens, if any, and the limit that 99 % keep; warn above 1 %."""
+    if not (lengths > limit).any():
         return
     share, enough = (lengths > limit).mean(), int(np.quantile(lengths, 0.99, method="inverted_cdf"))
     found = f"{share:.1%} of the {split} answers are longer than --{flag} {limit}; 99 % have at most {enough} tokens"

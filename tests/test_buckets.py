@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from conftest import ROOT, load
+from conftest import ROOT, load, read_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -399,10 +399,7 @@ def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
     flags += ["--do_eval", "--validation_file", mixed_lengths / "dev.json", "--length_buckets", *BUCKETS]
     run(run_qa, tiny_model, tmp_path, *flags, "--throughput_warmup_steps", "3")
     results, evaluated = load(tmp_path / "train_results.json"), load(tmp_path / "eval_results.json")
-    rows = run_qa.load_rows(
-        qa.arguments.DataArguments(train_file=str(mixed_lengths / "train.json")), None,
-        qa.device.training_arguments(False)(output_dir=str(tmp_path), do_train=True),
-    )[0]["train"]  # fmt: skip
+    rows = read_rows(mixed_lengths / "train.json")
     tokenizer = run_qa.load_config_and_tokenizer(qa.arguments.ModelArguments(str(tiny_model)))[1]
     features = run_qa.prepare_features(rows, tokenizer, 96, 16)
     widths = qa.buckets.pad_widths(features.lengths(), [int(word) for word in BUCKETS], 4)
