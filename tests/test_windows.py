@@ -3,8 +3,8 @@
 import copy
 
 import pytest
-from conftest import rows_of
-from test_utils_qa import KINDS, as_dicts
+from conftest import as_dicts, rows_of
+from test_utils_qa import KINDS
 from tokenizers import AddedToken
 
 import qa.seq2seq
