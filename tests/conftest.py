@@ -3,29 +3,26 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import pytest
 
 
 CACHE = tempfile.TemporaryDirectory()  # or the user's own would keep the tests' "squad", and pass it for the hub's
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
+pytest.register_assert_rewrite("helpers", "oracle")
 
 import corpus  # noqa: E402
-import oracle  # noqa: E402
-import pytest  # noqa: E402
 import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from helpers import CAUSAL_KINDS, corpus_texts, load, sentence_of  # noqa: E402
 from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E402
 
 
 torch.set_num_threads(1)  # tiny models are faster so, and a busy machine does not slow them down
-ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
-CAUSAL_KINDS = {"llama": "llama", "qwen3": "qwen2", "mistral": "llama"}  # decoder-only models, and their tokenizers
-SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +50,7 @@ def simulated_gaudi():
 def remote_shells(tmp_path_factory):
     """A folder for PATH whose ssh reaches nodes of any name on this machine, see remote_shell.py."""
     folder = tmp_path_factory.mktemp("remote_shells")
-    (folder / "ssh").write_text(f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/remote_shell.py "$@"\n')
+    (folder / "ssh").write_text(f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/runs/remote_shell.py "$@"\n')
     (folder / "ssh").chmod(0o755)
     return folder
 
@@ -155,6 +152,24 @@ def squad_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def mixed_lengths(squad_files, tmp_path_factory):
+    """Training and development questions on contexts of one sentence, of one window, and of several."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for name in ("train", "dev"):
+        squad, mixed = load(squad_files / f"{name}.json"), []
+        for number, paragraph in enumerate(squad["data"][0]["paragraphs"]):
+            if number % 4 == 0:
+                mixed.append(paragraph | {"context": " ".join([paragraph["context"]] * 2)})
+            elif number % 4 == 1:
+                mixed.append(paragraph)
+            else:
+                mixed += [sentence_of(paragraph["context"], qa) for qa in paragraph["qas"]]
+        squad["data"][0]["paragraphs"] = mixed
+        (folder / f"{name}.json").write_text(json.dumps(squad))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def negatives(squad_files, tmp_path_factory):
     """A SQuAD 2.0 file: `dev.json`, every other question of a paragraph without an answer."""
     squad = load(squad_files / "dev.json")
@@ -223,107 +238,3 @@ def causal_models(two_questions, tmp_path_factory):
             tokenizer.padding_side = side
             tokenizer.save_pretrained(folder / f"{kind}_{side}")
     return folder
-
-
-def learning_flags(rows: Path) -> list:
-    """Sixty epochs on the rows of a file, which then score the model."""
-    flags = ["--do_train", "--train_file", rows, "--do_eval", "--validation_file", rows, "--num_train_epochs", 60]
-    flags += ["--learning_rate", "5e-3", "--per_device_train_batch_size", 16, "--per_device_eval_batch_size", 16]
-    return flags + ["--save_strategy", "no", "--pad_to_max_length", "False"]
-
-
-def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subprocess.Popen:
-    """The launcher with two ranks of a script; what they print goes to the files `out` and `err` of `folder`."""
-    import gaudi_spawn
-
-    flags = ["--world_size", 2, "--master_port", gaudi_spawn.free_port(), *ENGINES[engine]]
-    command = [sys.executable, ROOT / "gaudi_spawn.py", *flags, *script]
-    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
-        return subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, cwd=ROOT)
-
-
-def history_of(folder: Path, name: str) -> list[float]:
-    """What a training logged under a name, in order."""
-    return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]
-
-
-def distance_trained(checkpoint: Path, output: Path) -> float:
-    """Return the largest difference of a tensor of a trained model from the checkpoint's, which must have all but the head's.
-
-    A checkpoint of a causal model calls `model` what its model for questions calls otherwise.
-    """
-    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, output))
-    names = {name: name if name in before else f"model.{name.partition('.')[2]}" for name in after}
-    assert {name for name in after if names[name] not in before} <= {"qa_outputs.weight", "qa_outputs.bias"}
-    return max(
-        float((after[name].float() - before[names[name]]).abs().max()) for name in after if names[name] in before
-    )
-
-
-def load(path):
-    return json.loads(path.read_text())
-
-
-def golds_of(path) -> dict[str, list[str]]:
-    """Gold texts by question id of a file in SQuAD's own layout."""
-    paragraphs = [paragraph for article in load(path)["data"] for paragraph in article["paragraphs"]]
-    return {
-        qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]
-    }
-
-
-def check_results(folder: Path, golds: dict[str, list[str]]) -> None:
-    """The files of an evaluated and a predicted part: scores of the answers, losses, and n-best rows that begin with them."""
-    for stage, prefix in (("eval", "eval"), ("predict", "test")):
-        results, texts = load(folder / f"{stage}_results.json"), load(folder / f"{stage}_predictions.json")
-        assert list(texts) == list(golds)
-        scores = oracle.squad_v1(texts, golds)
-        assert {name: results[f"{prefix}_{name}"] for name in scores} == pytest.approx(scores)
-        assert results[f"{prefix}_loss"] > 0
-        nbest = load(folder / f"{stage}_nbest_predictions.json")
-        assert {name: rows[0]["text"] for name, rows in nbest.items()} == texts
-
-
-def corpus_texts() -> list[str]:
-    """Contexts and questions to train tokenizers on."""
-    squad = corpus.make_part("train", 400, seed=5)
-    paragraphs = squad["data"][0]["paragraphs"]
-    return [text for paragraph in paragraphs for text in (paragraph["context"], *questions_of(paragraph))]
-
-
-def questions_of(paragraph: dict) -> list[str]:
-    return [qa["question"] for qa in paragraph["qas"]]
-
-
-def rows_of(questions: list[str], contexts: list[str], answers: list[dict | None]) -> list[dict]:
-    """Rows in the shape of qa.data."""
-    return [
-        {"id": f"q{number}", "title": "", "context": context, "question": question, "answers": answer}
-        for number, (question, context, answer) in enumerate(zip(questions, contexts, answers))
-    ]
-
-
-def as_dicts(features) -> list[dict]:
-    return features if isinstance(features, list) else [features.as_dict(index) for index in range(len(features))]
-
-
-def nbest_of(answers) -> dict[str, list[dict]]:
-    """The n-best rows of `qa.answers.Answers`, by id."""
-    return {name: rows for part in answers.nbest for name, rows in part.rows().items()}
-
-
-def real_questions() -> list[dict]:
-    """Every ninth question of the half of SQuAD 2.0's dev set that is at hand."""
-    return read_rows(SHARED_DATA / "squad-v2.0-dev.json.gz", version_2_with_negative=True)[::9]
-
-
-def read_rows(path: Path, **flags) -> list[dict]:
-    """The rows of a file to evaluate on."""
-    from qa.arguments import DataArguments
-    from qa.data import checked_rows, read_questions
-    from qa.reading import read_file
-
-    data = DataArguments(**flags)
-    return checked_rows(read_questions(read_file(path), path.name, data, "validation"), path.name, data, "validation")[
-        0
-    ]

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import oracle
 import pytest
-from conftest import SHARED_DATA, as_dicts, load, nbest_of, real_questions, rows_of
+from helpers import SHARED_DATA, as_dicts, load, nbest_of, real_questions, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import golds_of, load
+from helpers import golds_of, load
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,

@@ -1,22 +1,18 @@
 """Length buckets: boundaries, widths and orders against what is obvious, then the scripts that train and answer with them."""
 
-import json
 import shutil
-import subprocess
-import sys
 from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from conftest import ROOT, load, read_rows
+from helpers import load, read_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
-import gaudi_spawn
 import qa.arguments
 import qa.buckets
 import qa.device
@@ -191,33 +187,6 @@ def run(script, model, output_dir, *flags) -> None:
     script.main([*map(str, [*common, "--report_to", "none", "--disable_tqdm", "True", *flags])])
 
 
-@pytest.fixture(scope="module")
-def mixed_lengths(squad_files, tmp_path_factory):
-    """Training and development questions on contexts of one sentence, of one window, and of several."""
-    folder = tmp_path_factory.mktemp("mixed")
-    for name in ("train", "dev"):
-        squad, mixed = load(squad_files / f"{name}.json"), []
-        for number, paragraph in enumerate(squad["data"][0]["paragraphs"]):
-            if number % 4 == 0:
-                mixed.append(paragraph | {"context": " ".join([paragraph["context"]] * 2)})
-            elif number % 4 == 1:
-                mixed.append(paragraph)
-            else:
-                mixed += [sentence_of(paragraph["context"], qa) for qa in paragraph["qas"]]
-        squad["data"][0]["paragraphs"] = mixed
-        (folder / f"{name}.json").write_text(json.dumps(squad))
-    return folder
-
-
-def sentence_of(context: str, qa: dict) -> dict:
-    """A paragraph of the sentence that holds a question's answer."""
-    place = qa["answers"][0]["answer_start"]
-    begin = context.rfind(". ", 0, place) + 2 if ". " in context[:place] else 0
-    end = context.find(". ", place) + 1 or len(context)
-    moved = qa | {"answers": [{"text": qa["answers"][0]["text"], "answer_start": place - begin}]}
-    return {"context": context[begin:end], "qas": [moved]}
-
-
 def training_flags(mixed_lengths) -> list:
     return ["--do_train", "--train_file", mixed_lengths / "train.json", "--num_train_epochs", "2", "--logging_steps", "1",
             "--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]  # fmt: skip
@@ -353,39 +322,6 @@ def test_a_writing_model_writes_the_same(tiny_writers, mixed_lengths, tmp_path, 
     assert texts == expected and len(set(texts.values())) > 3
     results, expected = (load(tmp_path / where / names[1]) for where in ("buckets", "padded"))
     assert results["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.05)  # the last batch is filled up
-
-
-@pytest.mark.parametrize("script, cards", [("run_qa.py", 1), ("run_qa.py", 2), ("run_seq2seq_qa.py", 1)])
-def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
-    simulated_gaudi, tiny_model, tiny_writers, mixed_lengths, tmp_path, script, cards
-):
-    """With generation in static shapes for the encoder-decoder."""
-    writes = script == "run_seq2seq_qa.py"
-    flags = [
-        *training_flags(mixed_lengths),
-        "--do_eval",
-        "--validation_file",
-        mixed_lengths / "dev.json",
-        "--use_habana",
-    ]
-    flags += ["--model_name_or_path", tiny_writers["t5"] if writes else tiny_model, "--output_dir", tmp_path / "out"]
-    flags += ["--max_seq_length", "96", "--doc_stride", "16", "--report_to", "none", "--disable_tqdm", "True"]
-    flags += ["--per_device_eval_batch_size", "4", "--use_hpu_graphs_for_inference", "--num_train_epochs", "1"]
-    # Without buckets each batch of answers would be as wide as its longest.
-    flags += ["--predict_with_generate", "--max_answer_length", "9", "--pad_to_max_length", "False"] if writes else []
-    launched = ["gaudi_spawn.py", "--world_size", "2", "--use_mpi", "--master_port", gaudi_spawn.free_port(), script]
-    command = [sys.executable, *(launched if cards > 1 else [script]), *flags]
-    command += ["--length_buckets", *(["48", "64", "96"] if writes else BUCKETS)]
-    environment = simulated_gaudi.environment(lazy=True, counts_file=tmp_path / "counts") | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    counts = [json.loads(line) for line in (tmp_path / "counts").read_text().splitlines()]
-    assert len(counts) == cards
-    for rank in counts:
-        calls = 2 if writes else 1  # in evaluation: for the loss, and for the score of what was written
-        assert (rank["input_shapes"]["train"], rank["input_shapes"]["eval"]) == (3, 3 * calls)
-        # For each the encoder, the first decoding step, and all the others, however long the answers are.
-        assert rank["input_shapes"]["generate"] == (3 * 3 if writes else 0)
 
 
 # What the results say of time

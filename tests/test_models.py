@@ -8,7 +8,7 @@ import struct
 import pytest
 import torch
 import transformers
-from conftest import load
+from helpers import load
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import CAUSAL_KINDS, check_results, golds_of, history_of, learning_flags, load, read_rows, rows_of
+from helpers import CAUSAL_KINDS, check_results, golds_of, history_of, learning_flags, load, read_rows, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from transformers.trainer_utils import EvalPrediction

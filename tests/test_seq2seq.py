@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from conftest import nbest_of, rows_of
+from helpers import nbest_of, rows_of
 from small_tokenizers import make_rows
 
 import qa.seq2seq

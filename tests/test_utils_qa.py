@@ -7,7 +7,7 @@ import logging
 import oracle
 import pytest
 import torch
-from conftest import SHARED_DATA, as_dicts, real_questions, rows_of
+from helpers import SHARED_DATA, as_dicts, real_questions, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers

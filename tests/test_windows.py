@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from conftest import rows_of
+from helpers import rows_of
 from test_utils_qa import KINDS, as_dicts
 from tokenizers import AddedToken
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load
+from helpers import ROOT, load
 
 
 COMMIT = "5" * 40

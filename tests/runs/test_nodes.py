@@ -11,10 +11,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load
+from helpers import ENGINES, ROOT, load
 from test_gaudi_spawn import (
     ECHO,
-    ENGINES,
     NASTY,
     end_what_was_started,  # noqa: F401
     free_port_flags,

@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from helpers import ROOT
 
+from qa.launch.hosts import free_port
 from tests import gaudi_sim
 from tests.gaudi_sim import building
 
 
-ROOT = gaudi_sim.HERE.parent.parent
 TOUCH = "import torch; torch.zeros(1, device='hpu')"
 
 
@@ -41,7 +42,7 @@ def test_everything_that_one_process_can_check():
 
 def test_two_ranks_exchange_tensors_and_gradients_and_count(tmp_path):
     """With the ranks as mpirun gives them."""
-    env = gaudi_sim.environment(counts_file=tmp_path / "counts.jsonl") | {"MASTER_PORT": "29531"}
+    env = gaudi_sim.environment(counts_file=tmp_path / "counts.jsonl") | {"MASTER_PORT": str(free_port())}
     ranks = [
         {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank, "OMPI_COMM_WORLD_SIZE": "2"}
         for rank in "01"

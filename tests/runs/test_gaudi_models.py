@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from conftest import CAUSAL_KINDS, ROOT, corpus_texts, distance_trained, learning_flags, load
+from helpers import CAUSAL_KINDS, ROOT, corpus_texts, distance_trained, learning_flags, load
 from small_tokenizers import make_tokenizers, make_writers
 
 
@@ -155,7 +155,7 @@ def start(simulated_gaudi, folder: Path, device: str, jobs: list[dict]) -> subpr
     env = dict(os.environ)
     if device != "cpu":
         env = simulated_gaudi.environment(lazy=device == "lazy", counts_file=folder / f"{device}_counts.json")
-    command = [sys.executable, str(ROOT / "tests" / "gaudi_models_run.py"), str(folder / f"{device}.json")]
+    command = [sys.executable, str(ROOT / "tests" / "runs" / "gaudi_models_run.py"), str(folder / f"{device}.json")]
     with (folder / f"{device}.log").open("w") as log:
         return subprocess.Popen(command, env=env | {"OMP_NUM_THREADS": "1"}, cwd=folder, stdout=log, stderr=log)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import corpus
 import pytest
-from conftest import ROOT, corpus_texts, distance_trained
+from helpers import ROOT, corpus_texts, distance_trained
 from small_tokenizers import make_tokenizers
 
 import gaudi_spawn

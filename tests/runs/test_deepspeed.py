@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, distance_trained, history_of, load, start_ranks
+from helpers import ROOT, distance_trained, history_of, load, start_ranks
 from safetensors.torch import load_file
 
 import run_qa
@@ -61,7 +61,7 @@ def job(name: str, folder: Path, still_models: Path, squad_files: Path, batch: i
 def run_two(folder: Path, engine: str, environment: dict, jobs: dict[str, list[str]]) -> Path:
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = environment | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    process = start_ranks(folder, engine, environment, ROOT / "tests" / "ranks_run.py", folder / "jobs.json")
+    process = start_ranks(folder, engine, environment, ROOT / "tests" / "runs" / "ranks_run.py", folder / "jobs.json")
     assert process.wait(PROCESS_SECONDS) == 0, (folder / "err").read_text()[-6000:]
     return folder
 

@@ -1,6 +1,6 @@
 """Runs of the scripts in one process on the simulated Gaudi, for test_gaudi_trainer.py.
 
-    python tests/gaudi_trainer_run.py RUNS_JSON     {name: {"script": ..., "flags": [...], "without": [...]}}
+    python tests/runs/gaudi_trainer_run.py RUNS_JSON     {name: {"script": ..., "flags": [...], "without": [...]}}
 
 `without` names corrections that the run does without, `Class.method` of the module that defines it. Every run writes
 its files to its own --output_dir.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import qa.stages  # noqa: E402
 from qa.stages import train  # noqa: E402

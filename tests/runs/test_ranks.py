@@ -15,8 +15,9 @@ import threading
 import time
 from pathlib import Path
 
+import oracle
 import pytest
-from conftest import ENGINES, ROOT, golds_of, history_of, load, oracle, start_ranks
+from helpers import ENGINES, ROOT, golds_of, history_of, load, start_ranks
 from safetensors.torch import load_file
 from test_hub import NAME, Hub
 
@@ -97,7 +98,7 @@ def two(engine, place, still_models, squad_files, negatives, tmp_path_factory) -
     folder = tmp_path_factory.mktemp(engine)
     jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=2)
     (folder / "jobs.json").write_text(json.dumps({name: [*words, *flags] for name, words in jobs.items()}))
-    process = start_ranks(folder, engine, environment, ROOT / "tests" / "ranks_run.py", folder / "jobs.json")
+    process = start_ranks(folder, engine, environment, ROOT / "tests" / "runs" / "ranks_run.py", folder / "jobs.json")
     assert process.wait(PROCESS_SECONDS) == 0, (folder / "err").read_text()[-6000:]
     return folder
 

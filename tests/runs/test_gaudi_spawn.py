@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ENGINES, ROOT
 
 import gaudi_spawn
 import qa.launch.rank
@@ -23,8 +23,7 @@ from qa.errors import UserError
 from qa.launch import engines, hosts, supervisor
 
 
-ECHO = str(ROOT / "tests" / "echo_rank.py")
-ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}
+ECHO = str(ROOT / "tests" / "runs" / "echo_rank.py")
 NASTY = [
     "", " ", "a b", "$HOME", "${local_rank}", "$local_rank", "$$", "$", "`id`", "$(id)", "; exit 3", "&", "|", "*", "?",
     "[a-z]", "~", "#", "!", "'", '"', "\\", "\\n", "line\nline", "\n", "\r\n", "\t", "--", "-", ":", "::", "+", "++3A", "+%",

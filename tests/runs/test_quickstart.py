@@ -6,7 +6,7 @@ import sys
 
 import corpus
 import report
-from conftest import ROOT
+from helpers import ROOT
 
 from qa.reading import flatten_squad
 

@@ -1,6 +1,6 @@
 """Runs the scripts for several models in one process, since importing them takes longer than all the runs.
 
-    python tests/gaudi_models_run.py jobs.json
+    python tests/runs/gaudi_models_run.py jobs.json
 
 `jobs.json` is a list of {"script", "argv", "output"}, and "without", [module, function], where a function shall do
 nothing. A run that fails leaves its traceback in `error.txt` of its output folder, and the next one goes on. What the run
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Ids:

@@ -5,15 +5,15 @@ Where a test says that a defect is gone, a newer optimum-habana has mended it: t
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
 
 import pytest
-from conftest import ROOT, load
+from helpers import ROOT, load
 
+import gaudi_spawn
 import qa.speed
 import run_qa
 import run_seq2seq_qa
@@ -118,7 +118,7 @@ def on_gaudi(simulated_gaudi, steady_models, squad_files, tmp_path_factory):
 
 def start_on_gaudi(node: dict, python: list[str], runs) -> subprocess.CompletedProcess:
     env = node | {"OMP_NUM_THREADS": "1", "PT_HPU_LAZY_MODE": "0"}
-    command = [*python, str(ROOT / "tests" / "gaudi_trainer_run.py"), str(runs)]
+    command = [*python, str(ROOT / "tests" / "runs" / "gaudi_trainer_run.py"), str(runs)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
@@ -179,7 +179,7 @@ def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
 
 
 def test_an_epoch_that_is_resumed_within_takes_its_last_update(on_gaudi):
-    """transformers' trainer has the same defect (test_buckets_qa.py)."""
+    """transformers' trainer has the same defect (test_buckets.py)."""
     whole, resumed, lost = (
         on_gaudi["run_qa", name, without]
         for name, without in (("whole", None), ("resumed", None), ("resumed", UPDATES))
@@ -197,7 +197,7 @@ def test_two_ranks_have_the_loss_of_one(simulated_gaudi, on_cpu, steady_models, 
     flags += ["--use_habana", "--use_lazy_mode", "False"]
     runs = {"": {"script": "run_seq2seq_qa", "flags": flags, "without": [without] if without else []}}
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    port = str(29600 + os.getpid() % 300)
+    port = str(gaudi_spawn.free_port())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     done = start_on_gaudi(simulated_gaudi.environment(), launcher, tmp_path / "runs.json")
     assert done.returncode == 0, done.stderr[-4000:]

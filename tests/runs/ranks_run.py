@@ -1,6 +1,6 @@
 """A rank that runs the scripts several times in one process, since importing them takes longer than the runs.
 
-    python gaudi_spawn.py --world_size 2 tests/ranks_run.py JOBS_JSON
+    python gaudi_spawn.py --world_size 2 tests/runs/ranks_run.py JOBS_JSON
 
 `JOBS_JSON` is {name: [script, argument, ...]}. The first run that fails ends the process, as it would end the script.
 Beside it `written_by_{rank}.json` tells {name: {file: how often this rank opened it for writing}}.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 OPENED = Counter()
 
