@@ -1,4 +1,4 @@
-"""What the tests share: the project on the path, no hub, and tiny real models and data made here."""
+"""Fixtures of all tests: the project on the path, no hub, and tiny real models and data made here."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-CACHE = tempfile.TemporaryDirectory()  # or the user's own would keep the tests' "squad", and pass it for the hub's
+CACHE = tempfile.TemporaryDirectory()  # in the user's own, the tests' "squad" would later pass for the hub's
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
@@ -22,12 +22,12 @@ from helpers import CAUSAL_KINDS, corpus_texts, load, sentence_of  # noqa: E402
 from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E402
 
 
-torch.set_num_threads(1)  # tiny models are faster so, and a busy machine does not slow them down
+torch.set_num_threads(1)  # faster for tiny models, also on a busy machine
 
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Training arguments leave settings for accelerate (bf16, compiling) in the environment: one test's end with it."""
+    """Restore the environment after each test: training arguments leave settings for accelerate in it (bf16, compiling)."""
     before = os.environ.copy()
     yield
     os.environ.clear()
@@ -36,7 +36,7 @@ def environment():
 
 @pytest.fixture(scope="session")
 def simulated_gaudi():
-    """The module `tests.gaudi_sim`, its device compiled; without a compiler the test is skipped."""
+    """Return the module `tests.gaudi_sim`, its device compiled; without a compiler the test is skipped."""
     from tests import gaudi_sim
 
     try:
@@ -48,7 +48,7 @@ def simulated_gaudi():
 
 @pytest.fixture(scope="session")
 def remote_shells(tmp_path_factory):
-    """A folder for PATH whose ssh reaches nodes of any name on this machine, see remote_shell.py."""
+    """Return a folder for PATH whose ssh reaches nodes of any name on this machine, see remote_shell.py."""
     folder = tmp_path_factory.mktemp("remote_shells")
     (folder / "ssh").write_text(f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/runs/remote_shell.py "$@"\n')
     (folder / "ssh").chmod(0o755)
@@ -57,7 +57,7 @@ def remote_shells(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizers():
-    """One small trained tokenizer of each kind, by name; those without a padding token pad with their end token."""
+    """Return a small trained tokenizer of each kind, by name; without a padding token it pads with its end token."""
     made = make_tokenizers(SENTENCES)
     for tokenizer in made.values():
         if tokenizer.pad_token is None:
@@ -67,13 +67,13 @@ def tokenizers():
 
 @pytest.fixture(scope="session")
 def writers():
-    """One small trained tokenizer of each kind of encoder-decoder, by name."""
+    """Return one small trained tokenizer of each kind of encoder-decoder, by name."""
     return make_writers(SENTENCES)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """Folder of a BERT of 2 layers, 32 wide, with a tokenizer that knows the corpus."""
+    """Return the folder of a BERT of 2 layers, 32 wide, with a tokenizer that knows the corpus."""
     from transformers import BertConfig, BertForQuestionAnswering, set_seed
 
     tokenizer = make_tokenizers(corpus_texts())["bert"]
@@ -88,9 +88,9 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_writers(tmp_path_factory):
-    """Folders of a T5 and a BART of 2 + 2 layers, 32 wide, by name, with tokenizers that know the corpus.
+    """Return the folders of a T5 and a BART of 2 + 2 layers, 32 wide, by name, with tokenizers that know the corpus.
 
-    Their initial weights are so large that they write something else for every text, untrained as they are.
+    Their initial weights are so large that they write a different text for every input, although they are untrained.
     """
     from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration, set_seed
 
@@ -120,9 +120,9 @@ def tiny_writers(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def still_models(tiny_writers, tmp_path_factory):
-    """A folder with the quickstart's pretrained BERT, `bert`, a random T5, `t5`, and a random causal Llama, `llama`.
+    """Return a folder with the quickstart's pretrained BERT, `bert`, a random T5, `t5`, and a random Llama, `llama`.
 
-    They have no dropout: ranks draw other masks.
+    They have no dropout, because ranks draw different masks.
     """
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration, set_seed
 
@@ -144,7 +144,7 @@ def still_models(tiny_writers, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def squad_files(tmp_path_factory):
-    """`train.json` and `dev.json` of the corpus, in SQuAD's own layout: 64 and 32 questions or a few more."""
+    """Write `train.json` and `dev.json` of the corpus, in SQuAD's own layout: 64 and 32 questions or a few more."""
     folder = tmp_path_factory.mktemp("squad")
     for part, questions in (("train", 64), ("dev", 32)):
         (folder / f"{part}.json").write_text(json.dumps(corpus.make_part(part, questions, seed=1)))
@@ -153,7 +153,7 @@ def squad_files(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mixed_lengths(squad_files, tmp_path_factory):
-    """Training and development questions on contexts of one sentence, of one window, and of several."""
+    """Write training and development questions on contexts of one sentence, of one window, and of several."""
     folder = tmp_path_factory.mktemp("mixed")
     for name in ("train", "dev"):
         squad, mixed = load(squad_files / f"{name}.json"), []
@@ -171,7 +171,7 @@ def mixed_lengths(squad_files, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def negatives(squad_files, tmp_path_factory):
-    """A SQuAD 2.0 file: `dev.json`, every other question of a paragraph without an answer."""
+    """Return a SQuAD 2.0 file: `dev.json`, every other question of a paragraph without an answer."""
     squad = load(squad_files / "dev.json")
     for paragraph in squad["data"][0]["paragraphs"]:
         for qa in paragraph["qas"][::2]:
@@ -183,7 +183,7 @@ def negatives(squad_files, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def unknown_answers(squad_files, tmp_path_factory):
-    """`dev.json` without any answers: questions to predict."""
+    """Write `dev.json` without any answers: questions to predict."""
     squad = load(squad_files / "dev.json")
     for paragraph in squad["data"][0]["paragraphs"]:
         for qa in paragraph["qas"]:
@@ -195,7 +195,7 @@ def unknown_answers(squad_files, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two_questions(tmp_path_factory):
-    """`plain.jsonl`: 8 contexts with two questions each, which only a model that reads the question can tell apart.
+    """Write `plain.jsonl`: 8 contexts with two questions each, which only a model that reads the question can distinguish.
 
     `negatives.jsonl` has a third question for each, without an answer.
     """
@@ -219,7 +219,7 @@ def two_questions(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def causal_models(two_questions, tmp_path_factory):
-    """A folder with causal language models of 2 layers, 32 wide, as `llama_left`, `llama_right` and so on by padding side."""
+    """Return a folder with causal models of 2 layers, 32 wide: `llama_left`, `llama_right` and so on by padding side."""
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     rows = [json.loads(line) for line in (two_questions / "negatives.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What tests share: flags of runs, starts of ranks, and readers of what a run wrote; fixtures are in conftest.py."""
+"""Functions that tests share: flags of runs, starts of ranks, readers of the files of a run. Fixtures are in conftest.py."""
 
 import json
 import subprocess
@@ -18,14 +18,14 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def learning_flags(rows: Path) -> list:
-    """Sixty epochs on the rows of a file, which then score the model."""
+    """Return the flags of sixty epochs on the rows of a file, which then score the model."""
     flags = ["--do_train", "--train_file", rows, "--do_eval", "--validation_file", rows, "--num_train_epochs", 60]
     flags += ["--learning_rate", "5e-3", "--per_device_train_batch_size", 16, "--per_device_eval_batch_size", 16]
     return flags + ["--save_strategy", "no", "--pad_to_max_length", "False"]
 
 
 def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subprocess.Popen:
-    """The launcher with two ranks of a script; what they print goes to the files `out` and `err` of `folder`."""
+    """Start the launcher with two ranks of a script; their output goes to the files `out` and `err` of `folder`."""
     import gaudi_spawn
 
     flags = ["--world_size", 2, "--master_port", gaudi_spawn.free_port(), *ENGINES[engine]]
@@ -35,14 +35,14 @@ def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subpro
 
 
 def history_of(folder: Path, name: str) -> list[float]:
-    """What a training logged under a name, in order."""
+    """Return the values that a training logged under a name, in order."""
     return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]
 
 
 def distance_trained(checkpoint: Path, output: Path) -> float:
-    """Return the largest difference of a tensor of a trained model from the checkpoint's, which must have all but the head's.
+    """Return the largest difference of a tensor of a trained model from the checkpoint's, which must have all except the head's.
 
-    A checkpoint of a causal model calls `model` what its model for questions calls otherwise.
+    A checkpoint of a causal model has the prefix `model` where its model for questions has another one.
     """
     before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, output))
     names = {name: name if name in before else f"model.{name.partition('.')[2]}" for name in after}
@@ -57,7 +57,7 @@ def load(path):
 
 
 def golds_of(path) -> dict[str, list[str]]:
-    """Gold texts by question id of a file in SQuAD's own layout."""
+    """Return the gold texts by question id of a file in SQuAD's own layout."""
     paragraphs = [paragraph for article in load(path)["data"] for paragraph in article["paragraphs"]]
     return {
         qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]
@@ -65,7 +65,7 @@ def golds_of(path) -> dict[str, list[str]]:
 
 
 def check_results(folder: Path, golds: dict[str, list[str]]) -> None:
-    """The files of an evaluated and a predicted part: scores of the answers, losses, and n-best rows that begin with them."""
+    """Check the files of an evaluated and a predicted part: scores, losses, and n-best rows that begin with the answers."""
     for stage, prefix in (("eval", "eval"), ("predict", "test")):
         results, texts = load(folder / f"{stage}_results.json"), load(folder / f"{stage}_predictions.json")
         assert list(texts) == list(golds)
@@ -77,7 +77,7 @@ def check_results(folder: Path, golds: dict[str, list[str]]) -> None:
 
 
 def corpus_texts() -> list[str]:
-    """Contexts and questions to train tokenizers on."""
+    """Return contexts and questions to train tokenizers on."""
     squad = corpus.make_part("train", 400, seed=5)
     paragraphs = squad["data"][0]["paragraphs"]
     return [text for paragraph in paragraphs for text in (paragraph["context"], *questions_of(paragraph))]
@@ -88,7 +88,7 @@ def questions_of(paragraph: dict) -> list[str]:
 
 
 def sentence_of(context: str, qa: dict) -> dict:
-    """A paragraph of the sentence that holds a question's answer."""
+    """Return a paragraph of the sentence that holds a question's answer."""
     place = qa["answers"][0]["answer_start"]
     begin = context.rfind(". ", 0, place) + 2 if ". " in context[:place] else 0
     end = context.find(". ", place) + 1 or len(context)
@@ -97,7 +97,7 @@ def sentence_of(context: str, qa: dict) -> dict:
 
 
 def rows_of(questions: list[str], contexts: list[str], answers: list[dict | None]) -> list[dict]:
-    """Rows in the shape of qa.data."""
+    """Return rows in the shape of qa.data."""
     return [
         {"id": f"q{number}", "title": "", "context": context, "question": question, "answers": answer}
         for number, (question, context, answer) in enumerate(zip(questions, contexts, answers))
@@ -109,17 +109,17 @@ def as_dicts(features) -> list[dict]:
 
 
 def nbest_of(answers) -> dict[str, list[dict]]:
-    """The n-best rows of `qa.answers.Answers`, by id."""
+    """Return the n-best rows of `qa.answers.Answers`, by id."""
     return {name: rows for part in answers.nbest for name, rows in part.rows().items()}
 
 
 def real_questions() -> list[dict]:
-    """Every ninth question of the half of SQuAD 2.0's dev set that is at hand."""
+    """Return every ninth question of the half of SQuAD 2.0's dev set that is available."""
     return read_rows(SHARED_DATA / "squad-v2.0-dev.json.gz", version_2_with_negative=True)[::9]
 
 
 def read_rows(path: Path, **flags) -> list[dict]:
-    """The rows of a file to evaluate on."""
+    """Return the rows of a file to evaluate on."""
     from qa.arguments import DataArguments
     from qa.data import checked_rows, read_questions
     from qa.reading import read_file

@@ -35,7 +35,7 @@ def parse(*argv: str) -> tuple:
 
 
 def problems_of(*argv: str) -> list[str]:
-    """The problems that a command line is refused for."""
+    """Return the problems that a command line is refused for."""
     with pytest.raises(UserError) as caught:
         parse(*argv)
     assert not any("\n" in problem for problem in caught.value.problems)

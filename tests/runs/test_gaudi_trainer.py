@@ -1,6 +1,6 @@
 """Defects of optimum-habana 1.21.2 that these scripts correct: each correction works, and is still needed.
 
-Where a test says that a defect is gone, a newer optimum-habana has mended it: the correction that the test names can go.
+Where a test says that a defect is gone, a newer optimum-habana has fixed it: delete the correction that the test names.
 """
 
 import json
@@ -29,7 +29,7 @@ UPDATES = "ResumedEpochs.get_batch_samples"
 
 @pytest.fixture(scope="module")
 def steady_models(tiny_model, tiny_writers, tmp_path_factory):
-    """A BERT and a T5 without dropout, so that a loss depends on nothing but the examples of a step."""
+    """Return a BERT and a T5 without dropout, so that a loss depends on nothing but the examples of a step."""
     from transformers import T5Config, T5ForConditionalGeneration, set_seed
 
     folders = {}
@@ -142,7 +142,7 @@ def test_accumulated_steps_do_not_change_the_loss_on_a_gaudi(on_cpu, on_gaudi, s
 def test_the_corrections_are_still_needed(on_cpu, on_gaudi, script, correction, factor):
     """Of the loss with accumulated steps. Without the right number of tokens T5's is only a little wrong."""
     ratio = losses_of(on_gaudi[script, 2, correction])[0] / on_cpu[script, 1][0]
-    assert not math.isclose(ratio, 1, abs_tol=1e-4), f"optimum-habana has mended its loss: {correction} can go"
+    assert not math.isclose(ratio, 1, abs_tol=1e-4), f"optimum-habana has fixed its loss: delete {correction}"
     assert factor is None or ratio == pytest.approx(factor, rel=0.05)
 
 
@@ -205,4 +205,4 @@ def test_two_ranks_have_the_loss_of_one(simulated_gaudi, on_cpu, steady_models, 
     if without is None:
         assert losses_of(tmp_path / "out") == pytest.approx(on_cpu["run_seq2seq_qa", 1], abs=1e-4)
     else:
-        assert ratio > 1.5, f"optimum-habana has mended the loss of several ranks: {TOKENS} need not correct it"
+        assert ratio > 1.5, f"optimum-habana has fixed the loss of several ranks: {TOKENS} need not correct it"
