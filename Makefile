@@ -1,7 +1,8 @@
 # make quickstart   build .venv, train and score a small model on this machine, offline
 # make quickstart-seq2seq   the same for a model that writes its answers
-# make setup        build .venv alone            make test    run the tests
-# make check        lint, change nothing         make style   lint and reformat
+# make setup        build .venv alone            make style       lint and reformat
+# make check        lint, change nothing         make test        run all tests, two files at a time
+# make test-fast    run the tests outside tests/runs, which start no trainings in other processes
 # make bench        print the benchmark tables, the short ones; make bench-full   in full, an hour
 
 PYTHON ?= python3
@@ -17,10 +18,15 @@ export OMP_WAIT_POLICY := PASSIVE
 # DeepSpeed compiles none of its operators while it is installed.
 export DS_BUILD_OPS := 0
 
+# Two files at a time, those of tests/runs first, in the order of their names: the slow ones do not come last.
+# The processes that a test starts use one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 # Checked for the words that .ci/words.py lists.
 PAGES := $(wildcard *.md */*.md */*/*.md)
+PAGES += $(shell find tests quickstart benchmarks -name "*.py")
 
-.PHONY: setup quickstart quickstart-seq2seq test check style bench bench-full
+.PHONY: setup quickstart quickstart-seq2seq test test-fast check style bench bench-full
 
 setup: .venv/installed
 
@@ -49,7 +55,10 @@ quickstart-seq2seq: setup
 	$(BIN)/python quickstart/report.py $(OUT)/model $(OUT)/data/dev.json
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q tests
+	$(PYTEST) tests
+
+test-fast: .venv/installed-dev
+	$(PYTEST) --ignore tests/runs tests
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def cpu_name() -> str:
-    """What /proc says; elsewhere what Python knows."""
+    """Return the CPU's name from /proc, or from Python where there is none."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""F1 after the same training, padded beside length buckets, over three seeds; a run on each core at a time.
+"""F1 after the same training, padded compared with length buckets, over three seeds; a run on each core at a time.
 
     python -m benchmarks.f1 FOLDER_OF_A_PRETRAINED_BERT
 

@@ -42,19 +42,19 @@ def bench(full: bool) -> None:
 
 
 def peak() -> float:
-    """The most memory that this process has had, in megabytes. (`getrusage` also knows that of the process it is from.)"""
+    """Return the peak memory of this process, in megabytes. (That of `getrusage` includes the parent process.)"""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 
 
 def current() -> float:
-    """The memory that this process has now, in megabytes."""
+    """Return the memory that this process has now, in megabytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / MEGABYTE
 
 
 def measure(number: int) -> None:
-    """Prints a row of the table: how far the peak is above what there was before the features, and before the evaluation."""
+    """Print a row of the table: the rise of the peak over the memory before the features, and before the evaluation."""
     rows = generated_questions(number)
     tokenizer = make_tokenizer(rows[:5000])
     utils_qa.prepare_features(rows[:100], tokenizer, MAX_SEQ_LENGTH, DOC_STRIDE)

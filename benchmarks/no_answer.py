@@ -73,7 +73,7 @@ def score_made_up(folder: Path) -> None:
 
 
 def made_up_rows(contexts: int, seed: str) -> list[dict]:
-    """Two questions on each of `contexts` contexts, one of them about a thing that the context does not mention."""
+    """Return two questions on each of `contexts` contexts, one of them about something that the context omits."""
     draw, rows = random.Random(seed), []
     for _ in range(contexts):
         *present, absent = draw.sample(THINGS, 5)
@@ -107,7 +107,7 @@ def score_squad(folder: Path, model: Path) -> None:
 
 
 def train(model: Path, output: Path, place: str, train_file: Path, dev_file: Path, flags: list) -> dict:
-    """The scores of a run of the script, whose model is left in `output`."""
+    """Return the scores of a run of the script, whose model is left in `output`."""
     every = [
         "--model_name_or_path",
         model,

@@ -1,4 +1,4 @@
-"""Features, answers and metrics beside the plain oracle of the tests.
+"""Features, answers and metrics, compared with the plain oracle of the tests.
 
 Each row runs both in turns, in one process, on the same data, and compares the medians of their seconds, as a watch shows
 them and of CPU time (tokenizing uses all cores).
@@ -30,7 +30,7 @@ def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def compare(name: str, plain: Callable, ours: Callable, rounds: int = 5) -> None:
-    """Prints one row: median wall seconds of both, run in turns, their ratio, and the ratio of the CPU seconds."""
+    """Print one row: median wall seconds of both, run in turns, their ratio, and the ratio of the CPU seconds."""
     gc.collect()
     gc.freeze()  # the garbage collector shall not go through the oracle's millions of tuples while our code runs
     seconds = [(*seconds_of(plain), *seconds_of(ours)) for _ in range(rounds)]

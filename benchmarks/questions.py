@@ -1,4 +1,4 @@
-"""What the benchmarks share: questions with the lengths of real ones, and a tokenizer."""
+"""Questions with the lengths of real ones, and a tokenizer, for all benchmarks."""
 
 import json
 import subprocess
@@ -54,7 +54,7 @@ def write_rows(rows: list[dict], path: Path) -> Path:
 
 
 def make_tokenizer(rows: list[dict]):
-    """A WordPiece tokenizer of at most 20,000 pieces, trained on the contexts."""
+    """Return a WordPiece tokenizer of at most 20,000 pieces, trained on the contexts."""
     from tokenizers import BertWordPieceTokenizer
     from tokenizers.processors import BertProcessing
     from transformers import BertTokenizerFast
@@ -68,7 +68,7 @@ def make_tokenizer(rows: list[dict]):
 
 
 def make_model(folder: Path, rows: list[dict], **sizes) -> Path:
-    """A BERT of random weights, with its tokenizer."""
+    """Return a BERT of random weights, with its tokenizer."""
     from transformers import BertConfig, BertForQuestionAnswering
 
     tokenizer = make_tokenizer(rows)
@@ -78,14 +78,14 @@ def make_model(folder: Path, rows: list[dict], **sizes) -> Path:
 
 
 def fast_bf16() -> bool:
-    """Whether a GPU is there, or the CPU has units for bf16."""
+    """Return whether a GPU is there, or the CPU has units for bf16."""
     import torch
 
     return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def run_process(command: list, **options) -> str:
-    """What a process printed; of one that fails, the end of its errors."""
+    """Return the output of a process; if it fails, show the end of its errors."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, **options)
     if done.returncode:
         raise SystemExit(f"{done.stderr[-3000:]}\nended with {done.returncode}: {command}")

@@ -1,4 +1,4 @@
-"""CPU seconds from the start of a process to the first training step, beside bare imports."""
+"""CPU seconds from the start of a process to the first training step, compared with bare imports."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Training and evaluation speed of run_qa.py, padded beside length buckets, as its own results tell.
+"""Training and evaluation speed of run_qa.py, padded compared with length buckets, from its own results.
 
 A BERT of 6 layers, 384 wide, from random weights, on random questions of SQuAD. The settings run in turns, in one process;
 a ratio is that of medians. Samples per second are those of the whole training and evaluation, without the rows that fill a
@@ -28,8 +28,9 @@ SETTINGS = {"padded": []} | {f"--length_buckets {' '.join(words)}": ["--length_b
 
 
 def sizes(precision: str, full: bool) -> tuple[int, int, int, int]:
-    """Questions of the training and of the evaluation, batch size and rounds. What moves up so that the groups of a bucket
-    come out even weighs more the fewer steps there are."""
+    """Return the questions of the training and of the evaluation, the batch size and the rounds.
+
+    The fewer steps there are, the more the features count that move to the next bucket."""
     if torch.cuda.is_available():
         return 4608, 4608, 32, 3
     if precision == "bf16" and not fast_bf16():  # it takes ten times as long
@@ -68,7 +69,7 @@ def bench(full: bool) -> None:
 
 
 def run(folder: Path, flags: list) -> dict:
-    """One run of the script; its results."""
+    """Run the script once; return its results."""
     logging.disable(logging.WARNING)
     shapes = Shapes()
     hook = torch.nn.modules.module.register_module_forward_pre_hook(shapes)

@@ -1,11 +1,11 @@
-"""What run_seq2seq_qa.py makes of contexts that are longer than its window, and of real questions without an answer.
+"""run_seq2seq_qa.py on contexts that are longer than its window, and on real questions without an answer.
 
-    python -m benchmarks.writing long      # invented documents of four windows: the best window beside the last one
+    python -m benchmarks.writing long      # invented documents of four windows: the best window compared with the last one
     python -m benchmarks.writing squad_v2  # real questions of ../shared/data, split by article
 
-Both train a T5 from scratch, by the script itself, with the quickstart's model and settings, in three and seven minutes.
+Both train a T5 from scratch with the script, with the quickstart's model and settings, in three and seven minutes.
 A model of that size learns next to nothing of real language (it answers nothing, which is right for half of the
-questions); what `squad_v2` shows is that the script goes through real data by itself.
+questions); `squad_v2` only shows that the script handles real data on its own.
 """
 
 import argparse
@@ -34,7 +34,7 @@ LONG = {"windows": 4, "window_tokens": 60}
 
 
 def train_and_score(folder: Path, train: dict, dev: dict, vocabulary: int, *flags: str) -> dict:
-    """Runs the script on two SQuAD files; returns the scores. The model and the answers are in `folder`/out."""
+    """Run the script on two SQuAD files; return the scores. The model and the answers are in `folder`/out."""
     for name, squad in (("train", train), ("dev", dev)):
         (folder / f"{name}.json").write_text(json.dumps(squad))
     tokenizer = seq2seq_model.train_tokenizer(seq2seq_model.texts_of(train), vocabulary)
@@ -47,7 +47,7 @@ def train_and_score(folder: Path, train: dict, dev: dict, vocabulary: int, *flag
 
 
 def long_documents(folder: Path) -> None:
-    """The asked fact stands in any of four windows; prints EM of the best window and of the last one.
+    """Print the EM of the best window and of the last one; the asked fact is in any of four windows.
 
     Most contexts of training are short: from long ones alone so small a model learns too slowly.
     """

@@ -2,8 +2,8 @@
 
     python quickstart/corpus.py OUT_DIR [--train 20000] [--dev 500] [--seed 0]
 
-Every context tells of three or four people, towns, rivers, books or companies, and gives each of them the same kinds
-of facts, in mixed order. A question asks for one kind of fact about one of them, so knowing the kind is not enough:
+Every context describes three or four people, towns, rivers, books or companies, with the same kinds of facts about
+each of them, in mixed order. A question asks for one kind of fact about one of them, so knowing the kind is not enough:
 the question's entity has to be found in the context. Names and facts are invented.
 
 Nothing of the evaluation part leaks into training: every invented word, number and listed value belongs either to
@@ -51,7 +51,7 @@ Kind = tuple[Callable[[random.Random, str], str], list[str], list[str]]
 
 
 def part_of(text: str) -> str:
-    """Say which part of the corpus may use this word or value: a quarter of all spellings is for "dev" only."""
+    """Return the part of the corpus that may use this word or value; a quarter of all spellings is for "dev" only."""
     return "dev" if zlib.crc32(text.lower().encode()) % 4 == 0 else "train"
 
 
@@ -356,7 +356,7 @@ COMPANY: dict[str, Kind] = {
         [
             "{e} employs {v} people.",
             "The staff of {e} numbers {v}.",
-            "{e} gives work to {v} men and women.",
+            "{e} gives work to {v} men and women.",  # right English
             "There are {v} workers at {e}.",
         ],
         ["How many people does {e} employ?", "How many workers are there at {e}?", "How large is the staff of {e}?"],
@@ -396,7 +396,7 @@ ASIDES = [
 
 
 def distinct(rng: random.Random, part: str, make: Callable[[random.Random, str], str], count: int) -> list[str]:
-    """Make that many different values."""
+    """Make `count` different values."""
     values: list[str] = []
     while len(values) < count:
         value = make(rng, part)
@@ -405,15 +405,15 @@ def distinct(rng: random.Random, part: str, make: Callable[[random.Random, str],
     return values
 
 
-def tell(template: str, name: str, value: str) -> tuple[str, int]:
-    """Fill a sentence and say where in it the value begins."""
+def fill(template: str, name: str, value: str) -> tuple[str, int]:
+    """Return a sentence with its name and value, and where in it the value begins."""
     before, after = template.split("{v}")
     before = before.format(e=name)
     return before + value + after.format(e=name), len(before)
 
 
 def use_pronoun(template: str, pronoun: str) -> str:
-    """Put a pronoun for the name if the sentence begins with the name."""
+    """Replace the name by a pronoun if the sentence begins with the name."""
     for start in ("{e} ", "The {e} "):
         if template.startswith(start):
             return f"{pronoun} {template[len(start) :]}"
@@ -429,7 +429,7 @@ def make_paragraph(rng: random.Random, part: str, label: str) -> dict:
     for kind in chosen:
         facts += [(n, kind, value) for n, value in enumerate(distinct(rng, part, kinds[kind][0], len(names)))]
     rng.shuffle(facts)
-    if rng.random() < 0.5:  # half of the contexts tell all about one entity before the next
+    if rng.random() < 0.5:  # half of the contexts state all facts about one entity before the next
         facts.sort(key=lambda fact: fact[0])
 
     spoken = [rng.choice(pronouns) for _ in names]
@@ -440,7 +440,7 @@ def make_paragraph(rng: random.Random, part: str, label: str) -> dict:
         template = rng.choice(kinds[kind][1])
         if n == previous and rng.random() < 0.6:
             template = use_pronoun(template, spoken[n])
-        sentence, offset = tell(template, names[n], value)
+        sentence, offset = fill(template, names[n], value)
         context += " " if context else ""
         answers[n, kind] = {"text": value, "answer_start": len(context) + offset}
         context += sentence

@@ -2,8 +2,8 @@
 
     python quickstart/pretrain.py [--steps 6000] [--out quickstart/checkpoint] | tee quickstart/pretrain.log
 
-The documents are made of random word pieces that mean nothing: two to four "names", one or two "relations", and for each
-pair of them a "value" behind the relation in a "sentence" with the name. The question holds one name and one relation in
+The documents consist of random word pieces that mean nothing: two to four "names", one or two "relations", and for each
+pair of them a "value" after the relation in a "sentence" with the name. The question holds one name and one relation in
 any order; the span to find is that pair's value. Nothing of the corpus is in them. The tokenizer alone is trained on text
 of the corpus, of its training part.
 
@@ -47,7 +47,7 @@ def train_tokenizer() -> BertTokenizerFast:
 
 
 def make_model(tokenizer: BertTokenizerFast) -> BertForQuestionAnswering:
-    """A BERT of 4 layers, 128 wide, whose attention begins with matching (see above)."""
+    """Return a BERT of 4 layers, 128 wide, whose attention begins with matching (see above)."""
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -90,7 +90,7 @@ def sinusoids(positions: int, width: int) -> torch.Tensor:
 def make_document(
     rng: random.Random, pieces: tuple[list[int], list[int]], marks: tuple[int, int, int], most_names: int
 ) -> dict:
-    """One question with its document, as ids; `marks` are the ids of [CLS], [SEP] and the full stop.
+    """Return one question with its document, as ids; `marks` are the ids of [CLS], [SEP] and the full stop.
 
     Returns `ids`, `types`, the positions `start` and `end` of the answer, and `about`: for every token of the document
     whether its sentence speaks of the asked name, -100 elsewhere.
@@ -134,7 +134,7 @@ def make_document(
 
 
 def make_word(rng: random.Random, pieces: tuple[list[int], list[int]], least: int) -> list[int]:
-    """A random first piece with `least` to three random later ones."""
+    """Return a random first piece with `least` to three random later ones."""
     return [rng.choice(pieces[0]), *(rng.choice(pieces[1]) for _ in range(rng.randint(least, 3)))]
 
 

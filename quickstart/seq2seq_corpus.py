@@ -3,21 +3,21 @@
     python quickstart/seq2seq_corpus.py OUT_DIR [--train 48000] [--dev 500] [--seed 0]
         [--negatives 0.3] [--windows 4 --window_tokens 60]
 
-Every context tells of one person, of whom one is told one fact each of three or four kinds: profession, instrument, home
-and so on, in mixed order. A question asks for one kind. Answers come from short lists that training and evaluation share,
+Every context describes one person by one fact each of three or four kinds: profession, instrument, home and so on, in
+mixed order. A question asks for one kind. Answers come from short lists that training and evaluation share,
 every value as often as any other: a model has to read the context to know which one, and always writing the most frequent
-one scores a few percent (see `baseline_exact_match`). It does not have to tell one name from another, which a small model
-does not learn from scratch in minutes (the corpus of run_qa.py's quickstart asks for that, and starts from a checkpoint).
+one scores a few percent (see `baseline_exact_match`). It does not have to distinguish names, which a small model does
+not learn from scratch in minutes (the corpus of run_qa.py's quickstart asks for that, and starts from a checkpoint).
 
 People of the evaluation part bear names that never occur in training, and their contexts are new combinations of facts.
 
 Two ways to make it harder:
 
---negatives  a share of the questions asks for a kind of fact that the context does not tell.
+--negatives  a share of the questions asks for a kind of fact that the context does not state.
 --windows    contexts so long that a model reads them in that many windows, with the facts spread among sentences that
-             tell of the weather and the neighbourhood, so that the asked one stands in any of them. In train.json
-             most contexts stay short: a window of a long one holds one fact or two, and who learned from such windows
-             alone answers with any fact there is, and is as sure of it in windows that do not hold the asked one.
+             describe the weather and the neighbourhood, so that the asked one is in any of them. In train.json most
+             contexts stay short: a window of a long one holds one fact or two. A model that learned from such windows
+             alone answers with any fact, and is as sure of it in windows that do not hold the asked one.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from corpus import (
     PROFESSIONS,
     SUBJECTS,
     distinct,
-    tell,
+    fill,
     use_pronoun,
     word,
 )
@@ -44,12 +44,12 @@ from corpus import (
 VERSION = "quickstart-seq2seq-1"
 
 TOWNS = distinct(random.Random("towns"), "train", word, 48)
-TOLD = [3, 4]  # kinds of facts in a context
+STATED = [3, 4]  # kinds of facts in a context
 QUESTIONS = 2  # asked about a context, so that the same text has different answers
 
 # kind of fact -> (values, sentences, questions); {e} is the person and {v} the value. A word that says which kind is
-# asked stands in no sentence: a small model would take minutes to learn which of two equal words is the question's.
-# Every more wording of a question takes longer too: what costs the most is to learn which kind its words ask for.
+# asked is in no sentence: a small model would take minutes to learn which of two equal words is the question's.
+# Each further wording of a question takes longer too: learning which kind its words ask for costs the most.
 KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "profession": (
         PROFESSIONS,
@@ -103,7 +103,7 @@ KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
     ),
 }
 
-# Sentences that tell none of these facts, with a slot each, to fill long contexts with.
+# Sentences that state none of these facts, with a slot each, to fill long contexts with.
 FILLERS = [
     "It {weather} all day on {day}.",
     "On {day} it {weather} until noon.",
@@ -141,23 +141,23 @@ def count_tokens(text: str) -> int:
     return len(re.findall(r"\w+|[^\w\s]", text))
 
 
-def make_facts(rng: random.Random, name: str, told: list[str]) -> list[tuple[str, str, str, int]]:
-    """Tell one fact of each kind, in mixed order: (sentence, kind, value, where the value begins in the sentence)."""
+def make_facts(rng: random.Random, name: str, kinds: list[str]) -> list[tuple[str, str, str, int]]:
+    """State one fact of each kind, in mixed order: (sentence, kind, value, where the value begins in the sentence)."""
     pronoun = rng.choice(["She", "He"])
     facts = []
-    for number, kind in enumerate(rng.sample(told, len(told))):
+    for number, kind in enumerate(rng.sample(kinds, len(kinds))):
         values, sentences, _ = KINDS[kind]
         template = rng.choice(sentences)
         if number > 0 and rng.random() < 0.6:
             template = use_pronoun(template, pronoun)
         value = rng.choice(values)
-        sentence, offset = tell(template, name, value)
+        sentence, offset = fill(template, name, value)
         facts.append((sentence, kind, value, offset))
     return facts
 
 
 def spread(rng: random.Random, facts: list[tuple], tokens: int, parts: int) -> list[tuple]:
-    """Put facts into a text of about that many tokens, each into any of its equal parts, and fill up between them."""
+    """Put facts into a text of about that many tokens, each into any of its equal parts, and fill the gaps."""
     places = sorted(rng.randrange(parts) for _ in facts)  # facts keep their order: the first one bears the name
     sentences: list[tuple] = []
     written = 0
@@ -176,7 +176,7 @@ def spread(rng: random.Random, facts: list[tuple], tokens: int, parts: int) -> l
 
 
 def join(sentences: list[tuple]) -> tuple[str, dict[str, dict]]:
-    """Write the sentences behind each other; returns the text and each kind's answer as SQuAD writes it."""
+    """Join the sentences; return the text and each kind's answer as SQuAD writes it."""
     context = ""
     answers = {}
     for sentence, kind, value, offset in sentences:
@@ -190,20 +190,20 @@ def join(sentences: list[tuple]) -> tuple[str, dict[str, dict]]:
 def make_paragraph(
     rng: random.Random, part: str, label: str, negatives: float | None, tokens: int, parts: int
 ) -> dict:
-    """Make one context about one person, and ask for some of its facts or, with `negatives`, for one it does not tell."""
-    told = rng.sample(sorted(KINDS), rng.choice(TOLD))
+    """Make one context about one person, and ask for some of its facts or, with `negatives`, for one it does not state."""
+    stated = rng.sample(sorted(KINDS), rng.choice(STATED))
     name = word(rng, part)  # one word: names are what a short vocabulary spends most pieces on
-    sentences: list[tuple] = make_facts(rng, name, told)
+    sentences: list[tuple] = make_facts(rng, name, stated)
     if tokens:
         sentences = spread(rng, sentences, tokens, parts)
     elif rng.random() < 0.3:
         sentences.insert(0, (rng.choice(ASIDES), None, None, 0))
     context, answers = join(sentences)
 
-    untold = sorted(KINDS.keys() - answers.keys())
+    unstated = sorted(KINDS.keys() - answers.keys())
     qas: list[dict] = []
     while len(qas) < QUESTIONS:
-        kind = rng.choice(untold if negatives and rng.random() < negatives else told)
+        kind = rng.choice(unstated if negatives and rng.random() < negatives else stated)
         qa = {"id": f"{label}-{kind}", "question": rng.choice(KINDS[kind][2]).format(e=name)}
         qa["answers"] = [answers[kind]] if kind in answers else []
         if negatives is not None:
@@ -222,12 +222,12 @@ def make_part(
     window_tokens: int = 60,
     long_share: float = 1.0,
 ) -> dict:
-    """Make the "train" or the "dev" part, with about that many questions.
+    """Make the "train" or the "dev" part, with about `questions` questions.
 
     Args:
         negatives: share of the questions that have no answer; None writes SQuAD v1.1, without `is_impossible`.
         windows: 1 makes contexts of facts alone; more make contexts of `windows` times `window_tokens` tokens, where
-            the asked fact stands in any of the `windows` parts with the same probability.
+            the asked fact is in any of the `windows` parts with the same probability.
         long_share: with `windows`, share of the contexts that are long; the others have facts alone.
     """
     rng = random.Random(f"{part} {seed}")
@@ -240,7 +240,7 @@ def make_part(
 
 
 def baseline_exact_match(squad: dict) -> float:
-    """Give the exact match, in percent, of the best model that does not read the context.
+    """Return the exact match, in percent, of the best model that does not read the context.
 
     It knows the asked kind of fact and writes the answer that is the most frequent one to this kind's questions in
     `squad` itself, so it is better than one that counted in training.

@@ -1,36 +1,33 @@
-"""What the tests share: the project on the path, no hub, and tiny real models and data made here."""
+"""Fixtures of all tests: the project on the path, no hub, and tiny real models and data made here."""
 
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 
-CACHE = tempfile.TemporaryDirectory()  # or the user's own would keep the tests' "squad", and pass it for the hub's
+
+CACHE = tempfile.TemporaryDirectory()  # in the user's own, the tests' "squad" would later pass for the hub's
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
+pytest.register_assert_rewrite("helpers", "oracle")
 
 import corpus  # noqa: E402
-import oracle  # noqa: E402
-import pytest  # noqa: E402
 import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from helpers import CAUSAL_KINDS, corpus_texts, load, sentence_of  # noqa: E402
 from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E402
 
 
-torch.set_num_threads(1)  # tiny models are faster so, and a busy machine does not slow them down
-ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
-CAUSAL_KINDS = {"llama": "llama", "qwen3": "qwen2", "mistral": "llama"}  # decoder-only models, and their tokenizers
-SHARED_DATA = ROOT.parent / "shared" / "data"
+torch.set_num_threads(1)  # faster for tiny models, also on a busy machine
 
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Training arguments leave settings for accelerate (bf16, compiling) in the environment: one test's end with it."""
+    """Restore the environment after each test: training arguments leave settings for accelerate in it (bf16, compiling)."""
     before = os.environ.copy()
     yield
     os.environ.clear()
@@ -39,7 +36,7 @@ def environment():
 
 @pytest.fixture(scope="session")
 def simulated_gaudi():
-    """The module `tests.gaudi_sim`, its device compiled; without a compiler the test is skipped."""
+    """Return the module `tests.gaudi_sim`, its device compiled; without a compiler the test is skipped."""
     from tests import gaudi_sim
 
     try:
@@ -51,16 +48,16 @@ def simulated_gaudi():
 
 @pytest.fixture(scope="session")
 def remote_shells(tmp_path_factory):
-    """A folder for PATH whose ssh reaches nodes of any name on this machine, see remote_shell.py."""
+    """Return a folder for PATH whose ssh reaches nodes of any name on this machine, see remote_shell.py."""
     folder = tmp_path_factory.mktemp("remote_shells")
-    (folder / "ssh").write_text(f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/remote_shell.py "$@"\n')
+    (folder / "ssh").write_text(f'#!/bin/sh\nexec {sys.executable} -S {ROOT}/tests/runs/remote_shell.py "$@"\n')
     (folder / "ssh").chmod(0o755)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tokenizers():
-    """One small trained tokenizer of each kind, by name; those without a padding token pad with their end token."""
+    """Return a small trained tokenizer of each kind, by name; without a padding token it pads with its end token."""
     made = make_tokenizers(SENTENCES)
     for tokenizer in made.values():
         if tokenizer.pad_token is None:
@@ -70,13 +67,13 @@ def tokenizers():
 
 @pytest.fixture(scope="session")
 def writers():
-    """One small trained tokenizer of each kind of encoder-decoder, by name."""
+    """Return one small trained tokenizer of each kind of encoder-decoder, by name."""
     return make_writers(SENTENCES)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """Folder of a BERT of 2 layers, 32 wide, with a tokenizer that knows the corpus."""
+    """Return the folder of a BERT of 2 layers, 32 wide, with a tokenizer that knows the corpus."""
     from transformers import BertConfig, BertForQuestionAnswering, set_seed
 
     tokenizer = make_tokenizers(corpus_texts())["bert"]
@@ -91,9 +88,9 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_writers(tmp_path_factory):
-    """Folders of a T5 and a BART of 2 + 2 layers, 32 wide, by name, with tokenizers that know the corpus.
+    """Return the folders of a T5 and a BART of 2 + 2 layers, 32 wide, by name, with tokenizers that know the corpus.
 
-    Their initial weights are so large that they write something else for every text, untrained as they are.
+    Their initial weights are so large that they write a different text for every input, although they are untrained.
     """
     from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration, set_seed
 
@@ -123,9 +120,9 @@ def tiny_writers(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def still_models(tiny_writers, tmp_path_factory):
-    """A folder with the quickstart's pretrained BERT, `bert`, a random T5, `t5`, and a random causal Llama, `llama`.
+    """Return a folder with the quickstart's pretrained BERT, `bert`, a random T5, `t5`, and a random Llama, `llama`.
 
-    They have no dropout: ranks draw other masks.
+    They have no dropout, because ranks draw different masks.
     """
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration, set_seed
 
@@ -147,7 +144,7 @@ def still_models(tiny_writers, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def squad_files(tmp_path_factory):
-    """`train.json` and `dev.json` of the corpus, in SQuAD's own layout: 64 and 32 questions or a few more."""
+    """Write `train.json` and `dev.json` of the corpus, in SQuAD's own layout: 64 and 32 questions or a few more."""
     folder = tmp_path_factory.mktemp("squad")
     for part, questions in (("train", 64), ("dev", 32)):
         (folder / f"{part}.json").write_text(json.dumps(corpus.make_part(part, questions, seed=1)))
@@ -155,8 +152,26 @@ def squad_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def mixed_lengths(squad_files, tmp_path_factory):
+    """Write training and development questions on contexts of one sentence, of one window, and of several."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for name in ("train", "dev"):
+        squad, mixed = load(squad_files / f"{name}.json"), []
+        for number, paragraph in enumerate(squad["data"][0]["paragraphs"]):
+            if number % 4 == 0:
+                mixed.append(paragraph | {"context": " ".join([paragraph["context"]] * 2)})
+            elif number % 4 == 1:
+                mixed.append(paragraph)
+            else:
+                mixed += [sentence_of(paragraph["context"], qa) for qa in paragraph["qas"]]
+        squad["data"][0]["paragraphs"] = mixed
+        (folder / f"{name}.json").write_text(json.dumps(squad))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def negatives(squad_files, tmp_path_factory):
-    """A SQuAD 2.0 file: `dev.json`, every other question of a paragraph without an answer."""
+    """Return a SQuAD 2.0 file: `dev.json`, every other question of a paragraph without an answer."""
     squad = load(squad_files / "dev.json")
     for paragraph in squad["data"][0]["paragraphs"]:
         for qa in paragraph["qas"][::2]:
@@ -168,7 +183,7 @@ def negatives(squad_files, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def unknown_answers(squad_files, tmp_path_factory):
-    """`dev.json` without any answers: questions to predict."""
+    """Write `dev.json` without any answers: questions to predict."""
     squad = load(squad_files / "dev.json")
     for paragraph in squad["data"][0]["paragraphs"]:
         for qa in paragraph["qas"]:
@@ -180,7 +195,7 @@ def unknown_answers(squad_files, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two_questions(tmp_path_factory):
-    """`plain.jsonl`: 8 contexts with two questions each, which only a model that reads the question can tell apart.
+    """Write `plain.jsonl`: 8 contexts with two questions each, which only a model that reads the question can distinguish.
 
     `negatives.jsonl` has a third question for each, without an answer.
     """
@@ -204,7 +219,7 @@ def two_questions(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def causal_models(two_questions, tmp_path_factory):
-    """A folder with causal language models of 2 layers, 32 wide, as `llama_left`, `llama_right` and so on by padding side."""
+    """Return a folder with causal models of 2 layers, 32 wide: `llama_left`, `llama_right` and so on by padding side."""
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     rows = [json.loads(line) for line in (two_questions / "negatives.jsonl").read_text().splitlines()]
@@ -223,107 +238,3 @@ def causal_models(two_questions, tmp_path_factory):
             tokenizer.padding_side = side
             tokenizer.save_pretrained(folder / f"{kind}_{side}")
     return folder
-
-
-def learning_flags(rows: Path) -> list:
-    """Sixty epochs on the rows of a file, which then score the model."""
-    flags = ["--do_train", "--train_file", rows, "--do_eval", "--validation_file", rows, "--num_train_epochs", 60]
-    flags += ["--learning_rate", "5e-3", "--per_device_train_batch_size", 16, "--per_device_eval_batch_size", 16]
-    return flags + ["--save_strategy", "no", "--pad_to_max_length", "False"]
-
-
-def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subprocess.Popen:
-    """The launcher with two ranks of a script; what they print goes to the files `out` and `err` of `folder`."""
-    import gaudi_spawn
-
-    flags = ["--world_size", 2, "--master_port", gaudi_spawn.free_port(), *ENGINES[engine]]
-    command = [sys.executable, ROOT / "gaudi_spawn.py", *flags, *script]
-    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
-        return subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, cwd=ROOT)
-
-
-def history_of(folder: Path, name: str) -> list[float]:
-    """What a training logged under a name, in order."""
-    return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]
-
-
-def distance_trained(checkpoint: Path, output: Path) -> float:
-    """Return the largest difference of a tensor of a trained model from the checkpoint's, which must have all but the head's.
-
-    A checkpoint of a causal model calls `model` what its model for questions calls otherwise.
-    """
-    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, output))
-    names = {name: name if name in before else f"model.{name.partition('.')[2]}" for name in after}
-    assert {name for name in after if names[name] not in before} <= {"qa_outputs.weight", "qa_outputs.bias"}
-    return max(
-        float((after[name].float() - before[names[name]]).abs().max()) for name in after if names[name] in before
-    )
-
-
-def load(path):
-    return json.loads(path.read_text())
-
-
-def golds_of(path) -> dict[str, list[str]]:
-    """Gold texts by question id of a file in SQuAD's own layout."""
-    paragraphs = [paragraph for article in load(path)["data"] for paragraph in article["paragraphs"]]
-    return {
-        qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]
-    }
-
-
-def check_results(folder: Path, golds: dict[str, list[str]]) -> None:
-    """The files of an evaluated and a predicted part: scores of the answers, losses, and n-best rows that begin with them."""
-    for stage, prefix in (("eval", "eval"), ("predict", "test")):
-        results, texts = load(folder / f"{stage}_results.json"), load(folder / f"{stage}_predictions.json")
-        assert list(texts) == list(golds)
-        scores = oracle.squad_v1(texts, golds)
-        assert {name: results[f"{prefix}_{name}"] for name in scores} == pytest.approx(scores)
-        assert results[f"{prefix}_loss"] > 0
-        nbest = load(folder / f"{stage}_nbest_predictions.json")
-        assert {name: rows[0]["text"] for name, rows in nbest.items()} == texts
-
-
-def corpus_texts() -> list[str]:
-    """Contexts and questions to train tokenizers on."""
-    squad = corpus.make_part("train", 400, seed=5)
-    paragraphs = squad["data"][0]["paragraphs"]
-    return [text for paragraph in paragraphs for text in (paragraph["context"], *questions_of(paragraph))]
-
-
-def questions_of(paragraph: dict) -> list[str]:
-    return [qa["question"] for qa in paragraph["qas"]]
-
-
-def rows_of(questions: list[str], contexts: list[str], answers: list[dict | None]) -> list[dict]:
-    """Rows in the shape of qa.data."""
-    return [
-        {"id": f"q{number}", "title": "", "context": context, "question": question, "answers": answer}
-        for number, (question, context, answer) in enumerate(zip(questions, contexts, answers))
-    ]
-
-
-def as_dicts(features) -> list[dict]:
-    return features if isinstance(features, list) else [features.as_dict(index) for index in range(len(features))]
-
-
-def nbest_of(answers) -> dict[str, list[dict]]:
-    """The n-best rows of `qa.answers.Answers`, by id."""
-    return {name: rows for part in answers.nbest for name, rows in part.rows().items()}
-
-
-def real_questions() -> list[dict]:
-    """Every ninth question of the half of SQuAD 2.0's dev set that is at hand."""
-    return read_rows(SHARED_DATA / "squad-v2.0-dev.json.gz", version_2_with_negative=True)[::9]
-
-
-def read_rows(path: Path, **flags) -> list[dict]:
-    """The rows of a file to evaluate on."""
-    from qa.arguments import DataArguments
-    from qa.data import checked_rows, read_questions
-    from qa.reading import read_file
-
-    data = DataArguments(**flags)
-    return checked_rows(read_questions(read_file(path), path.name, data, "validation"), path.name, data, "validation")[
-        0
-    ]

@@ -40,7 +40,7 @@ def features(
     stay_in_context: bool = False,
     causal: bool = False,
 ) -> list[Row]:
-    """The windows of every example, in order (rule: run_qa.py, both `prepare_*_features`, without padding).
+    """Return the windows of every example, in order (rule: run_qa.py, both `prepare_*_features`, without padding).
 
     `answers` holds one {"text": [...], "answer_start": [...]} an example; None, or empty lists, is no answer.
     `stay_in_context` keeps the labels inside the context, where the source's can leave it: see `answer_positions`.
@@ -65,7 +65,7 @@ def features(
 
 
 def with_private_names(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """A copy whose special tokens have other names, of a character for private use, which no text of the tests has."""
+    """Return a copy whose special tokens begin with a character for private use, which no text of the tests has."""
     settings = tokenizer.backend_tokenizer.to_str()
     for token in tokenizer.all_special_tokens:
         settings = settings.replace(
@@ -105,7 +105,7 @@ def encode(
 
 
 def closed(window: Row, token: int) -> Row:
-    """The window with a special token after its last token, and of that token's type."""
+    """Return the window with a special token after its last token, and of that token's type."""
     last = {"input_ids": token, "attention_mask": 1, "offset_mapping": (0, 0), "in_context": False}
     last["token_type_ids"] = window.get("token_type_ids", [0])[-1]
     return {name: [*values, last.get(name)] for name, values in window.items()}
@@ -114,7 +114,7 @@ def closed(window: Row, token: int) -> Row:
 def window_feature(
     tokenizer: PreTrainedTokenizerFast, window: Row, gold: Row | None, stay_in_context: bool, causal: bool
 ) -> Row:
-    """One window of one example as a row."""
+    """Return one window of one example as a row."""
     input_ids, offsets, in_context = window["input_ids"], window["offset_mapping"], window["in_context"]
     cls_index = len(input_ids) - 1 if causal else cls_position(tokenizer, input_ids, window["sequence_ids"])
     start, end = answer_positions(offsets, in_context, gold, cls_index, stay_in_context)
@@ -128,7 +128,7 @@ def window_feature(
 def cls_position(tokenizer: PreTrainedTokenizerFast, input_ids: list[int], sequence_ids: list[int | None]) -> int:
     """Where a window says "no answer": its CLS token, else its BOS token, else position 0 (rule: run_qa.py).
 
-    One correction to the source: a CLS that the text itself spells out (XLNet's stands behind the texts) is not taken.
+    One correction to the source: a CLS that the text itself spells out (XLNet's comes after the texts) is not taken.
     """
     for wanted in (tokenizer.cls_token_id, tokenizer.bos_token_id):
         for position, token_id in enumerate(input_ids):
@@ -140,13 +140,13 @@ def cls_position(tokenizer: PreTrainedTokenizerFast, input_ids: list[int], seque
 def answer_positions(
     offsets: list[tuple[int, int]], in_context: list[bool], gold: Row | None, cls_index: int, stay_in_context: bool
 ) -> tuple[int, int]:
-    """The labels of one window (rule: run_qa.py, `prepare_train_features`), with its comparisons as they are.
+    """Return the labels of one window (rule: run_qa.py, `prepare_train_features`), with its comparisons as they are.
 
     The source lets both labels leave the context, where the offsets are 0 for a special token and the question's own
     for the question. The start runs on to the right while an offset is not past the answer: an answer that starts in
     the window's last context token gets the last position of the row for a start (right padding), or one in the
     question (left padding). The end runs on to the left the same way when the answer ends in the window's first
-    context token and no special token is in front of it (Qwen2). With `stay_in_context` both stop at the context.
+    context token and no special token is before it (Qwen2). With `stay_in_context` both stop at the context.
 
     Two cases the source crashes on: a window without any context token holds no answer here; an end that runs off the
     row's left side is 0, which is also what the source makes of it when there is padding on the right.
@@ -172,11 +172,11 @@ def answer_positions(
 def seq2seq_features(
     tokenizer: PreTrainedTokenizerFast, examples: Sequence[Row], max_seq_length: int, doc_stride: int
 ) -> list[Row]:
-    """The windows of what an encoder-decoder reads, one example and one window at a time.
+    """Return the windows of what an encoder-decoder reads, one example and one window at a time.
 
     A text that fits is the reference's: `question: Q context: C`, both left-stripped (rule: run_seq2seq_qa.py). Of a
-    longer one the tokens of the context, those that end behind "context:", are cut into windows, and every window gets
-    the rest of the text in front of it and the same special tokens around it. `holds` is whether a window's tokens
+    longer one the tokens of the context, those that end after "context:", are cut into windows, and every window gets
+    the rest of the text before it and the same special tokens around it. `holds` is whether a window's tokens
     cover the first answer.
     """
     rows = []
@@ -273,7 +273,7 @@ def write_answers(
 
 
 def windows_by_example(examples: list[Row], features: Sequence[Row]) -> list[list[int]]:
-    """The feature indices of each example, in the features' order."""
+    """Return the feature indices of each example, in the features' order."""
     index_of_id = {example["id"]: index for index, example in enumerate(examples)}
     windows = [[] for _ in examples]
     for index, feature in enumerate(features):
@@ -289,7 +289,7 @@ def example_spans(
     n_best_size: int,
     max_answer_length: int,
 ) -> tuple[list[Row], Row | None]:
-    """Every span the windows of one example offer, and the lowest null score of them (the first of equals)."""
+    """Return every span the windows of one example offer, and the lowest null score of them (the first of equals)."""
     spans = []
     null = None
     for index in indices:
@@ -305,7 +305,7 @@ def example_spans(
 def window_spans(
     feature: Row, start_logits: np.ndarray, end_logits: np.ndarray, n_best_size: int, max_answer_length: int
 ) -> list[Row]:
-    """The spans that one window allows, from its best starts and its best ends, starts outermost."""
+    """Return the spans that one window allows, from its best starts and its best ends, starts outermost."""
     offsets = feature["offset_mapping"]
     max_context = feature.get("token_is_max_context")
     spans = []
@@ -324,17 +324,17 @@ def window_spans(
 
 
 def is_context(offsets: Sequence[Sequence[int] | None], position: int) -> bool:
-    """Whether the token at this position points into the context."""
+    """Return whether the token at this position points into the context."""
     return position < len(offsets) and offsets[position] is not None and len(offsets[position]) >= 2
 
 
 def span_row(offsets: tuple[int, int], start_logit: np.floating, end_logit: np.floating) -> Row:
-    """One candidate, with its keys in the source's order."""
+    """Return one candidate, with its keys in the source's order."""
     return {"offsets": offsets, "score": start_logit + end_logit, "start_logit": start_logit, "end_logit": end_logit}
 
 
 def ranked_rows(spans: list[Row], null: Row | None, n_best_size: int, context: str) -> list[Row]:
-    """The n-best rows of one example; `null` is its null candidate, or None without negatives."""
+    """Return the n-best rows of one example; `null` is its null candidate, or None without negatives."""
     spans = spans + [null] if null is not None else spans
     rows = sorted(spans, key=span_score, reverse=True)[:n_best_size]
     if null is not None and not any(row["offsets"] == (0, 0) for row in rows):
@@ -352,12 +352,12 @@ def ranked_rows(spans: list[Row], null: Row | None, n_best_size: int, context: s
 
 
 def span_score(row: Row) -> np.floating:
-    """What candidates are sorted by."""
+    """Return the score that candidates are sorted by."""
     return row["score"]
 
 
 def add_probabilities(rows: list[Row]) -> None:
-    """Trade every row's score for its probability: a softmax in whatever type numpy gives the list of scores."""
+    """Trade every row's score for its probability: a softmax in whatever type numpy chooses for the list of scores."""
     scores = np.array([row.pop("score") for row in rows])
     weights = np.exp(scores - np.max(scores))
     for row, probability in zip(rows, weights / weights.sum(), strict=True):
@@ -365,7 +365,7 @@ def add_probabilities(rows: list[Row]) -> None:
 
 
 def text_or_null(rows: list[Row], null_score: np.floating, threshold: float) -> tuple[str, float]:
-    """The best text, or "" when the null score beats it by more than the threshold; and by how much it does."""
+    """Return the best text, or "" when the null score beats it by more than the threshold; and by how much it does."""
     best = 0
     while rows[best]["text"] == "":
         best += 1
@@ -374,7 +374,7 @@ def text_or_null(rows: list[Row], null_score: np.floating, threshold: float) -> 
 
 
 def plain_floats(row: Row) -> Row:
-    """The row with numpy's numbers as Python's, for JSON."""
+    """Return the row with numpy's numbers as Python's, for JSON."""
     return {key: value if isinstance(value, str) else float(value) for key, value in row.items()}
 
 
@@ -397,12 +397,12 @@ def exact_match(prediction: str, gold: str) -> int:
 
 
 def f1_v1(prediction: str, gold: str) -> float:
-    """The F1 of two bags of words; two empty ones score 0 (evaluator 1.1)."""
+    """Return the F1 of two bags of words; two empty ones score 0 (evaluator 1.1)."""
     return f1_of_bags(normalize(prediction).split(), normalize(gold).split())
 
 
 def f1_of_bags(predicted: list[str], wanted: list[str]) -> float:
-    """The harmonic mean of precision and recall of words."""
+    """Return the harmonic mean of precision and recall of words."""
     common = sum((Counter(predicted) & Counter(wanted)).values())
     if common == 0:
         return 0
@@ -412,7 +412,7 @@ def f1_of_bags(predicted: list[str], wanted: list[str]) -> float:
 
 
 def f1_v2(prediction: str, gold: str) -> float:
-    """The F1 of two bags of words; an empty one scores 1 against an empty one, else 0 (evaluator 2.0)."""
+    """Return the F1 of two bags of words; an empty one scores 1 against an empty one, else 0 (evaluator 2.0)."""
     predicted, wanted = normalize(prediction).split(), normalize(gold).split()
     if not predicted or not wanted:
         return int(predicted == wanted)
@@ -420,7 +420,7 @@ def f1_v2(prediction: str, gold: str) -> float:
 
 
 def squad_v1(predictions: dict[str, str], references: dict[str, list[str]]) -> dict[str, float]:
-    """The official evaluator 1.1: a question without a prediction scores 0, one without gold texts is a ValueError."""
+    """Return the official scores 1.1: a question without a prediction scores 0, one without gold texts is an error."""
     exact = f1 = 0
     for question, golds in references.items():
         if question not in predictions:
@@ -436,7 +436,7 @@ def squad_v2(
     no_answer_probs: dict[str, float],
     no_answer_threshold: float = 1.0,
 ) -> dict[str, float]:
-    """The official evaluator 2.0 as the metric `squad_v2` runs it; its keys in its order.
+    """Return the official scores 2.0 as the metric `squad_v2` runs it; its keys in its order.
 
     HasAns_* and NoAns_* are absent when there is no such question. A question has an answer when its list of gold
     texts is not empty, whatever the texts are. The metric holds probabilities as 32-bit floats: round them so before
@@ -474,7 +474,7 @@ def raw_scores(
 def with_threshold(
     scores: dict[str, float], has_answer: dict[str, bool], probs: dict[str, float], threshold: float
 ) -> dict[str, float]:
-    """The scores as if every prediction above the threshold had been no answer (evaluator 2.0)."""
+    """Return the scores as if every prediction above the threshold had been no answer (evaluator 2.0)."""
     kept = {}
     for question, score in scores.items():
         kept[question] = float(not has_answer[question]) if probs[question] > threshold else score
@@ -494,10 +494,10 @@ def averages(prefix: str, exact: dict[str, float], f1: dict[str, float], questio
 def best_threshold(
     predictions: dict[str, str], scores: dict[str, float], probs: dict[str, float], has_answer: dict[str, bool]
 ) -> tuple[float, float]:
-    """The best score that a threshold can give, and the lowest such threshold (evaluator 2.0).
+    """Return the best score that a threshold can give, and the lowest such threshold (evaluator 2.0).
 
     It starts from no answer everywhere, and lets the questions answer one by one, the surest first. Questions of one
-    probability are let in one by one too, in their order, although a threshold cannot tell them apart.
+    probability are let in one by one too, in their order, although a threshold cannot separate them.
     """
     current = sum(1 for answered in has_answer.values() if not answered)
     best, threshold = current, 0.0
@@ -520,7 +520,7 @@ def score_with_threshold(
     threshold: float,
     score: Callable[[str, str], float],
 ) -> float:
-    """The average score in percent when every prediction above the threshold is no answer."""
+    """Return the average score in percent when every prediction above the threshold is no answer."""
     has_answer = {question: bool(golds) for question, golds in references.items()}
     kept = with_threshold(raw_scores(predictions, references, score), has_answer, no_answer_probs, threshold)
     return 100.0 * sum(kept.values()) / len(kept)

@@ -60,7 +60,7 @@ EMOJI = "🙂 👩‍👩‍👧‍👦 🇨🇭 👍🏽 ❤️ 🏴󠁧󠁢�
 NUMBERS = "1976 3.14159 1,234,567 $5.00 €99 ¥1000 £3½ 50% 10² 12:30 1990–1995 №7 -40°C".split()
 LONG = "antidisestablishmentarianism Donaudampfschifffahrtsgesellschaft https://ex.org/a?b=c&d=%20".split()
 LONG += ["a" * 120, "x1" * 30]
-# Among them are names of special tokens, which a tokenizer takes for its own when they stand in the text.
+# Among them are names of special tokens, which a tokenizer takes for its own when they are in the text.
 PUNCTUATION = ", . ; — … “quoted” ``old'' (so) [1] ' \" !? <s> [SEP] </ <0x41>".split()
 SYLLABLES = "ba re lon ti shu ka mor en do is ta ver ghi os lu pre ment ness ing ly Ka Re Mo".split()
 UNSEEN = "龘龘 Ж𐍈 ꙮ ⵣⵣ ᚠᚢ ૐ 🦖 e\u0328 <cls>".split()
@@ -68,25 +68,25 @@ GAPS = [" "] * 30 + "  |   |\n|\n\n|\r\n|\t|\u00a0|\u2003|\u3000|\u200b|\u00ad|\
 
 
 def make_word(rng: random.Random, unseen: bool) -> str:
-    """A word, most often a plain or an invented one; characters that no corpus has only where `unseen`."""
+    """Return a word, most often a plain or an invented one; characters that no corpus has only where `unseen`."""
     invented = "".join(rng.choices(SYLLABLES, k=rng.randint(1, 5)))
     kinds = (PLAIN, [invented], NAMES, NUMBERS, PUNCTUATION, OTHER_SCRIPTS, EMOJI, LONG, UNSEEN)
     return rng.choice(rng.choices(kinds, weights=(40, 20, 12, 9, 9, 4, 2, 2, 2 if unseen else 0))[0])
 
 
 def make_sentence(rng: random.Random, words: int, unseen: bool = False) -> str:
-    """So many words with a gap after each, now and then a nasty one."""
+    """Return `number` words with a gap after each, some of them nasty."""
     return "".join(make_word(rng, unseen) + rng.choice(GAPS) for _ in range(words))
 
 
 def make_sentences(count: int, seed: int = 0) -> list[str]:
-    """So many sentences of 3 to 40 words; the same seed gives the same ones."""
+    """Return `number` sentences of 3 to 40 words; the same seed returns the same ones."""
     rng = random.Random(seed)
     return [make_sentence(rng, rng.randint(3, 40)) for _ in range(count)]
 
 
 def make_answer(rng: random.Random, context: str) -> dict[str, list]:
-    """A span of the context, cut at any character; about one in six is no answer, some go to either end."""
+    """Return a span of the context, cut at any character; about one in six is no answer, some go to either end."""
     if not context or rng.random() < 1 / 6:
         return {"text": [], "answer_start": []}
     start = rng.choice([0, *(rng.randrange(len(context)) for _ in range(9))])
@@ -115,7 +115,7 @@ SENTENCES = make_sentences(600)
 
 
 def make_tokenizers(corpus: list[str]) -> dict[str, PreTrainedTokenizerFast]:
-    """One tokenizer of each kind, by name. The two llamas and xlnet pad left as their classes do; see each maker.
+    """Return one tokenizer of each kind, by name. The two llamas and xlnet pad left as their classes do; see each maker.
 
     The llamas have no pad token: set `pad_token = eos_token` where padding is needed.
     """
@@ -157,7 +157,7 @@ def make_writers(corpus: list[str]) -> dict[str, PreTrainedTokenizerFast]:
 def train_wordpiece(corpus: list[str]) -> Tokenizer:
     """BERT: lower case without accents, pieces of words, [CLS] A [SEP] B [SEP], an unknown token.
 
-    The library's own trainer for it gives other pieces on every run. So they are those of BPE, each once for the
+    The library's own trainer for it returns different pieces on every run. So they are those of BPE, each once for the
     start of a word and once for the rest of it.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -227,7 +227,7 @@ def train_xlnet(corpus: list[str]) -> Tokenizer:
 
 
 def train_unigram(corpus: list[str], special: list[str], lowercase: bool) -> Tokenizer:
-    """What ALBERT and XLNet share; Nmt and NFKC stand for SentencePiece's table of characters."""
+    """Train the Unigram tokenizer of ALBERT and XLNet; Nmt and NFKC replace SentencePiece's table of characters."""
     steps = [
         normalizers.Replace("``", '"'),
         normalizers.Replace("''", '"'),
@@ -250,7 +250,7 @@ def train_unigram(corpus: list[str], special: list[str], lowercase: bool) -> Tok
 
 
 def settled_scores(tokenizer: Tokenizer, special: list[str]) -> list[tuple[str, float]]:
-    """A Unigram vocabulary without what the training leaves to chance.
+    """Return a Unigram vocabulary without the random parts of its training.
 
     That is the order of the single characters, which differ by 0.0001 each, and the last digits of all other scores.
     """
@@ -261,7 +261,7 @@ def settled_scores(tokenizer: Tokenizer, special: list[str]) -> list[tuple[str, 
 
 
 def train_llama(corpus: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A BPE vocabulary with <unk> <s> </s> and the 256 bytes in front, and its merges."""
+    """Return a BPE vocabulary with <unk> <s> </s> and the 256 bytes first, and its merges."""
     pieces, merges = train_pieces(corpus, pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first"))
     return numbered(["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]), merges
 
@@ -304,7 +304,7 @@ def train_bpe(tokenizer: Tokenizer, corpus: list[str], special: list[str], alpha
 def train_pieces(
     corpus: list[str], pre_tokenizer: pre_tokenizers.PreTokenizer
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """The pieces and the merges of BPE on characters."""
+    """Return the pieces and the merges of BPE on characters."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     train_bpe(tokenizer, corpus, [], list(ALPHABET))
@@ -313,12 +313,12 @@ def train_pieces(
 
 
 def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The words of a text as the tokenizer's model gets them."""
+    """Return the words of a text as the tokenizer's model gets them."""
     return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
 
 
 def numbered(tokens: list[str]) -> dict[str, int]:
-    """A vocabulary: every token with its place in the list."""
+    """Return a vocabulary: every token with its place in the list."""
     return {token: index for index, token in enumerate(tokens)}
 
 

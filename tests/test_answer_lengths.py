@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import oracle
 import pytest
-from conftest import as_dicts, rows_of
+from helpers import as_dicts, rows_of
 from small_tokenizers import make_rows
 
 import qa.answer_lengths

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import oracle
 import pytest
-from conftest import SHARED_DATA, as_dicts, load, nbest_of, real_questions, rows_of
+from helpers import SHARED_DATA, as_dicts, load, nbest_of, real_questions, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
@@ -17,7 +17,7 @@ from qa.answers import AnswerRules, find_answers
 
 
 def files_of(folder) -> dict[str, str]:
-    """The content of the files, with the order of keys and the digits of numbers, but not the indentation."""
+    """Return the content of the files, with the order of keys and the digits of numbers, but not the indentation."""
     return {path.name: json.dumps(load(path)) for path in folder.iterdir()}
 
 
@@ -134,7 +134,7 @@ def test_more_pairs_than_are_taken_at_once(windows, monkeypatch):
 
 
 @given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 9))
-def test_what_is_answered_at_once_is_bounded(windows_of_each, most):
+def test_the_number_of_features_answered_at_once_is_bounded(windows_of_each, most):
     bounds = np.cumsum([0, *windows_of_each])
     parts = list(qa.answers.cuts(bounds, most))
     assert [index for begin, end in parts for index in range(begin, end)] == list(range(len(windows_of_each)))
@@ -144,7 +144,7 @@ def test_what_is_answered_at_once_is_bounded(windows_of_each, most):
 
 
 def test_the_null_score_is_read_where_the_labels_say_no_answer(tokenizers):
-    """Defect 5: the reference reads position 0; XLNet's CLS stands last."""
+    """Defect 5: the reference reads position 0; XLNet's CLS is last."""
     context = "the bridge is in the city"
     rows = rows_of(["where is it"], [context], [{"text": [], "answer_start": []}])
     features = utils_qa.prepare_features(rows, tokenizers["xlnet"], 64, 16)
@@ -163,7 +163,7 @@ def test_not_a_number_does_not_stop_the_run(windows):
     assert len(found.texts) == len(rows)
 
 
-def test_what_does_not_fit_together_is_refused(windows):
+def test_mismatched_inputs_are_refused(windows):
     rows, features, listed = windows
     logits = np.zeros((len(features), 64), dtype=np.float32)
     with pytest.raises(ValueError, match="two elements"):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import golds_of, load
+from helpers import golds_of, load
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -97,7 +97,7 @@ RHINE = "The Rhine rises in the mountains. " * 6 + "Its first bridge was built i
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    """A SQuAD 2.0 file: two questions about a short context, one of them without an answer, and one about a longer one."""
+    """Return a SQuAD 2.0 file: two questions about a short context, one without an answer, and one about a longer context."""
     asked = [
         {"id": "land", "question": "Which land?", "answers": [{"text": "Egypt", "answer_start": NILE.index("Egypt")}]},
         {"id": "king", "question": "Which king?", "answers": [], "is_impossible": True},

@@ -1,22 +1,18 @@
-"""Length buckets: boundaries, widths and orders against what is obvious, then the scripts that train and answer with them."""
+"""Length buckets: boundaries, widths and orders against obvious solutions, then the scripts that train and answer with them."""
 
-import json
 import shutil
-import subprocess
-import sys
 from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from conftest import ROOT, load, read_rows
+from helpers import load, read_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
-import gaudi_spawn
 import qa.arguments
 import qa.buckets
 import qa.device
@@ -126,7 +122,7 @@ def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 3))
 def test_rows_come_in_pieces(sizes, spare):
-    """What did not come is not made up, and what is too much is not dropped."""
+    """No rows are invented for those that never came, and surplus rows are not dropped."""
     said = np.random.default_rng(0).normal(size=(sum(sizes), 2))
     kept = trainer_qa.PreallocatedArrays(len(said) + spare)
     for piece in np.split(said, np.cumsum(sizes)[:-1]):
@@ -138,7 +134,7 @@ def test_rows_come_in_pieces(sizes, spare):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, problem",
     [
         (
             ["160", "256"],
@@ -154,11 +150,11 @@ def test_rows_come_in_pieces(sizes, spare):
         (["384", "--auto_find_batch_size"], "--length_buckets does not go with --auto_find_batch_size"),
     ],
 )
-def test_buckets_that_cannot_be_are_told(words, told, squad_files):
+def test_impossible_buckets_are_reported(words, problem, squad_files):
     flags = ["--model_name_or_path", "x", "--do_train", "--train_file", str(squad_files / "train.json")]
     with pytest.raises(UserError) as error:
         run_qa.main([*flags, "--length_buckets", *words])
-    assert len(error.value.problems) == 1 and error.value.problems[0].startswith(told)
+    assert len(error.value.problems) == 1 and error.value.problems[0].startswith(problem)
 
 
 def test_the_last_boundary_of_auto_is_a_multiple_of_8_where_there_is_room():
@@ -191,33 +187,6 @@ def run(script, model, output_dir, *flags) -> None:
     script.main([*map(str, [*common, "--report_to", "none", "--disable_tqdm", "True", *flags])])
 
 
-@pytest.fixture(scope="module")
-def mixed_lengths(squad_files, tmp_path_factory):
-    """Training and development questions on contexts of one sentence, of one window, and of several."""
-    folder = tmp_path_factory.mktemp("mixed")
-    for name in ("train", "dev"):
-        squad, mixed = load(squad_files / f"{name}.json"), []
-        for number, paragraph in enumerate(squad["data"][0]["paragraphs"]):
-            if number % 4 == 0:
-                mixed.append(paragraph | {"context": " ".join([paragraph["context"]] * 2)})
-            elif number % 4 == 1:
-                mixed.append(paragraph)
-            else:
-                mixed += [sentence_of(paragraph["context"], qa) for qa in paragraph["qas"]]
-        squad["data"][0]["paragraphs"] = mixed
-        (folder / f"{name}.json").write_text(json.dumps(squad))
-    return folder
-
-
-def sentence_of(context: str, qa: dict) -> dict:
-    """A paragraph of the sentence that holds a question's answer."""
-    place = qa["answers"][0]["answer_start"]
-    begin = context.rfind(". ", 0, place) + 2 if ". " in context[:place] else 0
-    end = context.find(". ", place) + 1 or len(context)
-    moved = qa | {"answers": [{"text": qa["answers"][0]["text"], "answer_start": place - begin}]}
-    return {"context": context[begin:end], "qas": [moved]}
-
-
 def training_flags(mixed_lengths) -> list:
     return ["--do_train", "--train_file", mixed_lengths / "train.json", "--num_train_epochs", "2", "--logging_steps", "1",
             "--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]  # fmt: skip
@@ -225,7 +194,7 @@ def training_flags(mixed_lengths) -> list:
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The widths of the batches that a run trains and evaluates with."""
+    """Return the widths of the batches that a run trains and evaluates with."""
     widths = {"training_step": [], "prediction_step": []}
     for name in widths:
         monkeypatch.setattr(trainer_qa.LengthBuckets, name, noting(widths[name], name), raising=False)
@@ -309,27 +278,28 @@ def test_a_run_resumed_within_its_second_epoch_goes_on_with_the_right_batches(
 
 
 def test_a_run_is_not_resumed_with_batches_of_another_size(tiny_model, mixed_lengths, tmp_path):
-    """transformers 4.55 goes on with those of the checkpoint, which would hold features of several buckets."""
+    """transformers 4.55 continues with those of the checkpoint, which would hold features of several buckets."""
     flags = [*training_flags(mixed_lengths), "--max_steps", "1", "--save_steps", "1"]
     run(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
     flags[flags.index("--per_device_train_batch_size") + 1] = "8"
     with pytest.raises(UserError) as error:
         run(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
-    (told,) = error.value.problems
+    (problem,) = error.value.problems
     assert (
-        told.startswith("--per_device_train_batch_size 8: the run of") and "has 4, by which --length_buckets" in told
+        problem.startswith("--per_device_train_batch_size 8: the run of")
+        and "has 4, by which --length_buckets" in problem
     )
     run(run_qa, tiny_model, tmp_path, *flags)
 
 
 @pytest.mark.parametrize("buckets", [[], ["--length_buckets", *BUCKETS]])
-def test_dropping_all_there_is_to_train_on_is_told(tiny_model, mixed_lengths, tmp_path, buckets):
+def test_dropping_all_training_features_is_reported(tiny_model, mixed_lengths, tmp_path, buckets):
     flags = [*training_flags(mixed_lengths), "--max_train_samples", "1", "--dataloader_drop_last", *buckets]
     flags += ["--per_device_train_batch_size", "16", "--check"]
     with pytest.raises(UserError) as error:
         run(run_qa, tiny_model, tmp_path, *flags)
-    (told,) = error.value.problems
-    assert told.startswith("--dataloader_drop_last drops all ") and told.endswith(": a step takes 16")
+    (problem,) = error.value.problems
+    assert problem.startswith("--dataloader_drop_last drops all ") and problem.endswith(": a step takes 16")
 
 
 def test_a_writing_model_writes_the_same(tiny_writers, mixed_lengths, tmp_path, seen):
@@ -355,45 +325,11 @@ def test_a_writing_model_writes_the_same(tiny_writers, mixed_lengths, tmp_path, 
     assert results["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.05)  # the last batch is filled up
 
 
-@pytest.mark.parametrize("script, cards", [("run_qa.py", 1), ("run_qa.py", 2), ("run_seq2seq_qa.py", 1)])
-def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
-    simulated_gaudi, tiny_model, tiny_writers, mixed_lengths, tmp_path, script, cards
-):
-    """With generation in static shapes for the encoder-decoder."""
-    writes = script == "run_seq2seq_qa.py"
-    flags = [
-        *training_flags(mixed_lengths),
-        "--do_eval",
-        "--validation_file",
-        mixed_lengths / "dev.json",
-        "--use_habana",
-    ]
-    flags += ["--model_name_or_path", tiny_writers["t5"] if writes else tiny_model, "--output_dir", tmp_path / "out"]
-    flags += ["--max_seq_length", "96", "--doc_stride", "16", "--report_to", "none", "--disable_tqdm", "True"]
-    flags += ["--per_device_eval_batch_size", "4", "--use_hpu_graphs_for_inference", "--num_train_epochs", "1"]
-    # Without buckets each batch of answers would be as wide as its longest.
-    flags += ["--predict_with_generate", "--max_answer_length", "9", "--pad_to_max_length", "False"] if writes else []
-    launched = ["gaudi_spawn.py", "--world_size", "2", "--use_mpi", "--master_port", gaudi_spawn.free_port(), script]
-    command = [sys.executable, *(launched if cards > 1 else [script]), *flags]
-    command += ["--length_buckets", *(["48", "64", "96"] if writes else BUCKETS)]
-    environment = simulated_gaudi.environment(lazy=True, counts_file=tmp_path / "counts") | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    counts = [json.loads(line) for line in (tmp_path / "counts").read_text().splitlines()]
-    assert len(counts) == cards
-    for rank in counts:
-        calls = 2 if writes else 1  # in evaluation: for the loss, and for the score of what was written
-        assert (rank["input_shapes"]["train"], rank["input_shapes"]["eval"]) == (3, 3 * calls)
-        # For each the encoder, the first decoding step, and all the others, however long the answers are.
-        assert rank["input_shapes"]["generate"] == (3 * 3 if writes else 0)
-
-
-# What the results say of time
+# Time in the results
 
 
 def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
-    """Against the features themselves; the rates leave the first steps and the pauses out, of which one is among the first
-    steps."""
+    """Against the features themselves; the rates omit the first steps and the pauses, one of which is in the first steps."""
     flags = [*training_flags(mixed_lengths), "--dataloader_drop_last", "--eval_strategy", "steps", "--eval_steps", "2"]
     flags += ["--gradient_accumulation_steps", "2"]
     flags += ["--do_eval", "--validation_file", mixed_lengths / "dev.json", "--length_buckets", *BUCKETS]
@@ -418,8 +354,8 @@ def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
     assert steady < seconds < steady + pauses
     updates = sum(-(-len(order) // 8) for order in orders) - 3
     assert results["train_steps_per_second"] == pytest.approx(updates / seconds, abs=2e-3)
-    told = load(tmp_path / "trainer_state.json")["log_history"][-1]
-    assert {name: results[name] for name in told if name.startswith("train_")}.items() <= told.items()
+    logged = load(tmp_path / "trainer_state.json")["log_history"][-1]
+    assert {name: results[name] for name in logged if name.startswith("train_")}.items() <= logged.items()
     first = features.lengths()[orders[0][: 6 * 4]].sum()
     assert results["train_tokens_per_second"] * steady == pytest.approx(real - first, rel=0.01)
     assert evaluated["eval_postprocess_runtime"] > 0 and evaluated["eval_first_steps_runtime"] > 0

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.command_line import HELP, LIBRARY_HELP, CommandLine
@@ -35,7 +35,7 @@ def parse(*argv: str) -> tuple:
 
 
 def problems_of(*argv: str) -> list[str]:
-    """The problems that a command line is refused for."""
+    """Return the problems that a command line is refused for."""
     with pytest.raises(UserError) as caught:
         parse(*argv)
     assert not any("\n" in problem for problem in caught.value.problems)

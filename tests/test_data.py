@@ -1,4 +1,4 @@
-"""Every format becomes the same rows; every kind of bad row is told with file, row and reason."""
+"""Every format becomes the same rows; every kind of bad row is reported with file, row and reason."""
 
 import csv
 import doctest
@@ -25,7 +25,7 @@ ROWS = [
 
 
 def load_counted(split="train", seed=42, **flags) -> tuple[list[dict], dict[str, int]]:
-    """The rows of one split, as the script would load them, and their counts."""
+    """Return the rows of one split, as the script would load them, and their counts."""
     stages = {f"do_{stage}": name == split for name, stage in STAGES.items()}
     training = SimpleNamespace(**stages, main_process_first=nullcontext, seed=seed, data_seed=None)
     rows, counts = load_rows(DataArguments(**flags), ModelArguments("model"), training)
@@ -86,7 +86,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_rows(tmp_path, layout, packed):
+def test_every_layout_is_read_as_the_same_rows(tmp_path, layout, packed):
     """Defect 1: CSV crashes in the reference, JSON lines are refused, SQuAD's own JSON is not understood."""
     path = write_file(tmp_path / LAYOUTS[layout], layout)
     if packed:
@@ -114,7 +114,7 @@ def test_local_dataset_folders(tmp_path, save):
         load("validation", dataset_name=str(folder))
 
 
-def test_a_hub_that_cannot_be_reached_is_told_in_one_line():
+def test_a_hub_that_cannot_be_reached_is_reported_in_one_line():
     with pytest.raises(UserError, match="--dataset_name squad: cannot be loaded") as caught:
         load(dataset_name="squad")
     assert len(caught.value.problems) == 1 and "\n" not in caught.value.problems[0]
@@ -176,7 +176,7 @@ def test_bad_rows_stop_the_run_or_are_left_out(tmp_path, caplog, reason):
     assert "skipped 1 of 3 rows" in caplog.text and reason in caplog.text
 
 
-def test_only_the_first_five_bad_rows_are_told(tmp_path):
+def test_only_the_first_five_bad_rows_are_reported(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps([bad(ROWS[0], context="")] * 9))
     with pytest.raises(UserError) as caught:
@@ -184,7 +184,7 @@ def test_only_the_first_five_bad_rows_are_told(tmp_path):
     assert len(caught.value.problems) == 6 and "9 of 9 rows" in caught.value.problems[-1]
 
 
-def test_problems_of_all_splits_are_told_together(tmp_path):
+def test_problems_of_all_splits_are_reported_together(tmp_path):
     for name in ("train", "dev"):
         (tmp_path / f"{name}.json").write_text(json.dumps([bad(ROWS[0], context="")]))
     data = DataArguments(train_file=str(tmp_path / "train.json"), validation_file=str(tmp_path / "dev.json"))
@@ -224,7 +224,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files_are_told_by_name(tmp_path, name):
+def test_broken_files_are_reported_by_name(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(BROKEN[name])
     with pytest.raises(UserError) as caught:
@@ -236,7 +236,9 @@ def test_broken_files_are_told_by_name(tmp_path, name):
 # Answers and their places
 
 
-NILE = "The Nile flows north through Egypt. Cairo lies on the Nile, and the delta begins behind Cairo."
+NILE = (
+    "The Nile flows north through Egypt. Cairo lies on the Nile, and the delta begins behind Cairo."  # right English
+)
 
 
 def write_rows(path, *rows: dict) -> str:
@@ -291,7 +293,7 @@ def test_a_train_file_without_answers_is_refused(tmp_path):
             load(train_file=path, version_2_with_negative=True)
 
 
-PLACED = {  # the answers of a file, and where they stand
+PLACED = {  # the answers of a file, and where they are
     "blanks around it": ([(" north ", 14), ("north\n", 15)], [("north", 15)] * 2),
     "the first of several": ([("Cairo", -1)], [("Cairo", 36)]),
     "the nearest of several": ([("Cairo", 35), ("Cairo", 80)], [("Cairo", 36), ("Cairo", 88)]),
@@ -322,7 +324,7 @@ def test_ambiguous_answers_are_counted_or_refused_or_skipped(tmp_path, caplog):
     assert len(rows) == 2 and counts == {}
 
 
-TEXT_OF_UNITS = "😀 é Cairo\r\n lies\r\non the Nile, é behind Cairo 😀 Cairo"
+TEXT_OF_UNITS = "😀 é Cairo\r\n lies\r\non the Nile, é behind Cairo 😀 Cairo"  # right English
 UNITS = {
     "UTF-16 code units": lambda text: len(text.encode("utf-16-le")) // 2,
     "bytes of UTF-8": lambda text: len(text.encode()),
@@ -376,7 +378,7 @@ def test_prediction_needs_no_answers(tmp_path, caplog):
 
 
 def test_published_test_files_have_empty_answers(tmp_path):
-    """Nobody says that these questions have none; next to answered ones they have."""
+    """On their own their answers are unknown; next to answered questions they have none."""
     path = write_rows(tmp_path / "x.jsonl", *[{"answers": answers()}] * 2)
     assert [row["answers"] for row in load("test", test_file=path, version_2_with_negative=True)] == [None] * 2
     path = write_rows(tmp_path / "x.jsonl", {"answers": answers()}, {"answers": answers(("Cairo", 36))})
@@ -402,7 +404,7 @@ def test_one_id_for_questions_about_several_contexts(tmp_path, caplog):
 
 @pytest.fixture
 def forty_contexts(tmp_path):
-    """A file of 100 questions about 40 contexts, of which blanks make 60."""
+    """Return a file of 100 questions about 40 contexts, of which blanks make 60."""
     contexts = [f"In town {number % 40} lies\tthe bridge." for number in range(100)]
     blank = [text.replace("\t", " \n") if number % 3 else text for number, text in enumerate(contexts)]
     return write_rows(tmp_path / "x.jsonl", *({"context": text, "answers": "the bridge"} for text in blank))
@@ -433,7 +435,7 @@ def test_the_held_out_part_depends_on_contexts_and_seed_alone(forty_contexts, tm
     assert {row["context"] for row in again} == {row["context"] for row in held}
 
 
-def test_each_part_is_checked_as_what_it_is(forty_contexts, tmp_path):
+def test_each_part_is_checked_by_its_own_rules(forty_contexts, tmp_path):
     """Row numbers are those of the file; a paraphrase is bad to train on and good to evaluate."""
     train, held = split_in_two(forty_contexts)
     rows = [json.loads(line) for line in open(forty_contexts)]

@@ -1,4 +1,4 @@
-"""The files of results: whole or as they were, with the content that `json` would write."""
+"""The files of results: whole or unchanged, with the content that `json` would write."""
 
 import json
 import os
@@ -31,12 +31,12 @@ def test_the_content_is_that_of_json(tmp_path_factory, parts):
     assert json.dumps(found) == json.dumps(json.loads(json.dumps(whole)))  # the order and -0.0 too
 
 
-def test_what_is_no_number_is_null_and_other_keys_are_texts():
+def test_nan_and_infinity_are_null_and_other_keys_are_texts():
     """NaN is no JSON: other programs refuse the file."""
     assert json.loads(to_json({7: [float("nan"), float("inf"), 1e16]})) == {"7": [None, None, 1e16]}
 
 
-def test_a_file_that_fails_half_way_is_as_it_was(tmp_path):
+def test_a_file_that_fails_half_way_is_unchanged(tmp_path):
     def parts():
         yield {"a": 1}
         raise RuntimeError("half way")

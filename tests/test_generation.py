@@ -1,4 +1,4 @@
-"""How encoder-decoders start, end and constrain what they write."""
+"""How encoder-decoders start, end and constrain their answers."""
 
 import importlib
 import json
@@ -43,14 +43,14 @@ def tiny(kind: str, **settings):
 
 
 def settings_of(tmp_path, config, tokenizer, generation: dict | None = None, **flags):
-    """What `read_generation_config` makes of a checkpoint's configuration and its `generation_config.json`."""
+    """Return what `read_generation_config` reads from a checkpoint's configuration and its `generation_config.json`."""
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     training_args = Seq2SeqTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **flags)
     return read_generation_config(config, tokenizer, Seq2SeqModelArguments(str(tmp_path)), training_args)
 
 
-def test_the_start_token_is_what_generation_starts_with(writers, tmp_path):
+def test_generation_starts_with_the_start_token(writers, tmp_path):
     """Bert2bert models often have it in `generation_config.json` alone."""
     bart = AutoConfig.for_model("bart", decoder_start_token_id=2)
     assert settings_of(tmp_path, bart, writers["bart"]).decoder_start_token_id == 2
@@ -64,7 +64,7 @@ def test_the_start_token_is_what_generation_starts_with(writers, tmp_path):
 
 
 def test_the_end_token_is_that_of_the_labels(tokenizers, writers, tmp_path):
-    """Besides those of the checkpoint; a tokenizer that ends no text gets its end token added, in the empty answer too."""
+    """In addition to those of the checkpoint; a tokenizer that ends no text gets its end token added, in the empty answer too."""
     config = AutoConfig.for_model("bart", decoder_start_token_id=2, eos_token_id=None)
     assert settings_of(tmp_path, config, tokenizers["bert"]).eos_token_id == tokenizers["bert"].sep_token_id
     found = settings_of(tmp_path, config, tokenizers["bert"], {"eos_token_id": [9, 8], "decoder_start_token_id": 2})

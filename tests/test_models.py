@@ -1,4 +1,4 @@
-"""Checkpoints keep their tensors, and what does not go together is reported before a run: without weights, in one line."""
+"""Checkpoints keep their tensors, and mismatches are reported before a run, without weights, in one line."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ import struct
 import pytest
 import torch
 import transformers
-from conftest import load
+from helpers import load
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -108,7 +108,7 @@ def test_a_checkpoint_keeps_its_tensors(tmp_path, caplog, kind, head, how):
 
 
 def test_the_library_still_loses_causal_weights(tmp_path):
-    """Else see whether qa.upstream.trunk_mapping can go."""
+    """Otherwise qa.upstream.trunk_mapping may be deleted."""
     save(tmp_path, "ForCausalLM", config_of("llama"))
     _, found = AutoModelForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
     assert "transformer.layers.0.mlp.up_proj.weight" in found["missing_keys"]
@@ -403,7 +403,7 @@ ENCODERS = [
 @pytest.mark.parametrize(
     "kind, settings, causal", [(*case, True) for case in DECODERS] + [(*case, False) for case in ENCODERS]
 )
-def test_a_causal_model_does_not_see_what_follows(kind, settings, causal):
+def test_a_causal_model_does_not_see_later_tokens(kind, settings, causal):
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **(XLNET if kind == "xlnet" else SEEING_SIZES), **settings)
     model = transformers.AutoModelForQuestionAnswering.from_config(config).eval()

@@ -14,7 +14,7 @@ CONTEXT = "abc d e f"  # tokens ab 0-2, ##c 2-3, d 4-5, e 6-7, f 8-9
 
 
 def tokenizer(padding_side: str = "right") -> BertTokenizerFast:
-    """A WordPiece tokenizer that knows WORDS."""
+    """Return a WordPiece tokenizer that knows WORDS."""
     made = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -23,7 +23,7 @@ def tokenizer(padding_side: str = "right") -> BertTokenizerFast:
 
 
 def labels(text: str | None, start: int = 0, size: int = 20, stride: int = 0, **options) -> list[tuple[int, int]]:
-    """The labels of the windows of "q" and CONTEXT for one gold answer."""
+    """Return the labels of the windows of "q" and CONTEXT for one gold answer."""
     gold = [{"text": [text], "answer_start": [start]}] if text is not None else None
     side = options.pop("side", "right")
     rows = oracle.features(tokenizer(side), ["q"], [CONTEXT], gold, size, stride, **options)
@@ -112,7 +112,7 @@ def test_zero_width_tokens():
 
 
 def test_end_in_the_first_token_leaves_the_context_in_the_source():
-    # A question right in front of the context, as Qwen2 has it; the answer is the first character.
+    # A question directly before the context, as in Qwen2; the answer is the first character.
     offsets = [(0, 4), (0, 2), (2, 4)]
     gold = {"text": ["x"], "answer_start": [0]}
     assert oracle.answer_positions(offsets, [False, True, True], gold, 0, False) == (1, 0)
@@ -131,7 +131,7 @@ def scores(*rows: tuple[float, ...], dtype: type = np.float64) -> np.ndarray:
 
 
 def window(**extra) -> dict:
-    """A feature of the only example: [CLS] red fox [SEP]."""
+    """Return a feature of the only example: [CLS] red fox [SEP]."""
     return {"example_index": 0, "offset_mapping": OFFSETS, **extra}
 
 
@@ -194,7 +194,7 @@ def test_null_row_comes_back_when_it_falls_out():
 
 
 @pytest.mark.parametrize("negatives, expected", [(False, ["empty"]), (True, ["empty", ""])])
-def test_nothing_left_gives_an_empty_row(negatives, expected):
+def test_without_any_candidate_the_row_is_empty(negatives, expected):
     feature = window() | {"offset_mapping": [None] * 4}
     logits = scores((-2, 0, 0, 0)), scores((-1, 0, 0, 0))
     texts, nbest, null_odds = oracle.answers(EXAMPLES, [feature], logits, negatives)

@@ -1,4 +1,4 @@
-"""Files of questions: every layout, encoding and form of answers is read as the same rows; the rest is a line."""
+"""Files of questions: every layout, encoding and form of answers is read as the same rows; anything else is reported in one line."""
 
 import csv
 import datetime
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -29,13 +29,13 @@ NONE = {"text": [], "answer_start": []}
 
 
 def columns(**flags) -> SimpleNamespace:
-    """The flags that name columns, as DataArguments has them."""
+    """Return the flags that name columns, as DataArguments has them."""
     names = {"context_column": "context", "question_column": "question", "answer_column": "answers", "id_column": None}
     return SimpleNamespace(**names | flags)
 
 
 def read_rows(path, needs_answers: bool = True, **flags) -> list[dict]:
-    """The rows of a file; a row that cannot be one is a UserError, as in a run."""
+    """Return the rows of a file; a row that cannot be one is a UserError, as in a run."""
     data = columns(**flags)
     records = read_file(path)
     check_columns(records, path.name, data, needs_answers)
@@ -116,7 +116,7 @@ def to_bytes(content) -> bytes:
 
 
 @pytest.mark.parametrize("case", READ)
-def test_what_tools_and_libraries_write_is_read(tmp_path, case):
+def test_files_of_tools_and_libraries_are_read(tmp_path, case):
     ending, content, rows, flags = READ[case]
     path = tmp_path / f"x.{ending}"
     path.write_bytes(to_bytes(content))
@@ -165,7 +165,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_mistake_is_a_line_with_the_value_found(tmp_path, case):
+def test_a_mistake_is_reported_in_one_line_with_the_value_found(tmp_path, case):
     ending, content, part = REFUSED[case]
     path = tmp_path / f"x.{ending}"
     path.write_bytes(to_bytes(content))
@@ -190,7 +190,7 @@ def test_columns_that_no_row_has_are_named_with_those_that_are_there(tmp_path):
         read_rows(path, id_column="key")
 
 
-def test_a_folder_is_a_line(tmp_path):
+def test_a_folder_is_refused_in_one_line(tmp_path):
     (tmp_path / "x.json").mkdir()
     with pytest.raises(UserError, match="x.json: cannot be read as .json: .*directory"):
         read_file(tmp_path / "x.json")
@@ -243,7 +243,7 @@ QUOTES = ['it\'s "so"', 'say "so"', "it's", "a\nb", "a \\ b", "[x]", "", "😀"]
 @pytest.mark.parametrize("answers", [["Cairo"], QUOTES, [f"{word} {n}" for n in range(30) for word in QUOTES[:5]], []])
 @pytest.mark.parametrize("array", [lambda values: np.array(values, dtype=object), np.array, tuple], ids=["object", "text", "tuple"])  # fmt: skip
 def test_cells_as_numpy_prints_them(tmp_path, answers, array):
-    """What `to_pandas().to_csv()` writes: long arrays over several lines, quotes of both kinds, none at all."""
+    """As `to_pandas().to_csv()` writes them: long arrays over several lines, quotes of both kinds, none at all."""
     path = tmp_path / "x.csv"
     starts = range(len(answers))
     cell = {"text": array(answers), "answer_start": array(list(starts))}
@@ -268,7 +268,7 @@ def test_scalars_of_numpy_are_read(tmp_path):
     assert read_rows(path) == [row("a")]
 
 
-def test_what_datasets_writes(tmp_path):
+def test_files_of_the_library_datasets_are_read(tmp_path):
     import datasets
 
     rows = [row("a"), row("b", {"text": ["Cairo", 'it\'s "so"'], "answer_start": [36, 1]}), row("c", NONE)]
@@ -321,11 +321,11 @@ def test_excel_without_its_reader_names_the_package(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Whatever comes
+# Fuzzing
 
 
 def check_rows_or_line(path, data=columns()) -> None:
-    """A file is read as rows whose answers have texts and whole starts, or is a line that names it."""
+    """Check that a file is read as rows whose answers have texts and whole starts, or is refused in a line that names it."""
     try:
         records = read_file(path)
         check_columns(records, str(path), data, needs_answers=False)
@@ -358,7 +358,7 @@ SEEDS = [to_bytes(content) for ending, content, *_ in READ.values() if not endin
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(READERS)), st.sampled_from(SEEDS), st.binary(max_size=40), st.integers(0, 400), st.integers(0, 9))  # fmt: skip
-def test_any_bytes_are_rows_or_a_line(folder, ending, seed, inserted, place, length):
+def test_any_bytes_are_rows_or_refused_in_one_line(folder, ending, seed, inserted, place, length):
     """Files of all kinds with some bytes replaced by any others."""
     path = folder / f"x{ending}"
     path.write_bytes(seed[:place] + inserted + seed[place + length :])
@@ -379,7 +379,7 @@ VALUES = st.recursive(
 @settings(max_examples=100, deadline=None)
 @given(VALUES, VALUES, VALUES)
 @example([[]], {"text": "a", "answer_start": []}, None)
-def test_any_json_is_rows_or_a_line(folder, value, answers, start):
+def test_any_json_is_rows_or_refused_in_one_line(folder, value, answers, start):
     path = folder / "x.json"
     for content in (value, [{"context": "c", "qas": value}], {"data": [{"paragraphs": value}]}):
         path.write_text(json.dumps(content))
@@ -399,7 +399,7 @@ def test_values_that_json_does_not_have_are_refused(tmp_path):
 
 
 def rows_of_table(page: str, title: str) -> list[list[str]]:
-    """The cells of the first table of a section, without its header."""
+    """Return the cells of the first table of a section, without its header."""
     lines = page.split(f"\n## {title}\n")[1].split("\n## ")[0].splitlines()
     lines = [line for line in lines if line.startswith("|")][2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]

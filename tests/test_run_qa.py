@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import CAUSAL_KINDS, check_results, golds_of, history_of, learning_flags, load, read_rows, rows_of
+from helpers import CAUSAL_KINDS, check_results, golds_of, history_of, learning_flags, load, read_rows, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
@@ -38,7 +38,7 @@ def run(model, output_dir, *flags) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tiny_model, squad_files, tmp_path_factory):
-    """The output of a run that trains 3 epochs with a checkpoint each, evaluates and predicts."""
+    """Return the output of a run that trains 3 epochs with a checkpoint each, evaluates and predicts."""
     folder = tmp_path_factory.mktemp("trained")
     run(tiny_model, folder, *training_flags(squad_files), "--do_eval", "--do_predict", "--validation_file",
         squad_files / "dev.json", "--test_file", squad_files / "dev.json")  # fmt: skip
@@ -332,7 +332,7 @@ def test_batching_does_not_change_the_answers(trained, squad_files, tmp_path, fl
 
 @pytest.fixture(scope="module")
 def unpadded(tiny_model, squad_files, tmp_path_factory):
-    """The answers of the model before any training, one window at a time."""
+    """Return the answers of the model before any training, one window at a time."""
     folder = tmp_path_factory.mktemp("unpadded")
     flags = ["--do_eval", "--validation_file", squad_files / "dev.json", "--max_seq_length", "192"]
     run(tiny_model, folder, *flags, "--pad_to_max_length", "False", "--per_device_eval_batch_size", "1")
@@ -400,9 +400,7 @@ def test_left_padding_answers_like_no_padding(tokenizers, tmp_path, kind, pad):
             output.start_logits[0].numpy(),
             output.end_logits[0].numpy(),
         )
-    logits[
-        :, np.arange(384) >= features.lengths()[:, None]
-    ] = -1e4  # stands for what the padding's logits do not reach
+    logits[:, np.arange(384) >= features.lengths()[:, None]] = -1e4  # lower than any logit of the padding
     alone = oracle.answers(rows, [features.as_dict(index) for index in range(len(features))], tuple(logits))[1]
     together = load(tmp_path / "out" / "eval_nbest_predictions.json")
     for name, best in together.items():
@@ -410,7 +408,7 @@ def test_left_padding_answers_like_no_padding(tokenizers, tmp_path, kind, pad):
         assert best[0]["start_logit"] == pytest.approx(alone[name][0]["start_logit"], abs=1e-4)
 
 
-def test_limits_of_the_model_are_told(tiny_model, squad_files, tmp_path, caplog):
+def test_limits_of_the_model_are_reported(tiny_model, squad_files, tmp_path, caplog):
     """Defect 9: windows without room, and windows longer than the model's position table."""
     flags = ["--do_eval", "--validation_file", squad_files / "dev.json"]
     run(tiny_model, tmp_path, *flags, "--max_seq_length", "600", "--max_eval_samples", "2")
@@ -421,7 +419,7 @@ def test_limits_of_the_model_are_told(tiny_model, squad_files, tmp_path, caplog)
         run(tiny_model, tmp_path, *flags, "--max_seq_length", "48", "--doc_stride", "45")
 
 
-def test_models_that_cannot_be_loaded_are_told_in_one_line(squad_files, tmp_path):
+def test_models_that_cannot_be_loaded_are_reported_in_one_line(squad_files, tmp_path):
     (tmp_path / "model").mkdir()
     for name in ("no-such-model", tmp_path / "model"):
         with pytest.raises(UserError, match="cannot be loaded with AutoConfig") as caught:

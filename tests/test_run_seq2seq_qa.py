@@ -1,4 +1,4 @@
-"""The script of encoder-decoders, in process, on tiny models: files, answers beside plain `generate`, scores, resuming."""
+"""The script of encoder-decoders, in process, on tiny models: files, answers compared with plain `generate`, scores, resuming."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import ROOT, check_results, golds_of, load
+from helpers import ROOT, check_results, golds_of, load
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -127,7 +127,7 @@ def test_evaluation_and_prediction_write_alike(writing_models, squad_files, tmp_
         assert same == (number < 3)
 
 
-def test_without_generating_it_is_told_what_is_missing(writing_models, squad_files, tmp_path, caplog):
+def test_without_generating_the_missing_scores_are_reported(writing_models, squad_files, tmp_path, caplog):
     flags = ["--do_eval", "--validation_file", squad_files / "dev.json"]
     run(writing_models["t5"], tmp_path, *flags, generate=False)
     assert "Without --predict_with_generate no answers are written" in caplog.text
@@ -330,7 +330,7 @@ def test_numbers_of_the_command_line(writing_models, squad_files, tmp_path):
 
 
 def test_the_two_scripts_share_no_long_run_of_lines():
-    """Beyond the imports: what both do stands in one place."""
+    """Apart from the imports: common code is in one place."""
     first, second = (
         (ROOT / f"{name}.py").read_text().split("def main(")[1].splitlines() for name in ("run_qa", "run_seq2seq_qa")
     )

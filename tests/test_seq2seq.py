@@ -1,9 +1,9 @@
-"""What encoder-decoders read and are to write, against the plain oracle; and the choice between windows."""
+"""Inputs and targets of encoder-decoders against the plain oracle, and the choice between windows."""
 
 import numpy as np
 import oracle
 import pytest
-from conftest import nbest_of, rows_of
+from helpers import nbest_of, rows_of
 from small_tokenizers import make_rows
 
 import qa.seq2seq
@@ -81,7 +81,7 @@ def test_windows_without_the_answer(writers):
     assert with_negatives.count("word100") == len(trained)
 
 
-def test_answers_that_no_window_holds_are_told(writers, caplog):
+def test_answers_that_no_window_holds_are_reported(writers, caplog):
     tokenizer = writers["t5"]
     context = " ".join(f"word{number}" for number in range(200))
     answer = {"text": [context], "answer_start": [0]}
@@ -142,7 +142,7 @@ def test_the_collator_pads_labels_to_their_own_length(writers):
 
 @pytest.fixture
 def long_and_short(writers):
-    """A row of several windows and one of a single one, with their features."""
+    """Return a row of several windows and one of a single one, with their features."""
     context = " ".join(f"word{number}" for number in range(200))
     rows = rows_of(["Which?", "Where?"], [context, "word1 word2"], [{"text": ["word1"], "answer_start": [6]}] * 2)
     return rows, qa.seq2seq.prepare_seq2seq_features(rows, writers["t5"], 128, 16, 30)
@@ -185,7 +185,7 @@ def test_the_empty_answer(long_and_short):
     assert answers.texts == {"q0": "", "q1": ""}
 
 
-def test_what_does_not_belong_together_is_refused(long_and_short):
+def test_mismatched_inputs_are_refused(long_and_short):
     rows, features = long_and_short
     with pytest.raises(ValueError, match="got 1 texts and"):
         qa.seq2seq.choose_windows(rows, features, ["text"], np.zeros(1))

@@ -1,4 +1,4 @@
-"""The seq2seq quickstart's corpus gives nothing away: unseen names, one fact of a kind, facts anywhere; and its small T5."""
+"""The seq2seq quickstart's corpus leaks nothing: unseen names, one fact of a kind, facts anywhere; and its small T5."""
 
 import re
 import sys
@@ -23,8 +23,8 @@ def kind_of(row: dict) -> str:
     return row["id"].rsplit("-", 1)[1]
 
 
-def values_told(context: str, kind: str) -> list[str]:
-    """The values of all sentences of this kind in the context, whatever stands for the person's name."""
+def values_stated(context: str, kind: str) -> list[str]:
+    """Return the values of all sentences of this kind in the context, with a name or a pronoun in them."""
     values, sentences, _ = seq2seq_corpus.KINDS[kind]
     name = r"(?:[A-Z]\w+)"  # a name or a pronoun
     found = []
@@ -56,17 +56,17 @@ def test_no_name_of_the_evaluation_part_is_in_training_and_every_answer_is():
 
 
 @pytest.mark.parametrize("settings", [{}, {"windows": 4}, {"negatives": 0.3}])
-def test_a_context_tells_one_fact_of_a_kind_and_the_answer_is_that(settings):
+def test_a_context_states_one_fact_of_a_kind_and_it_is_the_answer(settings):
     for row in rows_of_part("dev", 400, **settings):
-        told = {kind: values_told(row["context"], kind) for kind in seq2seq_corpus.KINDS}
-        assert 3 <= sum(map(len, told.values())) <= 4 and max(map(len, told.values())) == 1
+        stated = {kind: values_stated(row["context"], kind) for kind in seq2seq_corpus.KINDS}
+        assert 3 <= sum(map(len, stated.values())) <= 4 and max(map(len, stated.values())) == 1
         golds = row["answers"]
-        assert [gold["text"] for gold in golds] == told[kind_of(row)]
+        assert [gold["text"] for gold in golds] == stated[kind_of(row)]
         assert all(row["context"].startswith(gold["text"], gold["answer_start"]) for gold in golds)
 
 
-def test_no_word_that_tells_the_kind_of_a_question_is_in_a_sentence():
-    """What makes the corpus easy enough, so that is to stay."""
+def test_no_word_that_names_the_kind_of_a_question_is_in_a_sentence():
+    """This makes the corpus easy enough for a small model."""
     sentences = " ".join(text for _, texts, _ in seq2seq_corpus.KINDS.values() for text in texts)
     sentences += " ".join(seq2seq_corpus.FILLERS + seq2seq_corpus.ASIDES)
     shared = set(re.findall(r"\w+", sentences))
@@ -79,7 +79,7 @@ def test_no_word_that_tells_the_kind_of_a_question_is_in_a_sentence():
         assert all(question - others - shared for question in questions), kind
 
 
-def test_who_does_not_read_the_context_scores_little():
+def test_a_model_that_does_not_read_the_context_scores_little():
     rows = seq2seq_corpus.make_part("dev", 500, 0)
     assert 1 < seq2seq_corpus.baseline_exact_match(rows) < 10
     many = rows_of_part("train", 6000)
@@ -99,7 +99,7 @@ def test_the_baseline_writes_the_most_frequent_answer_of_the_asked_kind():
     assert seq2seq_corpus.baseline_exact_match({"data": [{"paragraphs": [{"qas": qas}]}]}) == 100 * 4 / 7
 
 
-def test_the_asked_fact_of_a_long_document_stands_in_any_quarter():
+def test_the_asked_fact_of_a_long_document_is_in_any_quarter():
     rows = rows_of_part("dev", 800, windows=4, window_tokens=60)
     lengths = [seq2seq_corpus.count_tokens(row["context"]) for row in rows]
     assert 240 <= min(lengths) and max(lengths) < 260
@@ -121,14 +121,14 @@ def test_a_share_of_long_contexts():
     assert 0.1 < sum(seq2seq_corpus.count_tokens(row["context"]) > 200 for row in rows) / len(rows) < 0.3
 
 
-def test_questions_without_answer_ask_for_what_is_not_told():
+def test_questions_without_answer_ask_for_a_fact_that_is_not_stated():
     squad = seq2seq_corpus.make_part("dev", 1000, 0, negatives=0.3)
     qas = [(paragraph, qa) for paragraph in squad["data"][0]["paragraphs"] for qa in paragraph["qas"]]
     without = [(paragraph["context"], qa["id"].rsplit("-", 1)[1]) for paragraph, qa in qas if qa["is_impossible"]]
     assert 0.24 < len(without) / len(qas) < 0.36
     assert all(qa["is_impossible"] == (qa["answers"] == []) for _, qa in qas)
     for context, kind in without:
-        assert not values_told(context, kind)
+        assert not values_stated(context, kind)
         words = set(re.findall(r"\w+", context)) - names_of([{"context": context, "question": ""}])
         assert not set(seq2seq_corpus.KINDS[kind][0]) & words
     assert "is_impossible" not in seq2seq_corpus.make_part("dev", 2, 0)["data"][0]["paragraphs"][0]["qas"][0]

@@ -7,7 +7,7 @@ import logging
 import oracle
 import pytest
 import torch
-from conftest import SHARED_DATA, as_dicts, real_questions, rows_of
+from helpers import SHARED_DATA, as_dicts, real_questions, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
@@ -24,7 +24,7 @@ SIZES = [(40, 8), (64, 16), (128, 0), (384, 128)]
 
 
 def expected(tokenizer, rows: list[dict], max_seq_length: int, doc_stride: int, causal: bool = False) -> list[dict]:
-    """The oracle's features of rows, with the id in place of the number."""
+    """Return the oracle's features of rows, with the id in place of the number."""
     columns = ([row[name] for row in rows] for name in ("question", "context", "answers"))
     options = {"stay_in_context": True, "causal": causal}
     features = oracle.features(tokenizer, *columns, max_seq_length, doc_stride, **options)
@@ -37,7 +37,7 @@ def expected(tokenizer, rows: list[dict], max_seq_length: int, doc_stride: int, 
 
 
 def short_enough(rows: list[dict], tokenizer, max_seq_length: int, doc_stride: int) -> list[dict]:
-    """The rows that the tokenizer itself does not panic on."""
+    """Return the rows that the tokenizer itself does not panic on."""
     most = max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - doc_stride - 2
     reader = oracle.with_private_names(tokenizer)
     lengths = [len(reader(row["question"].lstrip(), add_special_tokens=False)["input_ids"]) for row in rows]
@@ -128,7 +128,7 @@ def test_long_questions_are_trimmed_and_counted(tokenizers, kind, causal, words,
     assert "1 questions are too long" in caplog.text
     dicts = as_dicts(features)
     assert max(len(feature["input_ids"]) for feature in dicts) <= 64
-    for row in rows:  # every character of the context stands in some window
+    for row in rows:  # every character of the context is in some window
         spans = {
             span
             for feature in dicts
@@ -177,18 +177,18 @@ def test_collator_pads_as_the_tokenizer_does_on_the_right(tokenizers, kind, leng
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_tokenizer_without_a_post_processor(tokenizers, side):
-    """tokenizers 0.21 says of its first window only what is question and what context; the same one that adds nothing tells."""
-    bare, telling = (copy.deepcopy(tokenizers["qwen2"]) for _ in range(2))
-    bare.padding_side = telling.padding_side = side
+    """tokenizers 0.21 marks question and context in its first window only; a post-processor that adds nothing marks all."""
+    bare, marking = (copy.deepcopy(tokenizers["qwen2"]) for _ in range(2))
+    bare.padding_side = marking.padding_side = side
     settings = json.loads(bare.backend_tokenizer.to_str()) | {"post_processor": None}
     bare._tokenizer = Tokenizer.from_str(json.dumps(settings))
-    telling.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    marking.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A", pair="$A $B", special_tokens=[]
     )
     assert bare.backend_tokenizer.post_processor is None
-    rows = short_enough(rows_of(*make_rows(60, seed=3)), telling, 64, 16)
+    rows = short_enough(rows_of(*make_rows(60, seed=3)), marking, 64, 16)
     features = utils_qa.prepare_features(rows, bare, 64, 16)
-    assert isinstance(features, utils_qa.Features) and as_dicts(features) == expected(telling, rows, 64, 16)
+    assert isinstance(features, utils_qa.Features) and as_dicts(features) == expected(marking, rows, 64, 16)
     assert len(features) > len(rows)
 
 

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from conftest import as_dicts, rows_of
+from helpers import as_dicts, rows_of
 from test_utils_qa import KINDS
 from tokenizers import AddedToken
 
@@ -24,7 +24,7 @@ def special_ids(tokenizer) -> set[int]:
 
 
 def every_name(tokenizer) -> str:
-    """A text that names each special token, next to a word and alone."""
+    """Return a text that names each special token, next to a word and alone."""
     return " ".join(f"{name} word{name}word" for name in tokenizer.all_special_tokens)
 
 
@@ -61,7 +61,7 @@ def test_names_of_special_tokens_in_a_text_are_text(all_tokenizers, kind):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_names_of_special_tokens_in_what_is_read_and_written_are_text(all_tokenizers, kind):
+def test_names_of_special_tokens_in_inputs_and_targets_are_text(all_tokenizers, kind):
     tokenizer = all_tokenizers[kind]
     rows = rows_of([every_name(tokenizer)], [HTML], [ANSWER])
     before = tokenizer.backend_tokenizer.to_str()
@@ -113,7 +113,7 @@ def test_a_tokenizer_is_saved_as_it_was(tokenizers, kind, tmp_path):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "bert"])
 def test_a_causal_model_reads_the_question_first_and_has_a_place_for_no_answer(tokenizers, kind, side):
-    """Whatever the padding side; also where there is no question, and no special token of the tokenizer's own."""
+    """On either padding side, also without a question, and without a special token of the tokenizer's own."""
     tokenizer = copy.deepcopy(tokenizers[kind])
     tokenizer.padding_side = side
     context = "the river and the bridge of the old city " * 3

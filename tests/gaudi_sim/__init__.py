@@ -1,11 +1,11 @@
-"""A Gaudi made of host memory: `hpu` on the CPU, so that every recipe can be rehearsed where there is no card.
+"""A Gaudi in host memory: `hpu` on the CPU, so that every recipe can be rehearsed where there is no card.
 
     python -m tests.gaudi_sim run_qa.py --use_habana ...           # from the project's root: runs a script on it
     tests.gaudi_sim.environment() -> dict                         # for a subprocess: runs `python run_qa.py` on it
     tests.gaudi_sim.activate()                                     # in this process, before `import torch` is used
     tests.gaudi_sim.counts() -> dict                               # what this process exercised on it
 
-README.md tells the rest.
+README.md describes the rest.
 """
 
 import importlib
@@ -29,14 +29,14 @@ def environment(
     driver_version: str = PLUGIN_VERSION,
     counts_file: str | os.PathLike | None = None,
 ) -> dict[str, str]:
-    """A copy of this process's environment in which every Python finds the simulated Gaudi.
+    """Return a copy of this process's environment in which every Python finds the simulated Gaudi.
 
     Args:
         cards: how many are visible (8; or what SIMULATED_GAUDI_CARDS says); 0 is a node without a card.
         busy: how many of them others hold. When none is left for a rank, touching `hpu` raises.
         lazy: PT_HPU_LAZY_MODE; None leaves it as it is (eager, where nothing says otherwise).
         plugin_version: of habana-torch-plugin, as `pip list` shows it.
-        driver_version: as `hl-smi` tells it.
+        driver_version: as `hl-smi` reports it.
         counts_file: where each process that used a card appends its counts, a JSON object in a line.
     """
     made = dict(os.environ)
@@ -60,7 +60,7 @@ def environment(
 
 
 def plugin_folder(version: str) -> Path:
-    """A folder that holds the metadata of habana-torch-plugin in that version, made when it is first asked for."""
+    """Return a folder that holds the metadata of habana-torch-plugin in that version, made when it is first asked for."""
     folder = cache_folder() / "plugin" / version
     info = folder / f"habana_torch_plugin-{version}.dist-info"
     info.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def plugin_folder(version: str) -> Path:
 
 
 def is_missing(package: str) -> bool:
-    """Whether a package is not installed; the stub of an earlier call does not count."""
+    """Return whether a package is not installed; the stub of an earlier call does not count."""
     found = importlib.util.find_spec(package)
     return found is None or is_ours(found.origin or "")
 
@@ -92,7 +92,7 @@ def is_ours(path: str) -> bool:
 
 
 def activate(**options) -> None:
-    """Makes this process one with a simulated Gaudi, and those it starts. Options as of `environment`.
+    """Make this process one with a simulated Gaudi, and those it starts. Options as of `environment`.
 
     Raises:
         RuntimeError: PyTorch was asked for an accelerator before; it does not look a second time.
@@ -111,7 +111,7 @@ def activate(**options) -> None:
 
 
 def counts() -> dict:
-    """What this process exercised: see README.md."""
+    """Return what this process exercised, see README.md."""
     from habana_frameworks.torch import counting
 
     return counting.counts()

@@ -1,4 +1,4 @@
-"""Builds device.cpp, once per PyTorch, into a cache that processes share."""
+"""Build device.cpp, once for each PyTorch, into a cache that processes share."""
 
 import fcntl
 import hashlib
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 def build_library() -> Path:
-    """The device's shared library; compiles it (20 to 60 s) where the cache has none for this source and PyTorch.
+    """Return the device's shared library; compiles it (20 to 60 s) where the cache has none for this source and PyTorch.
 
     It needs neither Python's headers nor ninja, since PyTorch loads it as a library of operations.
 
@@ -36,7 +36,7 @@ def build_library() -> Path:
     gpu = gpu_of_torch()
     if gpu is not None:
         raise CannotBuild(
-            f"simulated Gaudi: this PyTorch is built for {gpu}, and so for no Gaudi beside it; install the CPU build: "
+            f"simulated Gaudi: this PyTorch is built for {gpu}, which refuses a second device; install the CPU build: "
             "pip install torch --index-url https://download.pytorch.org/whl/cpu"
         )
     source = SOURCE.read_bytes()

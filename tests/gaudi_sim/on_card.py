@@ -1,4 +1,4 @@
-"""What test_gaudi_sim.py runs in one process on the simulated Gaudi: pytest collects it there, not with the other tests."""
+"""Tests that test_gaudi_sim.py runs in one process on the simulated Gaudi; pytest does not collect them with the others."""
 
 import gc
 import io
@@ -32,7 +32,7 @@ def test_a_view_and_its_base_share_memory():
     assert torch.equal(base[1].cpu(), torch.zeros(4)) and base[0, 0].item() == 1
 
 
-def test_results_can_grow_what_they_are_written_to():
+def test_a_result_resizes_the_tensor_it_is_written_to():
     out = torch.empty(0, device="hpu")
     torch.add(values(5).to("hpu"), 1, out=out)
     assert torch.equal(out.cpu(), values(5) + 1)
@@ -97,7 +97,7 @@ def test_host_operands_only_where_a_card_takes_them():
         there @ values(3)
 
 
-def test_what_it_cannot_do_honestly_it_refuses():
+def test_operations_that_it_cannot_simulate_are_refused():
     with pytest.raises(RuntimeError, match="a process has one card"):
         torch.zeros(1, device="hpu:1")
     with pytest.raises(RuntimeError, match="8 cards"):
@@ -110,7 +110,7 @@ def test_what_it_cannot_do_honestly_it_refuses():
         torch.hpu.make_coffee
 
 
-def test_memory_is_what_the_host_lent_and_has_no_limit_of_a_card():
+def test_memory_is_that_of_the_host_without_a_limit_of_a_card():
     gc.collect()
     before = torch.hpu.memory_allocated()
     lent = torch.zeros(1000, device="hpu")
@@ -142,7 +142,7 @@ def small_model() -> torch.nn.Module:
 
 
 def gradients_of(model, rows: int) -> list[torch.Tensor]:
-    """The gradients of one step on `rows` rows."""
+    """Return the gradients of one step on `rows` rows."""
     device = next(model.parameters()).device
     model.zero_grad()
     model(values(rows, 4).div(10).to(device)).square().mean().backward()
@@ -196,7 +196,7 @@ def test_a_graph_that_would_replay_old_values_raises():
         torch.hpu.HPUGraph().replay()
 
 
-def test_torch_compile_counts_and_gives_the_same_gradients():
+def test_torch_compile_counts_and_returns_the_same_gradients():
     from tests.gaudi_sim import counts
 
     before = counts()["compiles"]
@@ -242,7 +242,7 @@ def train(model, batches, device: str) -> list[float]:
     return losses
 
 
-def test_training_a_bert_gives_the_losses_of_the_cpu_and_counts_its_shapes(tiny_model):
+def test_training_a_bert_has_the_losses_of_the_cpu_and_counts_its_shapes(tiny_model):
     from tests.gaudi_sim import counts
 
     before = counts()["input_shapes"]
@@ -284,7 +284,7 @@ def test_the_steps_of_generate_are_no_inputs_of_the_model():
 
 
 @pytest.mark.parametrize("mode", ["lazy", "compile"])
-def test_gaudi_trainer_exercises_what_its_flags_say(tiny_model, tmp_path, monkeypatch, mode):
+def test_gaudi_trainer_follows_its_flags(tiny_model, tmp_path, monkeypatch, mode):
     """The real trainer of optimum-habana; last, since importing it changes transformers for the whole process."""
     monkeypatch.setenv("PT_HPU_LAZY_MODE", "1" if mode == "lazy" else "0")
     from optimum.habana import GaudiConfig, GaudiTrainer, GaudiTrainingArguments

@@ -1,4 +1,4 @@
-"""What test_gaudi_sim.py runs as two ranks on the simulated Gaudi: each collective, and gradients through DDP."""
+"""Script of test_gaudi_sim.py for two ranks on the simulated Gaudi: each collective, and gradients through DDP."""
 
 import sys
 from pathlib import Path
@@ -43,7 +43,7 @@ def check_collectives(rank: int) -> None:
 
 
 def check_work(rank: int) -> None:
-    """Whoever waits for the future of a collective gets the device's tensor: DDP reads its gradients there."""
+    """The future of a collective holds the device's tensor: DDP reads its gradients there."""
     tensor = rank * ones(2)
     work = dist.broadcast(tensor, 1, async_op=True)
     work.wait()

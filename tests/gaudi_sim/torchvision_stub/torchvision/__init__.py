@@ -1,1 +1,1 @@
-"""Stands in for torchvision, which optimum-habana imports and question answering does not need."""
+"""Replacement of torchvision, which optimum-habana imports and question answering does not need."""

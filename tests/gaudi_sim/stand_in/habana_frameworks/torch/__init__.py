@@ -1,4 +1,4 @@
-"""Loads the device on host memory into PyTorch, and the functions that programs expect of Habana's plugin."""
+"""Load the device on host memory into PyTorch, and the functions that programs expect of Habana's plugin."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Counts what a run exercised, and tells it when the process ends."""
+"""Count what a run exercised, and print it when the process ends."""
 
 import atexit
 import json
@@ -26,7 +26,7 @@ def is_lazy() -> bool:
 
 
 def counts() -> dict:
-    """What this process exercised so far."""
+    """Return what this process exercised so far."""
     seen = {phase: len(keys) for phase, keys in shapes.items()}
     return {
         "device": "simulated Gaudi",
@@ -51,9 +51,9 @@ def start() -> None:
 
 
 def counted_call(module, *args, **kwargs):
-    """In place of `Module.__call__`: notes the shapes that a model's outermost call has.
+    """Record, in place of `Module.__call__`, the shapes that a model's outermost call has.
 
-    It stands here and not in a hook on the models because DDP, DeepSpeed, HPU graphs and `torch.compile` all end in
+    It is here and not in a hook on the models because DDP, DeepSpeed, HPU graphs and `torch.compile` all end in
     such a call, whichever of them wraps which. While `torch.compile` traces, nothing is counted.
     """
     if torch.compiler.is_compiling() or Calls.under_way or not is_model(module):
@@ -72,7 +72,7 @@ def is_model(module) -> bool:
 
 
 def model_of(module):
-    """What is compiled, without DDP where that is compiled with it: its parts are then called while tracing alone."""
+    """Return the compiled model without DDP, whose parts are called only while tracing."""
     compiled = getattr(module, "_orig_mod", module)
     if compiled is not module and isinstance(compiled, torch.nn.parallel.DistributedDataParallel):
         return compiled.module
@@ -80,7 +80,7 @@ def model_of(module):
 
 
 def note_shapes(model, args, kwargs) -> None:
-    """Adds the call's shapes, if it runs on the card: each would be a compilation on a real one."""
+    """Add the call's shapes, if it runs on the card: each would be a compilation on a real one."""
     leaves = [(f"{place}", value) for place, value in enumerate(args)] + sorted(kwargs.items())
     tensors = [(name, tensor) for name, value in leaves for tensor in tensors_in(value)]
     if any(tensor.device.type == "hpu" for _, tensor in tensors):
@@ -90,7 +90,7 @@ def note_shapes(model, args, kwargs) -> None:
 
 
 def tensors_in(value) -> list[torch.Tensor]:
-    """The tensors of an argument: itself, or those in a list, tuple or dict (of such)."""
+    """Return the tensors of an argument: itself, or those in a list, tuple or dict (of such)."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
@@ -99,7 +99,7 @@ def tensors_in(value) -> list[torch.Tensor]:
 
 
 def is_generating() -> bool:
-    """Whether a `generate` is among the callers: a decode step is not an input of the user's."""
+    """Return whether a `generate` is among the callers: a decode step is not an input of the user's."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "generate":
@@ -109,7 +109,7 @@ def is_generating() -> bool:
 
 
 def line() -> str:
-    """What `counts` says, in one line."""
+    """Return the counts in one line."""
     now = counts()
     ignored = f" ({now['mark_steps_ignored']} ignored: eager mode)" if now["mark_steps_ignored"] else ""
     seen = now["input_shapes"]

@@ -1,4 +1,4 @@
-"""`hccl`: collectives between cards, by gloo, and the ranks that mpirun gives out."""
+"""`hccl`: collectives between cards, by gloo, and the ranks that mpirun assigns."""
 
 import os
 
@@ -17,7 +17,7 @@ def make_group(store, rank, size, timeout):
 
 
 def take_ranks_of_mpi() -> None:
-    """Puts what mpirun says where PyTorch looks; nothing where torchrun already did."""
+    """Copy mpirun's variables to those that PyTorch reads, unless torchrun set them."""
     for name, of_mpi in NAMES.items():
         if of_mpi in os.environ:
             os.environ.setdefault(name, os.environ[of_mpi])

@@ -143,7 +143,7 @@ def stream(stream):
 
 
 class Event:
-    """Tells the time of the host."""
+    """Measure the time of the host."""
 
     def __init__(self, enable_timing=False, blocking=False, interprocess=False):
         self.time = None

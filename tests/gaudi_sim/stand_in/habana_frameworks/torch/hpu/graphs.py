@@ -32,7 +32,7 @@ class GraphedForward:
 
 
 def wrap_in_hpu_graph(module, *, max_graphs: int | None = None, **options):
-    """Wraps the module's forward; returns the module. Options that steer a card's caches change nothing here."""
+    """Wrap the module's forward; return the module. Options that steer a card's caches change nothing here."""
     counting.counters["graph_wraps"] += 1
     module.forward = GraphedForward(module.forward, max_graphs)
     return module
@@ -51,7 +51,7 @@ class ModuleCacher:
 
 
 class HPUGraph:
-    """What runs between `capture_begin` and `capture_end`, to be run again by `replay` on the same tensors.
+    """The operations between `capture_begin` and `capture_end`, which `replay` runs again on the same tensors.
 
     It records each operation with its operands; a replay repeats them and puts the new values into the tensors that the
     capture made. Values that left the device during the capture (`.item()`) would be old at a replay: that raises.
@@ -80,7 +80,7 @@ class HPUGraph:
 
 
 def repeat(operation, args, kwargs, results: list[torch.Tensor]) -> None:
-    """Runs a recorded operation again and puts what it gives into the tensors of the capture."""
+    """Run a recorded operation again and copy its results into the tensors of the capture."""
     operands = {id(leaf) for leaf in tree_leaves((args, kwargs))}
     for old, new in zip(results, tree_leaves(operation(*args, **kwargs))):
         if id(old) not in operands and old.data_ptr() != new.data_ptr():  # neither in-place nor a view
@@ -88,7 +88,7 @@ def repeat(operation, args, kwargs, results: list[torch.Tensor]) -> None:
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down the operations that run while it is entered."""
+    """Record the operations that run while it is entered."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ def kind_of(leaf):
 
 
 def copy_to(to, source) -> None:
-    """Copies the tensors of one structure into those of another, for a replay on new values."""
+    """Copy the tensors of one structure into those of another, for a replay on new values."""
     for new, old in zip(tree_leaves(source), tree_leaves(to)):
         if isinstance(new, torch.Tensor):
             old.copy_(new)

@@ -10,13 +10,13 @@ from ... import counting
 
 
 def compile_graph(graph: torch.fx.GraphModule, inputs):
-    """Counts a compilation: of a forward, of a backward, of a shape not seen before. Runs the graph as it is."""
+    """Count a compilation: of a forward, of a backward, of a shape not seen before. Runs the graph as it is."""
     counting.counters["compiles"] += 1
     return make_boxed_func(TracedLayouts(graph).run)
 
 
 class TracedLayouts(torch.fx.Interpreter):
-    """Runs a graph, every result laid out in memory as it was when the graph was traced.
+    """Runs a graph, with every result laid out in memory as it was when the graph was traced.
 
     PyTorch traces in the belief that a Gaudi's results are contiguous (torch/_subclasses/fake_impls.py); those of the
     host keep their operands' order, and a `view` that was traced may then be impossible.
@@ -35,7 +35,7 @@ class TracedLayouts(torch.fx.Interpreter):
 
 
 def traced_order(node: torch.fx.Node) -> tuple[int, ...] | None:
-    """The dimensions of a node's tensor from the widest stride to the narrowest; None where there are gaps between."""
+    """Return the dimensions of a node's tensor from the widest stride to the narrowest; None if there are gaps."""
     traced = node.meta.get("val")
     if not isinstance(traced, torch.Tensor):
         return None

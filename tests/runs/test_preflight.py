@@ -1,4 +1,4 @@
-"""What a Gaudi run is told before anything slow, and `--check`: on simulated nodes that lack this and that."""
+"""Messages of a Gaudi run before anything slow, and `--check`, on simulated nodes that lack one thing or another."""
 
 import json
 import os
@@ -7,14 +7,14 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 import qa.device
 import qa.preflight
 
 
 LAZY = "PT_HPU_LAZY_MODE"
-# Nodes and command lines: options of its `environment`, variables beside, flags, what is said, exit status.
+# Nodes and command lines: options of its `environment`, further variables, flags, messages, exit status.
 NODES = {
     "in order, lazy without the variable": (
         {},
@@ -72,7 +72,7 @@ def check(env: dict, tiny_model, squad_files, folder, *flags: str) -> subprocess
 def test_a_gaudi_run_is_checked_before_anything_slow(simulated_gaudi, tiny_model, squad_files, tmp_path, node):
     options, variables, flags, said, status = NODES[node]
     env = simulated_gaudi.environment(**options, counts_file=tmp_path / "counts") | variables
-    if "TRANSFORMERS" in variables:  # installed elsewhere in another version, which stands first on the path
+    if "TRANSFORMERS" in variables:  # installed elsewhere in another version, which comes first on the path
         info = tmp_path / "transformers-9.9.9.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 9.9.9\n")
@@ -158,8 +158,8 @@ def test_contradictions_of_lazy_mode(monkeypatch, variable, lazy, compiles, grap
     assert problems == [] if problem is None else len(problems) == 1 and problem in problems[0]
 
 
-def test_who_holds_a_card(tmp_path):
-    """By the devices that processes have open; here a file stands for one."""
+def test_processes_that_hold_a_card(tmp_path):
+    """By the devices that processes have open; here a file represents one."""
     card = tmp_path / "accel0"
     card.touch()
     code = f"import time; held = open({str(card)!r}); print('held', flush=True); time.sleep(60)"

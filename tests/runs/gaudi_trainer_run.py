@@ -1,8 +1,8 @@
 """Runs of the scripts in one process on the simulated Gaudi, for test_gaudi_trainer.py.
 
-    python tests/gaudi_trainer_run.py RUNS_JSON     {name: {"script": ..., "flags": [...], "without": [...]}}
+    python tests/runs/gaudi_trainer_run.py RUNS_JSON     {name: {"script": ..., "flags": [...], "without": [...]}}
 
-`without` names corrections that the run does without, `Class.method` of the module that defines it. Every run writes
+`without` names corrections to remove for the run, `Class.method` of the module that defines it. Every run writes
 its files to its own --output_dir.
 """
 
@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import qa.stages  # noqa: E402
 from qa.stages import train  # noqa: E402
 
 
-# corrections by name: where they are, and how a run does without (None: the attribute is deleted)
+# Corrections by name: module, class and method.
 CORRECTIONS = {
     "GaudiCorrections.compute_loss": ("qa.upstream", "GaudiCorrections", "compute_loss"),
     "GaudiCorrections.get_batch_samples_transformers": (
@@ -36,7 +36,7 @@ CORRECTIONS = {
 
 
 def run(script: str, flags: list[str], without: list[str]) -> None:
-    """Runs a script's main, without some corrections."""
+    """Run a script's main without some corrections."""
     taken = []
     for name in without:
         module, owner, method = CORRECTIONS[name]
@@ -53,20 +53,20 @@ def run(script: str, flags: list[str], without: list[str]) -> None:
             setattr(owner, method, function)
 
 
-def train_and_tell(trainer, checkpoint, most) -> None:
-    """`qa.stages.train`, which also writes down what the trainer trained with."""
+def train_and_record(trainer, checkpoint, most) -> None:
+    """Call `qa.stages.train` and write the settings that the trainer used."""
     train(trainer, checkpoint, most)
-    told = {
+    settings = {
         "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
         "fused_clip_norm": trainer.FusedNorm is not None,
         "autocast": trainer.use_hpu_amp,
         "device": trainer.model.device.type,
     }
-    (Path(trainer.args.output_dir) / "settings.json").write_text(json.dumps(told))
+    (Path(trainer.args.output_dir) / "settings.json").write_text(json.dumps(settings))
 
 
 def main() -> None:
-    qa.stages.train = train_and_tell
+    qa.stages.train = train_and_record
     for task in json.loads(Path(sys.argv[1]).read_text()).values():
         run(task["script"], task["flags"], task.get("without", []))
 

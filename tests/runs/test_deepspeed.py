@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO stages and FSDP on two ranks: training, checkpoint, going on from it, evaluation, and one rank's losses.
+"""DeepSpeed's ZeRO stages and FSDP on two ranks: training, checkpoint, resuming from it, evaluation, and one rank's losses.
 
 All jobs for the simulated Gaudi run in one launch (see ranks_run.py), and as one rank in this process, in fp32.
 """
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, distance_trained, history_of, load, start_ranks
+from helpers import ROOT, distance_trained, history_of, load, start_ranks
 from safetensors.torch import load_file
 
 import run_qa
@@ -20,10 +20,10 @@ CONFIGS = ROOT / "tests" / "configs"
 STAGES = ("deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3")
 FLAGS = """--do_train --do_eval --max_train_samples 32 --max_eval_samples 33 --max_seq_length 192 --doc_stride 64
     --learning_rate 5e-4 --num_train_epochs 2 --save_strategy epoch --logging_steps 1 --report_to none --disable_tqdm True"""
-# bf16 keeps three digits, and DeepSpeed logs losses in it; FSDP trains in fp32 here. What rounding does to the weights adds up
-# over the steps, and differs between CPUs with and without bf16 units: of a last loss of 1.4, 0.06 or 0.09.
+# bf16 keeps three digits, and DeepSpeed logs losses in it; FSDP trains in fp32 here. Rounding errors of the weights add up
+# over the steps, and differ between CPUs with and without bf16 units: of a last loss of 1.4, 0.06 or 0.09.
 TOLERANCES = {"fsdp": {"abs": 5e-4}} | dict.fromkeys(STAGES, {"rel": 0.06, "abs": 0.15})
-# The design document's, which its DeepSpeed recipe names, and gives no --bf16 beside.
+# The design document's, which its DeepSpeed recipe names without --bf16.
 ZERO_2 = {
     "steps_per_print": 64,
     "train_batch_size": "auto",
@@ -41,8 +41,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def job(name: str, folder: Path, still_models: Path, squad_files: Path, batch: int = 4) -> list[str]:
-    """A run by name: `deepspeed_zero_2`, `fsdp`, or `..._resumed`, which goes on from the first checkpoint of the former;
-    `one` is plain, and `..._causal` takes two steps with a Llama."""
+    """Return a run by name: `deepspeed_zero_2`, `fsdp`, or plain for `one`.
+
+    `..._resumed` resumes from the first checkpoint of the former, and `..._causal` takes two steps with a Llama."""
     model = still_models / ("llama" if name.endswith("_causal") else "bert")
     words = ["run_qa", "--model_name_or_path", model, "--train_file", squad_files / "train.json"]
     words += ["--validation_file", squad_files / "dev.json", *FLAGS.split(), "--output_dir", folder / name]
@@ -61,14 +62,14 @@ def job(name: str, folder: Path, still_models: Path, squad_files: Path, batch: i
 def run_two(folder: Path, engine: str, environment: dict, jobs: dict[str, list[str]]) -> Path:
     (folder / "jobs.json").write_text(json.dumps(jobs))
     environment = environment | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    process = start_ranks(folder, engine, environment, ROOT / "tests" / "ranks_run.py", folder / "jobs.json")
+    process = start_ranks(folder, engine, environment, ROOT / "tests" / "runs" / "ranks_run.py", folder / "jobs.json")
     assert process.wait(PROCESS_SECONDS) == 0, (folder / "err").read_text()[-6000:]
     return folder
 
 
 @pytest.fixture(scope="module")
 def one(still_models, squad_files, tmp_path_factory) -> Path:
-    """The output folder of a plain run as one rank on the CPU."""
+    """Return the output folder of a plain run as one rank on the CPU."""
     folder = tmp_path_factory.mktemp("one")
     run_qa.main(job("one", folder, still_models, squad_files, batch=8)[1:])
     return folder / "one"
@@ -76,9 +77,9 @@ def one(still_models, squad_files, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cards(simulated_gaudi, still_models, squad_files, tmp_path_factory) -> Path:
-    """The output folders of all kinds on two simulated cards."""
+    """Return the output folders of all kinds on two simulated cards."""
     folder = tmp_path_factory.mktemp("cards")
-    # FSDP first: what DeepSpeed changes in a process, it does not change back.
+    # FSDP first: DeepSpeed does not undo its changes in a process.
     names = [name for kind in ("fsdp", *STAGES) for name in (kind, f"{kind}_resumed")]
     names += ["deepspeed_zero_3_causal"]
     lazy = ["--use_habana", "--use_lazy_mode"]
@@ -96,17 +97,17 @@ def test_two_cards_train_as_one_rank(one, cards, kind):
 
 
 @pytest.mark.parametrize("kind", [*STAGES, "fsdp"])
-def test_a_training_goes_on_from_its_checkpoint(cards, kind):
+def test_a_training_resumes_from_its_checkpoint(cards, kind):
     """To the same weights, whole ones, and the same answers."""
     resumed = cards / f"{kind}_resumed"
     expected, found = (load_file(folder / "model.safetensors") for folder in (cards / kind, resumed))
     assert len(found) > 50 and all(tensor.numel() and tensor.equal(found[name]) for name, tensor in expected.items())
     assert load(resumed / "eval_predictions.json") == load(cards / kind / "eval_predictions.json")
-    assert not (resumed / "checkpoint-4").exists()  # it did not start anew
+    assert not (resumed / "checkpoint-4").exists()  # it did not start again
 
 
 def test_a_causal_checkpoint_keeps_its_weights(cards, still_models):
-    """Random weights would be 0.1 away from those, two steps at a rate of 5e-4 move each by 1e-3."""
+    """Random weights would differ by 0.1; two steps at a rate of 5e-4 move each by 1e-3."""
     assert 0 < distance_trained(still_models / "llama", cards / "deepspeed_zero_3_causal") < 0.01
 
 
@@ -140,8 +141,8 @@ def test_two_ranks_without_a_gaudi(one, still_models, squad_files, tmp_path):
     assert load(tmp_path / "deepspeed_zero_2" / "eval_results.json")["eval_f1"] > 20
 
 
-def test_what_cannot_be_is_told_at_once(still_models, squad_files, tmp_path):
-    """The libraries tell it in a traceback, once data and model are loaded; all problems are told together."""
+def test_impossible_settings_are_reported_at_once(still_models, squad_files, tmp_path):
+    """All together; the libraries report one in a traceback, after data and model are loaded."""
     words = job("fsdp", tmp_path, still_models, squad_files)[1:]
     with pytest.raises(UserError) as error:
         run_qa.main(
@@ -160,8 +161,8 @@ def test_what_cannot_be_is_told_at_once(still_models, squad_files, tmp_path):
     assert beginnings[-1].startswith("--early_stopping_patience") and not list(tmp_path.iterdir())
 
 
-def test_a_file_that_says_otherwise_than_the_flags(still_models, squad_files, tmp_path):
-    """transformers tells it in a traceback, once data and model are loaded."""
+def test_a_file_that_contradicts_the_flags(still_models, squad_files, tmp_path):
+    """transformers reports it in a traceback, after data and model are loaded."""
     file = CONFIGS / "deepspeed_zero_2.json"
     words = job("none", tmp_path, still_models, squad_files)[1:]
     with pytest.raises(UserError) as error:

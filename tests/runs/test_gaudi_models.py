@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from conftest import CAUSAL_KINDS, ROOT, corpus_texts, distance_trained, learning_flags, load
+from helpers import CAUSAL_KINDS, ROOT, corpus_texts, distance_trained, learning_flags, load
 from small_tokenizers import make_tokenizers, make_writers
 
 
@@ -79,7 +79,7 @@ def make_models(folder: Path) -> None:
             name, vocab_size=len(tokenizers[name]), **settings, **more.get(name, {})
         )
         head = "Seq2SeqLM" if name in WRITERS else "CausalLM" if name in CAUSAL else "QuestionAnswering"
-        # A T5 of seed 2 ends some answers early, and goes on behind the end if it may; the others have no near ties.
+        # A T5 of seed 2 ends some answers early, and continues after the end if it may; the others have no near ties.
         transformers.set_seed(2 if name in WRITERS else 6 if name == "roberta" else 5)
         model = getattr(transformers, f"AutoModelFor{head}").from_config(config)
         for copy in [name] + ["qwen2_left"] * (name == "qwen2"):
@@ -90,7 +90,7 @@ def make_models(folder: Path) -> None:
 
 
 def job(name: str, folder: Path, device: str, flags: list) -> dict:
-    """A run of a model's script as gaudi_models_run.py takes it."""
+    """Return a run of a model's script as gaudi_models_run.py takes it."""
     output = folder / device / name
     model = folder / "models" / name.removesuffix("_unpatched")
     settings = ["--learning_rate", "1e-3" if name in READERS else "3e-4", "--per_device_train_batch_size", "8"]
@@ -106,7 +106,7 @@ def job(name: str, folder: Path, device: str, flags: list) -> dict:
 
 
 def learning_job(name: str, folder: Path, model: Path, rows: Path) -> dict:
-    """A run on the card that trains a causal model until it has learned a few rows."""
+    """Return a run on the card that trains a causal model until it has learned a few rows."""
     output = folder / "lazy" / f"learning_{name}"
     argv = ["--model_name_or_path", model, "--output_dir", output, *learning_flags(rows), "--max_seq_length", "48"]
     argv += ["--pad_to_max_length", "True", "--doc_stride", "8", "--report_to", "none", "--disable_tqdm", "True"]
@@ -115,7 +115,7 @@ def learning_job(name: str, folder: Path, model: Path, rows: Path) -> dict:
 
 
 def flags_of(name: str, squad_files: Path, negatives: Path) -> list:
-    """What a model's run does: a few steps, evaluation, prediction; T5 has questions without an answer, BART beams."""
+    """Return the flags of a model's run: a few steps, evaluation, prediction; T5 has questions without an answer, BART beams."""
     flags = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", STEPS]
     flags += ["--do_eval", "--validation_file", negatives if name == "t5" else squad_files / "dev.json"]
     flags += ["--do_predict", "--test_file", squad_files / "dev.json", "--per_device_eval_batch_size", "4"]
@@ -128,11 +128,11 @@ def flags_of(name: str, squad_files: Path, negatives: Path) -> list:
 
 @pytest.fixture(scope="module")
 def runs(simulated_gaudi, squad_files, negatives, causal_models, two_questions, tmp_path_factory) -> Path:
-    """A folder with the output of each run, in `cpu/bert`, `lazy/bert` and so on, and each process's counts."""
+    """Return a folder with the output of each run, in `cpu/bert`, `lazy/bert` and so on, and each process's counts."""
     folder = tmp_path_factory.mktemp("gaudi_models")
     make_models(folder / "models")
     (folder / "gaudi_config").mkdir()
-    settings = {"use_fused_adam": True, "use_fused_clip_norm": True}  # those of Habana/bert-*, but for bf16
+    settings = {"use_fused_adam": True, "use_fused_clip_norm": True}  # those of Habana/bert-*, except bf16
     (folder / "gaudi_config" / "gaudi_config.json").write_text(json.dumps(settings))
     jobs = {
         device: [job(name, folder, device, flags_of(name, squad_files, negatives)) for name in names]
@@ -140,7 +140,7 @@ def runs(simulated_gaudi, squad_files, negatives, causal_models, two_questions, 
     }
     once = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", "1"]
     unpatched = job("bart_unpatched", folder, "lazy", once) | {"without": ["qa.device", "patch_bart"]}
-    jobs["lazy"].insert(0, unpatched)  # before the others: what is mended stays so in a process
+    jobs["lazy"].insert(0, unpatched)  # before the others: a patch stays in its process
     rows = two_questions / "plain.jsonl"
     jobs["lazy"] += [learning_job(name, folder, causal_models / name, rows) for name in LEARNERS]
     started = {device: start(simulated_gaudi, folder, device, jobs[device]) for device in jobs}
@@ -150,12 +150,12 @@ def runs(simulated_gaudi, squad_files, negatives, causal_models, two_questions, 
 
 
 def start(simulated_gaudi, folder: Path, device: str, jobs: list[dict]) -> subprocess.Popen:
-    """The process that runs the jobs one after the other."""
+    """Return the process that runs the jobs one after the other."""
     (folder / f"{device}.json").write_text(json.dumps(jobs))
     env = dict(os.environ)
     if device != "cpu":
         env = simulated_gaudi.environment(lazy=device == "lazy", counts_file=folder / f"{device}_counts.json")
-    command = [sys.executable, str(ROOT / "tests" / "gaudi_models_run.py"), str(folder / f"{device}.json")]
+    command = [sys.executable, str(ROOT / "tests" / "runs" / "gaudi_models_run.py"), str(folder / f"{device}.json")]
     with (folder / f"{device}.log").open("w") as log:
         return subprocess.Popen(command, env=env | {"OMP_NUM_THREADS": "1"}, cwd=folder, stdout=log, stderr=log)
 
@@ -164,7 +164,7 @@ def start(simulated_gaudi, folder: Path, device: str, jobs: list[dict]) -> subpr
 
 
 def outputs(runs: Path, device: str, name: str) -> tuple[Path, Path]:
-    """The folders of a run on the CPU and on the device, both of which must have come to their end."""
+    """Return the folders of a run on the CPU and on the device, both of which must have ended well."""
     folders = runs / "cpu" / name, runs / device / name
     for folder in folders:
         error = folder / "error.txt"
@@ -179,7 +179,7 @@ def losses_of(output: Path) -> list[float]:
 
 @pytest.mark.parametrize("device, name", RUNS)
 def test_losses_are_those_of_the_cpu(runs, device, name):
-    """That of Llama and of the left-padding Qwen2, whose padding on the left had other logits on a Gaudi, too."""
+    """Also of Llama and the left-padding Qwen2, whose logits on a Gaudi changed with padding on the left."""
     here, there = outputs(runs, device, name)
     losses = losses_of(here)
     assert len(losses) == STEPS and losses[-1] != pytest.approx(losses[0], abs=0.01)
@@ -191,7 +191,7 @@ def test_losses_are_those_of_the_cpu(runs, device, name):
 
 @pytest.mark.parametrize("device, name", [(device, name) for device, name in RUNS if name in READERS])
 def test_training_begins_with_the_checkpoint(runs, device, name):
-    """Random weights would be 0.3 away from those, training moves each by a few times its rate of 1e-3."""
+    """Random weights would differ by 0.3; training moves each by a few times its rate of 1e-3."""
     for folder in outputs(runs, device, name):
         assert 0 < distance_trained(runs / "models" / name, folder) < 0.02
 
@@ -207,7 +207,7 @@ def test_a_causal_model_learns_both_questions_about_a_context(runs, name):
 
 @pytest.mark.parametrize("name", READERS)
 def test_no_two_answers_score_nearly_alike(runs, name):
-    """Else they may change places on another machine, and the test that compares them tells nothing."""
+    """Otherwise they may change places on another machine, and comparing them proves nothing."""
     for stage in ("eval", "predict"):
         for answers in load(runs / "cpu" / name / f"{stage}_nbest_predictions.json").values():
             scores = [answer["start_logit"] + answer["end_logit"] for answer in answers]
@@ -248,7 +248,7 @@ def test_no_id_lies_past_an_embedding_matrix(runs, name):
     assert load(here / "counts.json")["furthest_id"] < 0
 
 
-def test_the_cases_are_what_their_names_say(runs):
+def test_the_cases_match_their_names(runs):
     """Llama without a padding token, and tokenizers that pad on the left."""
     llama, left = (
         transformers.AutoTokenizer.from_pretrained(runs / "models" / name) for name in ("llama", "qwen2_left")
@@ -260,5 +260,5 @@ def test_the_cases_are_what_their_names_say(runs):
 def test_bart_still_needs_its_patch(runs):
     error = runs / "lazy" / "bart_unpatched" / "error.txt"
     installed = f"optimum-habana {version('optimum-habana')} with transformers {version('transformers')}"
-    assert error.exists(), f"{installed} trains BART by itself: see what of qa.device.patch_bart can go"
+    assert error.exists(), f"{installed} trains BART without the patch: see which parts of qa.device.patch_bart can go"
     assert "'BartAttention' object has no attribute '_shape'" in error.read_text()

@@ -6,7 +6,7 @@ import sys
 
 import corpus
 import report
-from conftest import ROOT
+from helpers import ROOT
 
 from qa.reading import flatten_squad
 
@@ -25,7 +25,7 @@ def answers_of(squad: dict) -> set[str]:
 
 
 def template_words() -> set[str]:
-    """The words of sentences, questions and name parts that both parts of the corpus share."""
+    """Return the words of sentences, questions and name parts that both parts of the corpus share."""
     texts = [*corpus.ASIDES, *corpus.COMPANY_ENDS, *corpus.TITLE_NOUNS, "The Lake of"]
     for _, pronouns, kinds in corpus.TOPICS:
         texts += pronouns

@@ -1,4 +1,4 @@
-"""Models by name through the real hub client, from a small hub on this machine: download, patience, and plain words."""
+"""Models by name through the real hub client, from a small hub on this machine: download, retries, and plain messages."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load
+from helpers import ROOT, load
 
 
 COMMIT = "5" * 40
@@ -31,10 +31,10 @@ class Hub(ThreadingHTTPServer):
 
 
 class HubRequest(BaseHTTPRequestHandler):
-    """What huggingface.co answers, as far as it is asked here.
+    """Answer as huggingface.co does, for the requests of these tests.
 
-    /{model}/resolve/{revision}/{file} is a file; /api/models/{model}/tree/... lists a folder, which the model has not;
-    /api/models/{model} tells of the model, for the card of what is made from it.
+    /{model}/resolve/{revision}/{file} is a file; /api/models/{model}/tree/... lists a folder, which the model does not have;
+    /api/models/{model} describes the model, for the card of a model trained from it.
     """
 
     protocol_version = "HTTP/1.1"
@@ -78,7 +78,7 @@ class HubRequest(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tiny_model):
-    """A hub on this machine that is unavailable at the first request of a file's head, and of two contents."""
+    """Yield a hub on this machine that is unavailable at the first request of a file's head, and of two contents."""
     trouble = {("HEAD", "config.json"), ("GET", "config.json"), ("GET", "model.safetensors")}
     server = Hub(tiny_model, trouble)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -88,7 +88,7 @@ def hub(tiny_model):
 
 
 def run_online(port: int, home: Path, *flags) -> subprocess.CompletedProcess:
-    """Runs run_qa.py on the model by name, with the hub at this port and an empty cache.
+    """Run run_qa.py on the model by name, with the hub at this port and an empty cache.
 
     In a process of its own: the client reads where its hub is when it is imported.
     """
@@ -128,15 +128,15 @@ def test_a_check_asks_for_the_names_of_tensors_alone(hub, tiny_model, squad_file
     assert asked == {206}  # a part of it
 
 
-def test_an_unreachable_hub_is_told_in_one_line(squad_files, tmp_path):
-    """After the client's patience of 23 s, told in the log; nobody listens at the port, since it is only reserved."""
+def test_an_unreachable_hub_is_reported_in_one_line(squad_files, tmp_path):
+    """After 23 s of retries, which the log shows; nothing listens at the port, since it is only reserved."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
         done = run_online(port, tmp_path, "--validation_file", squad_files / "dev.json")
     assert done.returncode == 2
-    assert (done.stdout + done.stderr).count("Retrying in 8s") == 2  # of five times; each told once
+    assert (done.stdout + done.stderr).count("Retrying in 8s") == 2  # of five times; each logged once
     assert "Traceback" not in done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and told[0] == done.stderr.splitlines()[-1]
-    assert NAME in told[0] and f"connect to 'http://127.0.0.1:{port}'" in told[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0] == done.stderr.splitlines()[-1]
+    assert NAME in errors[0] and f"connect to 'http://127.0.0.1:{port}'" in errors[0]

@@ -1,4 +1,4 @@
-"""The scripts on two ranks, as the launcher starts them: the answers, scores and losses of one rank, files written once.
+"""The scripts on two ranks, as the launcher starts them: the answers, scores and losses of one rank, and files that are written once.
 
 The same jobs run as one rank in this process, on the CPU, and as two ranks over each engine, in one launch for all jobs
 (see ranks_run.py): over torchrun on the CPU, over MPI and with `--use_deepspeed` on the simulated Gaudi. Models have no
@@ -15,8 +15,9 @@ import threading
 import time
 from pathlib import Path
 
+import oracle
 import pytest
-from conftest import ENGINES, ROOT, golds_of, history_of, load, oracle, start_ranks
+from helpers import ENGINES, ROOT, golds_of, history_of, load, start_ranks
 from safetensors.torch import load_file
 from test_hub import NAME, Hub
 
@@ -39,7 +40,7 @@ PROCESS_SECONDS = 600
 
 
 def jobs_of(folder: Path, still_models: Path, squad_files: Path, negatives: Path, ranks: int) -> dict[str, list[str]]:
-    """Script and arguments by name. `best` stops early and goes back to its best checkpoint, `resumed` goes on from its first.
+    """Return script and arguments by name. `best` stops early and returns to its best checkpoint, `resumed` resumes from its first.
 
     64 questions to train on, which the ranks divide, as one rank has no batch that repeats questions; 33 to score, which
     they do not.
@@ -65,7 +66,7 @@ def jobs_of(folder: Path, still_models: Path, squad_files: Path, negatives: Path
 
 @pytest.fixture(scope="module")
 def one(still_models, squad_files, negatives, tmp_path_factory) -> Path:
-    """The output folder of the jobs as one rank."""
+    """Return the output folder of the jobs as one rank."""
     folder = tmp_path_factory.mktemp("one")
     jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=1)
     for name, module in SCRIPTS.items():
@@ -83,7 +84,7 @@ def engine(request):
 
 @pytest.fixture(scope="module")
 def place(engine, request) -> tuple[dict, list[str]]:
-    """Environment and flags of the device that an engine's jobs run on."""
+    """Return environment and flags of the device that an engine's jobs run on."""
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if engine == "torchrun":
         return os.environ | quiet, []
@@ -92,12 +93,12 @@ def place(engine, request) -> tuple[dict, list[str]]:
 
 @pytest.fixture(scope="module")
 def two(engine, place, still_models, squad_files, negatives, tmp_path_factory) -> Path:
-    """The output folder of the jobs as two ranks, with what they printed, `out` and `err`."""
+    """Return the output folder of the jobs as two ranks, with what they printed, `out` and `err`."""
     environment, flags = place
     folder = tmp_path_factory.mktemp(engine)
     jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=2)
     (folder / "jobs.json").write_text(json.dumps({name: [*words, *flags] for name, words in jobs.items()}))
-    process = start_ranks(folder, engine, environment, ROOT / "tests" / "ranks_run.py", folder / "jobs.json")
+    process = start_ranks(folder, engine, environment, ROOT / "tests" / "runs" / "ranks_run.py", folder / "jobs.json")
     assert process.wait(PROCESS_SECONDS) == 0, (folder / "err").read_text()[-6000:]
     return folder
 
@@ -132,7 +133,7 @@ def test_ranks_resume_where_they_were(two):
 
 
 def test_files_are_written_once_by_rank_0(two):
-    """Python's own; the answers are looked for where the files are written, so no other rank has looked for any."""
+    """Those that Python opens; answers are computed where files are written, so the other ranks computed none."""
     first, other = (load(two / f"written_by_{rank}.json") for rank in (0, 1))
     for job in first:
         assert not [file for file in other[job] if file != os.devnull], job
@@ -148,7 +149,7 @@ def test_files_are_written_once_by_rank_0(two):
 
 
 def test_rank_0_alone_prints(two):
-    """The simulated Gaudi's last line apart, which is every process's."""
+    """Except for the simulated Gaudi's last line, which every process prints."""
     printed = (two / "out").read_text() + (two / "err").read_text()
     assert "Evaluation: " in printed
     assert not re.findall(r"\[rank 1\] (?!simulated Gaudi: ops).*", printed)
@@ -170,7 +171,7 @@ def test_a_mistake_is_printed_once(engine, tmp_path):
 
 
 def test_a_rank_that_is_done_ends_well(tmp_path):
-    """Not with SIGABRT, with tensors of collectives still in other threads, which long for Python's lock in vain here."""
+    """Not with SIGABRT, although tensors of collectives are still in other threads, which wait for Python's lock."""
     script = tmp_path / "script.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
                       "import torch, torch.distributed as dist\n"
@@ -242,7 +243,7 @@ def test_a_killed_rank_ends_a_training(engine, place, still_models, hub, squad_f
 
 
 def descendants(process: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
+    """Return the processes that a process has started, and those that they have."""
     children = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -258,7 +259,7 @@ def descendants(process: int) -> list[int]:
 
 
 def rank_among(processes: list[int], number: int) -> int:
-    """The script itself, not what stands above it."""
+    """Return the process of the script, not one above it."""
     for process in processes:
         words = (Path("/proc") / str(process) / "cmdline").read_bytes().split(b"\0")
         environment = (Path("/proc") / str(process) / "environ").read_bytes().split(b"\0")

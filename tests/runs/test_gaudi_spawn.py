@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ENGINES, ROOT
 
 import gaudi_spawn
 import qa.launch.rank
@@ -23,8 +23,7 @@ from qa.errors import UserError
 from qa.launch import engines, hosts, supervisor
 
 
-ECHO = str(ROOT / "tests" / "echo_rank.py")
-ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}
+ECHO = str(ROOT / "tests" / "runs" / "echo_rank.py")
 NASTY = [
     "", " ", "a b", "$HOME", "${local_rank}", "$local_rank", "$$", "$", "`id`", "$(id)", "; exit 3", "&", "|", "*", "?",
     "[a-z]", "~", "#", "!", "'", '"', "\\", "\\n", "line\nline", "\n", "\r\n", "\t", "--", "-", ":", "::", "+", "++3A", "+%",
@@ -42,7 +41,7 @@ STARTED = []  # launchers, and the ids of what they started
 
 @pytest.fixture(autouse=True)
 def end_what_was_started():
-    """A test that fails leaves processes that would slow the next ones down."""
+    """End the processes of a test that fails, which would slow the next ones down."""
     yield
     launchers = [process for process in STARTED if isinstance(process, subprocess.Popen)]
     for process in launchers:
@@ -55,7 +54,7 @@ def end_what_was_started():
 
 @pytest.fixture(params=["torchrun", "mpi"])
 def engine(request):
-    """The flags that choose an engine, which has to be there; --use_deepspeed starts torchrun."""
+    """Return the flags that choose an engine, which has to be there; --use_deepspeed starts torchrun."""
     flags = ENGINES[request.param]
     problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([ECHO], request.param, 2))
     if problems:
@@ -64,7 +63,7 @@ def engine(request):
 
 
 def start(folder: Path, *words, env=None, python=sys.executable, **kwargs) -> subprocess.Popen:
-    """The launcher as a user starts it, its output in files of `folder`, which is also where `echo_rank.py` writes."""
+    """Start the launcher as a user does, with its output in files of `folder`, where `echo_rank.py` writes too."""
     folder.mkdir(exist_ok=True)
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
         command = [python, str(ROOT / "gaudi_spawn.py"), *map(str, words)]
@@ -74,7 +73,7 @@ def start(folder: Path, *words, env=None, python=sys.executable, **kwargs) -> su
 
 
 def result_of(folder: Path, process: subprocess.Popen, timeout: float = 100) -> tuple[int, str, str]:
-    """Exit status, output and errors of a launcher that was started in `folder`."""
+    """Return exit status, output and errors of a launcher that was started in `folder`."""
     status = process.wait(timeout)
     out, err = (os.fsdecode((folder / name).read_bytes()) for name in ("out", "err"))
     return status, out, err
@@ -115,7 +114,7 @@ def processes_of(ranks: list[dict]) -> list[int]:
 
 
 def free_port_flags() -> list[str]:
-    """So that launchers which start at the same moment do not choose the same port."""
+    """Return flags with a free port, so that launchers that start at the same moment do not choose the same one."""
     return ["--master_port", str(hosts.free_port())]
 
 
@@ -282,7 +281,7 @@ def test_nohup_holds(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [[], ["--use_mpi"]])
-def test_no_rank_outlives_what_started_it(flags, tmp_path):
+def test_no_rank_outlives_its_starter(flags, tmp_path):
     """The launcher, the engine, and the process above the script of a rank, each killed in a job of its own."""
     if flags and engines.find_program("mpirun") is None:
         pytest.skip("no mpirun: pip install -r requirements-dev.txt")
@@ -507,7 +506,7 @@ def test_all_problems_of_a_command_line_are_reported(words, problems, monkeypatc
         assert line.startswith(expected)
 
 
-def test_what_is_not_installed_is_reported_with_what_to_install(tmp_path):
+def test_a_missing_program_is_reported_with_the_package_to_install(tmp_path):
     """A Python without packages, in a folder without programs."""
     python = tmp_path / "python"
     python.symlink_to(Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")

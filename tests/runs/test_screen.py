@@ -1,10 +1,10 @@
-"""What a person sees during a run: a line for each stage, nothing of the libraries, and a summary that ends it."""
+"""The screen during a run: a line for each stage, nothing of the libraries, and a summary at the end."""
 
 import re
 import subprocess
 import sys
 
-from conftest import ROOT
+from helpers import ROOT
 
 
 # In order; {out} is the output folder.

@@ -1,9 +1,9 @@
-"""A rank that runs the scripts several times in one process, since importing them takes longer than the runs.
+"""Run the scripts several times in one process of a rank, since importing them takes longer than the runs.
 
-    python gaudi_spawn.py --world_size 2 tests/ranks_run.py JOBS_JSON
+    python gaudi_spawn.py --world_size 2 tests/runs/ranks_run.py JOBS_JSON
 
 `JOBS_JSON` is {name: [script, argument, ...]}. The first run that fails ends the process, as it would end the script.
-Beside it `written_by_{rank}.json` tells {name: {file: how often this rank opened it for writing}}.
+Next to it, `written_by_{rank}.json` holds {name: {file: how often this rank opened it for writing}}.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 OPENED = Counter()
 
@@ -30,7 +30,7 @@ def note_opened(event: str, arguments: tuple) -> None:
 
 
 def run(script: str, argv: list[str]) -> dict[str, int]:
-    """One run, in its own environment: training arguments leave settings for accelerate in it."""
+    """Run a script once, in its own environment: training arguments leave settings for accelerate in it."""
     before = os.environ.copy()
     OPENED.clear()
     importlib.import_module(script).main(argv)

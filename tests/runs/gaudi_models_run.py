@@ -1,10 +1,10 @@
-"""Runs the scripts for several models in one process, since importing them takes longer than all the runs.
+"""Run the scripts for several models in one process, since importing them takes longer than all the runs.
 
-    python tests/gaudi_models_run.py jobs.json
+    python tests/runs/gaudi_models_run.py jobs.json
 
-`jobs.json` is a list of {"script", "argv", "output"}, and "without", [module, function], where a function shall do
-nothing. A run that fails leaves its traceback in `error.txt` of its output folder, and the next one goes on. What the run
-exercised on the simulated Gaudi stands in `counts.json` there; and `furthest_id`, see `Ids`.
+`jobs.json` is a list of {"script", "argv", "output"}; "without", [module, function], names a function to replace by one
+that does nothing. A run that fails leaves its traceback in `error.txt` of its output folder, and the next one starts. Its
+counts on the simulated Gaudi are written to `counts.json` there, with `furthest_id`, see `Ids`.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from pathlib import Path
 
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Ids:
-    """Notes how far past the end of an embedding matrix ids reach, negative where none does.
+    """Record how far past the end of an embedding matrix ids reach; negative if none does.
 
-    On the CPU alone: on a card a look at them would end the graph that is captured.
+    Only on the CPU: on a card, reading them would end the graph that is captured.
     """
 
     def __init__(self):
@@ -38,7 +38,7 @@ class Ids:
 
 
 def run(job: dict) -> None:
-    """One run of a script, in its own environment: training arguments leave settings for accelerate in it."""
+    """Run a script once, in its own environment: training arguments leave settings for accelerate in it."""
     import torch
 
     output, ids, before, at_start = Path(job["output"]), Ids(), os.environ.copy(), counted()
@@ -59,7 +59,7 @@ def run(job: dict) -> None:
 
 @contextlib.contextmanager
 def without(module: str, function: str):
-    """Lets a function do nothing."""
+    """Replace a function by one that does nothing."""
     module = importlib.import_module(module)
     kept = getattr(module, function)
     setattr(module, function, nothing)
@@ -74,7 +74,7 @@ def nothing() -> None:
 
 
 def counted() -> dict[str, int]:
-    """What this process has exercised on the simulated Gaudi until now; nothing where it has none."""
+    """Return the counts of this process on the simulated Gaudi so far; empty without one."""
     if "habana_frameworks.torch" not in sys.modules:
         return {}
     from habana_frameworks.torch import counting

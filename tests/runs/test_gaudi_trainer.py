@@ -1,19 +1,19 @@
 """Defects of optimum-habana 1.21.2 that these scripts correct: each correction works, and is still needed.
 
-Where a test says that a defect is gone, a newer optimum-habana has mended it: the correction that the test names can go.
+Where a test says that a defect is gone, a newer optimum-habana has fixed it: delete the correction that the test names.
 """
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
 
 import pytest
-from conftest import ROOT, load
+from helpers import ROOT, load
 
+import gaudi_spawn
 import qa.speed
 import run_qa
 import run_seq2seq_qa
@@ -29,7 +29,7 @@ UPDATES = "ResumedEpochs.get_batch_samples"
 
 @pytest.fixture(scope="module")
 def steady_models(tiny_model, tiny_writers, tmp_path_factory):
-    """A BERT and a T5 without dropout, so that a loss depends on nothing but the examples of a step."""
+    """Return a BERT and a T5 without dropout, so that a loss depends on nothing but the examples of a step."""
     from transformers import T5Config, T5ForConditionalGeneration, set_seed
 
     folders = {}
@@ -118,7 +118,7 @@ def on_gaudi(simulated_gaudi, steady_models, squad_files, tmp_path_factory):
 
 def start_on_gaudi(node: dict, python: list[str], runs) -> subprocess.CompletedProcess:
     env = node | {"OMP_NUM_THREADS": "1", "PT_HPU_LAZY_MODE": "0"}
-    command = [*python, str(ROOT / "tests" / "gaudi_trainer_run.py"), str(runs)]
+    command = [*python, str(ROOT / "tests" / "runs" / "gaudi_trainer_run.py"), str(runs)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
@@ -142,7 +142,7 @@ def test_accumulated_steps_do_not_change_the_loss_on_a_gaudi(on_cpu, on_gaudi, s
 def test_the_corrections_are_still_needed(on_cpu, on_gaudi, script, correction, factor):
     """Of the loss with accumulated steps. Without the right number of tokens T5's is only a little wrong."""
     ratio = losses_of(on_gaudi[script, 2, correction])[0] / on_cpu[script, 1][0]
-    assert not math.isclose(ratio, 1, abs_tol=1e-4), f"optimum-habana has mended its loss: {correction} can go"
+    assert not math.isclose(ratio, 1, abs_tol=1e-4), f"optimum-habana has fixed its loss: delete {correction}"
     assert factor is None or ratio == pytest.approx(factor, rel=0.05)
 
 
@@ -179,7 +179,7 @@ def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
 
 
 def test_an_epoch_that_is_resumed_within_takes_its_last_update(on_gaudi):
-    """transformers' trainer has the same defect (test_buckets_qa.py)."""
+    """transformers' trainer has the same defect (test_buckets.py)."""
     whole, resumed, lost = (
         on_gaudi["run_qa", name, without]
         for name, without in (("whole", None), ("resumed", None), ("resumed", UPDATES))
@@ -197,7 +197,7 @@ def test_two_ranks_have_the_loss_of_one(simulated_gaudi, on_cpu, steady_models, 
     flags += ["--use_habana", "--use_lazy_mode", "False"]
     runs = {"": {"script": "run_seq2seq_qa", "flags": flags, "without": [without] if without else []}}
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    port = str(29600 + os.getpid() % 300)
+    port = str(gaudi_spawn.free_port())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     done = start_on_gaudi(simulated_gaudi.environment(), launcher, tmp_path / "runs.json")
     assert done.returncode == 0, done.stderr[-4000:]
@@ -205,4 +205,4 @@ def test_two_ranks_have_the_loss_of_one(simulated_gaudi, on_cpu, steady_models, 
     if without is None:
         assert losses_of(tmp_path / "out") == pytest.approx(on_cpu["run_seq2seq_qa", 1], abs=1e-4)
     else:
-        assert ratio > 1.5, f"optimum-habana has mended the loss of several ranks: {TOKENS} need not correct it"
+        assert ratio > 1.5, f"optimum-habana has fixed the loss of several ranks: {TOKENS} need not correct it"

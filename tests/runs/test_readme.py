@@ -20,7 +20,7 @@ from pathlib import Path
 
 import corpus
 import pytest
-from conftest import ROOT, corpus_texts, distance_trained
+from helpers import ROOT, corpus_texts, distance_trained
 from small_tokenizers import make_tokenizers
 
 import gaudi_spawn
@@ -75,7 +75,7 @@ RECIPES = {
     "T5-small on SQuAD2.0": f"python run_seq2seq_qa.py {T5}",
 }
 T5_ON_EIGHT_CARDS = f"python gaudi_spawn.py --world_size 8 --use_mpi run_seq2seq_qa.py {T5}"
-# What it says of DeepSpeed's configuration, ZeRO-2.
+# Its configuration of DeepSpeed, ZeRO-2.
 DEEPSPEED = {
     **{"steps_per_print": 64, "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"},
     **{"gradient_accumulation_steps": "auto", "bf16": {"enabled": True}, "gradient_clipping": 1.0},
@@ -101,7 +101,7 @@ HYPERPARAMETERS = """
 HOSTS = "localhost slots=1\nnode-2 slots=1\n"
 RIVERS = ("Nile", "Seine", "Rhine", "Ebro", "Volga", "Po", "Douro", "Tagus", "Rhone", "Elbe", "Loire", "Thames")
 MY_QUESTIONS = "context,question,answers\n" + "".join(f"The {r} is long.,Which river is long?,{r}\n" for r in RIVERS)
-# What the folders Habana/... of the hub hold: no model, only this file.
+# The folders Habana/... of the hub hold no model, only this file.
 GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
 # /tmp is the machine's, and may hold what a user trained, or another recipe: the commands' Python writes below a folder
 # of the test instead.
@@ -116,7 +116,7 @@ exec {python} "$@"
 
 
 def commands_of(page: Path) -> list[str]:
-    """The commands of a page's shell blocks; a line that ends in a backslash continues."""
+    """Return the commands of a page's shell blocks; a line that ends in a backslash continues."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
     return [command for block in blocks for command in re.findall(r"(?:.*\\\n)*.+", block)]
 
@@ -126,7 +126,7 @@ def words_of(command: str) -> list[str]:
 
 
 def kind_of(command: str) -> str:
-    """How a command is tested: "gaudi", "dry run", "script", or "named" for those that are not run."""
+    """Return how a command is tested: "gaudi", "dry run", "script", or "named" for those that are not run."""
     words = words_of(command)
     programs = [word for word in words if re.fullmatch(r"(run_\w+|gaudi_spawn)\.py", word)]
     if not programs:
@@ -137,7 +137,7 @@ def kind_of(command: str) -> str:
 
 
 def deepspeed_block() -> str:
-    """DeepSpeed's configuration, as README.md prints it."""
+    """Return DeepSpeed's configuration from README.md."""
     (block,) = re.findall(r"```json\n(\{[^`]*zero_optimization[^`]*)```", (ROOT / "README.md").read_text())
     return block
 
@@ -161,7 +161,7 @@ def make_dataset(folder: Path, questions: dict[str, int], negatives: bool = Fals
 
 
 def make_pretrained(folder: Path, kind: str) -> None:
-    """A small BERT, ALBERT or Llama as their pretraining left them: without a head for questions."""
+    """Save a small BERT, ALBERT or Llama as after pretraining: without a head for questions."""
     import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -176,7 +176,7 @@ def make_pretrained(folder: Path, kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
-    """A folder where the README's names are small stand-ins: models, Gaudi configurations, datasets, arguments."""
+    """Return a folder where the README's names are small stand-ins: models, Gaudi configurations, datasets, arguments."""
     folder = tmp_path_factory.mktemp("readme")
     for path in [*ROOT.glob("*.py"), ROOT / "tests"]:
         (folder / path.name).symlink_to(path)
@@ -213,7 +213,7 @@ def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
 
 
 def run_block(block: str, folder: Path, output: Path) -> subprocess.CompletedProcess:
-    """Runs a block in bash, with /tmp in `output`; on the simulated Gaudi, with its `counts.jsonl`, if it asks for one."""
+    """Run a block in bash, with /tmp in `output`; on the simulated Gaudi, with its `counts.jsonl`, if it asks for one."""
     environment = dict(os.environ)
     if "--use_habana" in words_of(block):
         try:
@@ -228,7 +228,7 @@ def run_block(block: str, folder: Path, output: Path) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("number", range(len(GAUDI_COMMANDS)))
 def test_commands_for_a_gaudi_run(stand_ins, number, tmp_path):
-    """And do on a Gaudi what their flags say."""
+    """They also use a Gaudi as their flags say."""
     command = GAUDI_COMMANDS[number]
     words = words_of(command)
     engine = next((name for name in ("mpi", "deepspeed") if f"--use_{name}" in words), "")
@@ -247,7 +247,7 @@ def test_commands_for_a_gaudi_run(stand_ins, number, tmp_path):
 
 
 def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
-    """In the order of the pages, so that a command finds what one before it wrote."""
+    """In the order of the pages, so that a command finds the files of earlier ones."""
     monkeypatch.chdir(stand_ins)
     for command in (command for commands in COMMANDS.values() for command in commands if kind_of(command) == "script"):
         python, script, *flags = words_of(command)
@@ -273,7 +273,7 @@ def test_commands_of_the_launcher_print_the_engines_command(stand_ins, monkeypat
         assert "my_run.yaml" in capfd.readouterr().out
 
 
-def test_other_commands_name_what_exists():
+def test_other_commands_name_existing_files():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in (command for commands in COMMANDS.values() for command in commands if kind_of(command) == "named"):
         words = words_of(command)
@@ -373,7 +373,7 @@ def test_words_that_read_as_translated_are_found(text, found):
 
 
 def check_weights(words: list[str], folder: Path, output: Path) -> None:
-    """Check that a training began with the checkpoint: random weights would be 0.1 away, training moves them by 1e-3."""
+    """Check that a training began with the checkpoint: random weights would differ by 0.1, training moves them by 1e-3."""
     name, place = (words[words.index(flag) + 1] for flag in ("--model_name_or_path", "--output_dir"))
     place = Path(f"{output}{place}") if place.startswith("/tmp") else folder / place
     assert 0 < distance_trained(folder / name, place) < 0.01
@@ -386,7 +386,7 @@ def world_size_of(words: list[str]) -> int:
 
 
 def check_ranks(words: list[str], counts: list[dict]) -> None:
-    """Check that every rank of a run reports its counts, which are alike, and that several have exchanged something."""
+    """Check that every rank of a run reports its counts, which are equal, and that several ranks communicated."""
     assert sorted(count["rank"] for count in counts) == list(range(world_size_of(words)))
     for count in counts:
         check_counts(words, count)
@@ -395,7 +395,7 @@ def check_ranks(words: list[str], counts: list[dict]) -> None:
 
 
 def check_counts(words: list[str], counts: dict) -> None:
-    """That a run on the simulated Gaudi exercised what its command line says, and saw as few shapes as can be.
+    """Check that a run on the simulated Gaudi exercised what its command line says, with the fewest shapes.
 
     One for training and one for evaluation; a model that writes is also called for the score of what it wrote, and
     with negatives for that of the empty answer.
@@ -421,7 +421,7 @@ def check_counts(words: list[str], counts: dict) -> None:
         ("name Habana/bert", "name Habana/brt", "--gaudi_config_name Habana/brt-large-uncased-whole-word-masking: no"),
     ],
 )
-def test_a_recipe_with_a_mistake_would_be_seen(stand_ins, tmp_path, right, wrong, message):
+def test_a_recipe_with_a_mistake_would_be_noticed(stand_ins, tmp_path, right, wrong, message):
     recipe = next(c for c in COMMANDS["README.md"] if words_of(c) == words_of(RECIPES["inference only"]))
     done = run_block(recipe.replace(right, wrong), stand_ins, tmp_path)
     assert done.returncode == 2
@@ -440,7 +440,7 @@ def test_a_recipe_with_a_mistake_would_be_seen(stand_ins, tmp_path, right, wrong
         ("inference only", {"ops": 0}),
     ],
 )
-def test_a_run_that_does_not_do_what_its_flags_say_would_be_seen(recipe, changed):
+def test_a_run_that_ignores_its_flags_would_be_noticed(recipe, changed):
     lazy = {"ops": 9, "mark_steps": 9, "mark_steps_ignored": 0, "compiles": 0, "graph_wraps": 1, "graph_captures": 1}
     lazy |= {"graph_replays": 9, "input_shapes": {"train": 1, "eval": 3}}
     check_counts(words_of(RECIPES["T5-small on SQuAD2.0"]), lazy)
@@ -457,7 +457,7 @@ def test_a_run_that_does_not_do_what_its_flags_say_would_be_seen(recipe, changed
         {"mark_steps": 0},
     ],
 )
-def test_a_rank_that_differs_from_the_others_would_be_seen(changed):
+def test_a_rank_that_differs_from_the_others_would_be_noticed(changed):
     words = words_of(T5_ON_EIGHT_CARDS)
     count = {"ops": 9, "mark_steps": 9, "mark_steps_ignored": 0, "compiles": 0, "graph_wraps": 1, "graph_captures": 1}
     count |= {"graph_replays": 9, "collectives": 9, "input_shapes": {"train": 1, "eval": 3, "all": 4}}

@@ -1,4 +1,4 @@
-"""The simulated Gaudi does what it says, in few processes: on_card.py holds what one of them checks, ranks.py two."""
+"""The simulated Gaudi, in few processes: on_card.py holds the tests of one process, ranks.py the script of two."""
 
 import json
 import os
@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from helpers import ROOT
 
+from qa.launch.hosts import free_port
 from tests import gaudi_sim
 from tests.gaudi_sim import building
 
 
-ROOT = gaudi_sim.HERE.parent.parent
 TOUCH = "import torch; torch.zeros(1, device='hpu')"
 
 
@@ -29,7 +30,7 @@ def run(command: list[str], **options) -> subprocess.CompletedProcess:
 
 
 def python(*arguments: str, **options) -> subprocess.CompletedProcess:
-    """Runs Python on a simulated Gaudi; options as of `environment`."""
+    """Run Python on a simulated Gaudi; options as of `environment`."""
     return run([sys.executable, *arguments], env=gaudi_sim.environment(**options))
 
 
@@ -40,22 +41,22 @@ def test_everything_that_one_process_can_check():
 
 
 def test_two_ranks_exchange_tensors_and_gradients_and_count(tmp_path):
-    """With the ranks as mpirun gives them."""
-    env = gaudi_sim.environment(counts_file=tmp_path / "counts.jsonl") | {"MASTER_PORT": "29531"}
+    """With the ranks in mpirun's variables."""
+    env = gaudi_sim.environment(counts_file=tmp_path / "counts.jsonl") | {"MASTER_PORT": str(free_port())}
     ranks = [
         {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank, "OMPI_COMM_WORLD_SIZE": "2"}
         for rank in "01"
     ]
     command = [sys.executable, str(gaudi_sim.HERE / "ranks.py")]
     started = [subprocess.Popen(command, env=env | rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
-    told = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(told)
+    errors = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
     counts = [json.loads(line) for line in (tmp_path / "counts.jsonl").read_text().splitlines()]
     assert sorted(count["rank"] for count in counts) == [0, 1]
     assert all(count["collectives"] >= 10 and count["device"] == "simulated Gaudi" for count in counts)
 
 
-def test_the_command_runs_a_script_and_tells_what_it_exercised(tmp_path):
+def test_the_command_runs_a_script_and_prints_what_it_exercised(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"import sys; {TOUCH}; print(sys.argv[1:], __name__)")
     done = run([sys.executable, "-m", "tests.gaudi_sim", str(script), "--flag", "a b"])
@@ -105,9 +106,9 @@ def test_versions_are_those_that_a_test_asks_for():
     env = gaudi_sim.environment(plugin_version="1.21.0", driver_version="1.19.2", cards=2, busy=1)
     listed = run(["pip", "list", "--disable-pip-version-check"], env=env).stdout
     assert re.search(r"^habana-torch-plugin +1\.21\.0$", listed, re.MULTILINE)
-    told = run(["hl-smi"], env=env).stdout
-    assert told.splitlines()[2].replace(" ", "") == "|DriverVersion:1.19.2-simulated|"
-    assert re.search(r"\| +0 +N/A", told) and re.search(r"\| +1 +999", told)
+    printed = run(["hl-smi"], env=env).stdout
+    assert printed.splitlines()[2].replace(" ", "") == "|DriverVersion:1.19.2-simulated|"
+    assert re.search(r"\| +0 +N/A", printed) and re.search(r"\| +1 +999", printed)
 
 
 def test_environments_do_not_pile_up(monkeypatch):
@@ -124,7 +125,7 @@ def test_without_a_compiler_it_ends_with_one_line(tmp_path):
     assert re.fullmatch(r"simulated Gaudi: no C\+\+ compiler found; .*\n", done.stderr)
 
 
-def test_a_pytorch_for_a_gpu_is_told_of_in_one_line(tmp_path):
+def test_a_pytorch_for_a_gpu_is_reported_in_one_line(tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
     (tmp_path / "torch" / "version.py").write_text("cuda = '13.0'\nhip = None\n")
@@ -151,7 +152,7 @@ def test_processes_that_start_together_build_once(tmp_path):
 
 
 def fake_compiler(folder, script: str):
-    """An executable that runs a line of shell with a compiler's arguments, the library's name third from the end."""
+    """Return an executable that runs a line of shell with a compiler's arguments; the third from the end is the library."""
     path = folder / "compiler"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)

@@ -11,10 +11,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load
+from helpers import ENGINES, ROOT, load
 from test_gaudi_spawn import (
     ECHO,
-    ENGINES,
     NASTY,
     end_what_was_started,  # noqa: F401
     free_port_flags,
@@ -35,7 +34,7 @@ SECRET = "hf_thesecret"
 
 @pytest.fixture
 def over_nodes(request, remote_shells, tmp_path, monkeypatch):
-    """The flags of an engine, mpi or the test's parameter, for a job of one rank on each node."""
+    """Return the flags of an engine, mpi or the test's parameter, for a job of one rank on each node."""
     engine = getattr(request, "param", "mpi")
     monkeypatch.setenv("PATH", f"{remote_shells}:{os.environ['PATH']}")
     hosts = {name: 1 for name in NODES}
@@ -51,7 +50,7 @@ def over_nodes(request, remote_shells, tmp_path, monkeypatch):
 
 
 def has_interface() -> bool:
-    """Whether OpenMPI 5 finds an interface to listen on; it takes loopback only for ranks of one node."""
+    """Return whether OpenMPI 5 finds an interface to listen on; it takes loopback only for ranks of one node."""
     states = {path.parent.name: path.read_text().strip() for path in Path("/sys/class/net").glob("*/operstate")}
     return any(name != "lo" and state != "down" for name, state in states.items())
 
@@ -124,7 +123,7 @@ def test_no_rank_outlives_its_connection(over_nodes, tmp_path):
 
 
 def train(tmp_path: Path, name: str, launch: list[list], script: list, **options) -> Path:
-    """Starts a training once, or once on every node, and returns its output folder."""
+    """Start a training once, or once on every node; return its output folder."""
     output = tmp_path / name / "model"
     jobs = []
     for number, flags in enumerate(launch):

@@ -1,0 +1,130 @@
+"""Functions that tests share: flags of runs, starts of ranks, readers of the files of a run. Fixtures are in conftest.py."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import corpus
+import oracle
+import pytest
+from safetensors.torch import load_file
+
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
+CAUSAL_KINDS = {"llama": "llama", "qwen3": "qwen2", "mistral": "llama"}  # decoder-only models, and their tokenizers
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def learning_flags(rows: Path) -> list:
+    """Return the flags of sixty epochs on the rows of a file, which then score the model."""
+    flags = ["--do_train", "--train_file", rows, "--do_eval", "--validation_file", rows, "--num_train_epochs", 60]
+    flags += ["--learning_rate", "5e-3", "--per_device_train_batch_size", 16, "--per_device_eval_batch_size", 16]
+    return flags + ["--save_strategy", "no", "--pad_to_max_length", "False"]
+
+
+def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subprocess.Popen:
+    """Start the launcher with two ranks of a script; their output goes to the files `out` and `err` of `folder`."""
+    import gaudi_spawn
+
+    flags = ["--world_size", 2, "--master_port", gaudi_spawn.free_port(), *ENGINES[engine]]
+    command = [sys.executable, ROOT / "gaudi_spawn.py", *flags, *script]
+    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
+        return subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, cwd=ROOT)
+
+
+def history_of(folder: Path, name: str) -> list[float]:
+    """Return the values that a training logged under a name, in order."""
+    return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]
+
+
+def distance_trained(checkpoint: Path, output: Path) -> float:
+    """Return the largest difference of a tensor of a trained model from the checkpoint's, which must have all except the head's.
+
+    A checkpoint of a causal model has the prefix `model` where its model for questions has another one.
+    """
+    before, after = (load_file(folder / "model.safetensors") for folder in (checkpoint, output))
+    names = {name: name if name in before else f"model.{name.partition('.')[2]}" for name in after}
+    assert {name for name in after if names[name] not in before} <= {"qa_outputs.weight", "qa_outputs.bias"}
+    return max(
+        float((after[name].float() - before[names[name]]).abs().max()) for name in after if names[name] in before
+    )
+
+
+def load(path):
+    return json.loads(path.read_text())
+
+
+def golds_of(path) -> dict[str, list[str]]:
+    """Return the gold texts by question id of a file in SQuAD's own layout."""
+    paragraphs = [paragraph for article in load(path)["data"] for paragraph in article["paragraphs"]]
+    return {
+        qa["id"]: [answer["text"] for answer in qa["answers"]] for paragraph in paragraphs for qa in paragraph["qas"]
+    }
+
+
+def check_results(folder: Path, golds: dict[str, list[str]]) -> None:
+    """Check the files of an evaluated and a predicted part: scores, losses, and n-best rows that begin with the answers."""
+    for stage, prefix in (("eval", "eval"), ("predict", "test")):
+        results, texts = load(folder / f"{stage}_results.json"), load(folder / f"{stage}_predictions.json")
+        assert list(texts) == list(golds)
+        scores = oracle.squad_v1(texts, golds)
+        assert {name: results[f"{prefix}_{name}"] for name in scores} == pytest.approx(scores)
+        assert results[f"{prefix}_loss"] > 0
+        nbest = load(folder / f"{stage}_nbest_predictions.json")
+        assert {name: rows[0]["text"] for name, rows in nbest.items()} == texts
+
+
+def corpus_texts() -> list[str]:
+    """Return contexts and questions to train tokenizers on."""
+    squad = corpus.make_part("train", 400, seed=5)
+    paragraphs = squad["data"][0]["paragraphs"]
+    return [text for paragraph in paragraphs for text in (paragraph["context"], *questions_of(paragraph))]
+
+
+def questions_of(paragraph: dict) -> list[str]:
+    return [qa["question"] for qa in paragraph["qas"]]
+
+
+def sentence_of(context: str, qa: dict) -> dict:
+    """Return a paragraph of the sentence that holds a question's answer."""
+    place = qa["answers"][0]["answer_start"]
+    begin = context.rfind(". ", 0, place) + 2 if ". " in context[:place] else 0
+    end = context.find(". ", place) + 1 or len(context)
+    moved = qa | {"answers": [{"text": qa["answers"][0]["text"], "answer_start": place - begin}]}
+    return {"context": context[begin:end], "qas": [moved]}
+
+
+def rows_of(questions: list[str], contexts: list[str], answers: list[dict | None]) -> list[dict]:
+    """Return rows in the shape of qa.data."""
+    return [
+        {"id": f"q{number}", "title": "", "context": context, "question": question, "answers": answer}
+        for number, (question, context, answer) in enumerate(zip(questions, contexts, answers))
+    ]
+
+
+def as_dicts(features) -> list[dict]:
+    return features if isinstance(features, list) else [features.as_dict(index) for index in range(len(features))]
+
+
+def nbest_of(answers) -> dict[str, list[dict]]:
+    """Return the n-best rows of `qa.answers.Answers`, by id."""
+    return {name: rows for part in answers.nbest for name, rows in part.rows().items()}
+
+
+def real_questions() -> list[dict]:
+    """Return every ninth question of the half of SQuAD 2.0's dev set that is available."""
+    return read_rows(SHARED_DATA / "squad-v2.0-dev.json.gz", version_2_with_negative=True)[::9]
+
+
+def read_rows(path: Path, **flags) -> list[dict]:
+    """Return the rows of a file to evaluate on."""
+    from qa.arguments import DataArguments
+    from qa.data import checked_rows, read_questions
+    from qa.reading import read_file
+
+    data = DataArguments(**flags)
+    return checked_rows(read_questions(read_file(path), path.name, data, "validation"), path.name, data, "validation")[
+        0
+    ]

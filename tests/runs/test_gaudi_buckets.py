@@ -1,0 +1,44 @@
+"""Length buckets on the simulated Gaudi, on one card and on two: it compiles one shape for each bucket."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+from test_buckets import BUCKETS, training_flags
+
+import gaudi_spawn
+
+
+@pytest.mark.parametrize("script, cards", [("run_qa.py", 1), ("run_qa.py", 2), ("run_seq2seq_qa.py", 1)])
+def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
+    simulated_gaudi, tiny_model, tiny_writers, mixed_lengths, tmp_path, script, cards
+):
+    """With generation in static shapes for the encoder-decoder."""
+    writes = script == "run_seq2seq_qa.py"
+    flags = [
+        *training_flags(mixed_lengths),
+        "--do_eval",
+        "--validation_file",
+        mixed_lengths / "dev.json",
+        "--use_habana",
+    ]
+    flags += ["--model_name_or_path", tiny_writers["t5"] if writes else tiny_model, "--output_dir", tmp_path / "out"]
+    flags += ["--max_seq_length", "96", "--doc_stride", "16", "--report_to", "none", "--disable_tqdm", "True"]
+    flags += ["--per_device_eval_batch_size", "4", "--use_hpu_graphs_for_inference", "--num_train_epochs", "1"]
+    # Without buckets each batch of answers would be as wide as its longest.
+    flags += ["--predict_with_generate", "--max_answer_length", "9", "--pad_to_max_length", "False"] if writes else []
+    launched = ["gaudi_spawn.py", "--world_size", "2", "--use_mpi", "--master_port", gaudi_spawn.free_port(), script]
+    command = [sys.executable, *(launched if cards > 1 else [script]), *flags]
+    command += ["--length_buckets", *(["48", "64", "96"] if writes else BUCKETS)]
+    environment = simulated_gaudi.environment(lazy=True, counts_file=tmp_path / "counts") | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    counts = [json.loads(line) for line in (tmp_path / "counts").read_text().splitlines()]
+    assert len(counts) == cards
+    for rank in counts:
+        calls = 2 if writes else 1  # in evaluation: for the loss, and for the score of what was written
+        assert (rank["input_shapes"]["train"], rank["input_shapes"]["eval"]) == (3, 3 * calls)
+        # For each the encoder, the first decoding step, and all the others, however long the answers are.
+        assert rank["input_shapes"]["generate"] == (3 * 3 if writes else 0)
