@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export DS_BUILD_OPS := 0
 
 # Checked for the words that .ci/words.py lists.
-PAGES := $(wildcard *.md */*.md */*/*.md)
+PAGES := $(wildcard *.md */*.md */*/*.md *.py qa/*.py qa/*/*.py)
 
 .PHONY: setup quickstart quickstart-seq2seq test check style bench bench-full
 
