@@ -410,8 +410,8 @@ def softmax_of_groups(scores: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
     Groups of one size are the rows of one table: numpy then adds the numbers of each in the order in which it adds
     them when they are alone.
 
-    >>> softmax_of_groups(np.array([2.0, 2.0, 7.0]), [0, 2, 3]).tolist()
-    [0.5, 0.5, 1.0]
+    >>> softmax_of_groups(np.array([2.0, 2.0, 7.0, 5.0, 5.0]), [0, 2, 3, 5]).tolist()
+    [0.5, 0.5, 1.0, 0.5, 0.5]
     """
     result = np.empty(len(scores), dtype=scores.dtype)
     bounds = np.asarray(bounds)

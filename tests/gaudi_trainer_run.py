@@ -53,20 +53,21 @@ def run(script: str, flags: list[str], without: list[str]) -> None:
             setattr(owner, method, function)
 
 
-def train_and_tell(trainer, checkpoint, most) -> None:
-    """`qa.stages.train`, which also writes down what the trainer trained with."""
-    train(trainer, checkpoint, most)
-    told = {
+def train_and_record(trainer, *args) -> dict:
+    """Train as `qa.stages.train` does, and write the trainer's settings to a file; return the metrics."""
+    metrics = train(trainer, *args)
+    settings = {
         "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
         "fused_clip_norm": trainer.FusedNorm is not None,
         "autocast": trainer.use_hpu_amp,
         "device": trainer.model.device.type,
     }
-    (Path(trainer.args.output_dir) / "settings.json").write_text(json.dumps(told))
+    (Path(trainer.args.output_dir) / "settings.json").write_text(json.dumps(settings))
+    return metrics
 
 
 def main() -> None:
-    qa.stages.train = train_and_tell
+    qa.stages.train = train_and_record
     for task in json.loads(Path(sys.argv[1]).read_text()).values():
         run(task["script"], task["flags"], task.get("without", []))
 
