@@ -23,7 +23,7 @@ export DS_BUILD_OPS := 0
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Checked for the words that .ci/words.py lists.
-PAGES := $(wildcard *.md */*.md */*/*.md)
+PAGES := $(wildcard *.md */*.md */*/*.md *.py qa/*.py qa/*/*.py)
 PAGES += $(shell find tests quickstart benchmarks -name "*.py")
 
 .PHONY: setup quickstart quickstart-seq2seq test test-fast check style bench bench-full

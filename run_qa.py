@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Fine-tunes and evaluates a model that answers a question by marking the answer in a text.
+"""Fine-tune and evaluate a model that answers a question by marking the answer in a text.
 
     python run_qa.py --model_name_or_path bert-base-uncased --dataset_name squad --do_train --do_eval --output_dir out
     python run_qa.py --model_name_or_path out --validation_file my_questions.json --do_eval --output_dir scores
     python run_qa.py quickstart/config.yaml --train_file train.json --validation_file dev.json --output_dir out
 
-Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md tells the rest; --help lists the flags.
+Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md explains more; --help lists the flags.
 """
 
 from functools import partial
@@ -45,17 +45,23 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data_args, args = start(argv, ModelArguments, DataArguments, description=__doc__)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
     rows, counts = read_rows(data_args, model_args, args)
-    with args.main_process_first():  # it downloads, the others find what it downloaded
+    with args.main_process_first():  # it downloads the files, the others find them in the cache
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
     weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, remote=data_args.check)
     causal = is_causal(config)
-    length = sequence_limit(data_args, weightless, tokenizer, read_template(tokenizer, causal))
-    settings = (tokenizer, length, data_args.doc_stride, causal)
-    features = {split: prepare_features(rows[split], *settings) for split in rows}
+    length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
+    features = {
+        split: prepare_features(part, tokenizer, max_seq_length=length, doc_stride=data_args.doc_stride, causal=causal)
+        for split, part in rows.items()
+    }
     lay_out(features, data_args, args, length)
-    report_spans(rows, features, data_args.max_answer_length, length)
-    collator = PaddingCollator(tokenizer, length if data_args.pad_to_max_length else None, 8 if args.fp16 else 1)
+    report_spans(rows, features, max_answer_length=data_args.max_answer_length, window=length)
+    collator = PaddingCollator(
+        tokenizer,
+        length=length if data_args.pad_to_max_length else None,
+        multiple_of=8 if args.fp16 else 1,
+    )
     check_batches(weightless, features, collator)
     if data_args.check:
         return report_check(features, args)
@@ -72,16 +78,16 @@ def main(argv: list[str] | None = None) -> None:
         n_best_size=data_args.n_best_size,
         **extras,
     )
-    run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"), counts)
+    run(trainer, data_args, model_args, checkpoint=checkpoint, features=features, rows=rows, counts=counts)
 
 
 def to_answers(data_args: DataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:
     """Return the answers that the logits point at, in the metrics' form."""
     rules = AnswerRules(
-        data_args.version_2_with_negative,
-        data_args.n_best_size,
-        data_args.max_answer_length,
-        data_args.null_score_diff_threshold,
+        version_2_with_negative=data_args.version_2_with_negative,
+        n_best_size=data_args.n_best_size,
+        max_answer_length=data_args.max_answer_length,
+        null_score_diff_threshold=data_args.null_score_diff_threshold,
     )
     return format_for_metric(find_answers(examples, features, candidates, rules), examples)
 

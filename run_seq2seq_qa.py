@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Fine-tunes and evaluates an encoder-decoder (T5, BART) that reads a question and a text and writes the answer.
+"""Fine-tune and evaluate an encoder-decoder (T5, BART) that reads a question and a text and writes the answer.
 
     python run_seq2seq_qa.py --model_name_or_path t5-small --dataset_name squad_v2 --version_2_with_negative \\
         --do_train --do_eval --predict_with_generate --output_dir out
     python run_seq2seq_qa.py --model_name_or_path out --test_file my_questions.json --do_predict \\
         --predict_with_generate --output_dir answers
 
-Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md tells the rest; --help lists the flags.
+Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md explains more; --help lists the flags.
 """
 
 import logging
@@ -52,21 +52,25 @@ def main(argv: list[str] | None = None) -> None:
     set_generation(data_args, args)
     checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
     rows, counts = read_rows(data_args, model_args, args)
-    with args.main_process_first():  # it downloads, the others find what it downloaded
+    with args.main_process_first():  # it downloads the files, the others find them in the cache
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(args, model_args)
     set_language(tokenizer, data_args.language_code)
     generation = read_generation_config(config, tokenizer, model_args, args)
     weightless = check_model(AutoModelForSeq2SeqLM, config, tokenizer, model_args, remote=data_args.check)
-    length = sequence_limit(data_args, weightless, tokenizer, read_seq2seq_template(tokenizer))
-    settings = (
-        tokenizer,
-        length,
-        data_args.doc_stride,
-        data_args.max_answer_length,
-        data_args.version_2_with_negative,
-    )
-    features = {split: prepare_seq2seq_features(rows[split], *settings, training=split == "train") for split in rows}
+    length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
+    features = {
+        split: prepare_seq2seq_features(
+            part,
+            tokenizer,
+            max_seq_length=length,
+            doc_stride=data_args.doc_stride,
+            max_answer_length=data_args.max_answer_length,
+            version_2_with_negative=data_args.version_2_with_negative,
+            training=split == "train",
+        )
+        for split, part in rows.items()
+    }
     lay_out(features, data_args, args, length)
     report_targets(rows, tokenizer, data_args, args)
     one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers
@@ -78,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
         label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
         start_token=generation.decoder_start_token_id,
     )
-    check_batches(weightless, features, collator, max(data_args.max_answer_length, args.generation_max_length))
+    longest_answer = max(data_args.max_answer_length, args.generation_max_length)
+    check_batches(weightless, features, collator, answer_length=longest_answer)
     if data_args.check:
         return report_check(features, args)
 
@@ -96,17 +101,17 @@ def main(argv: list[str] | None = None) -> None:
         empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
         **extras,
     )
-    run(trainer, data_args, model_args, checkpoint, features.get("test"), rows.get("test"), counts)
+    run(trainer, data_args, model_args, checkpoint=checkpoint, features=features, rows=rows, counts=counts)
 
 
 def set_generation(data: Seq2SeqDataArguments, args) -> None:
-    """Put length and beams of the written answers where the trainer looks; warn of a run that writes none."""
+    """Set length and beams of the written answers in the trainer's arguments; warn of a run that writes none."""
     args.generation_max_length = args.generation_max_length or data.val_max_answer_length
     args.generation_num_beams = data.num_beams or args.generation_num_beams
     if not args.predict_with_generate and (args.do_eval or args.do_predict):
         logger.warning(
             "Without --predict_with_generate no answers are written: there will be a loss (where answers are known), "
-            "but no EM, no F1 and no files of predictions"
+            "but no EM, no F1 and no files of predictions; add --predict_with_generate to get them"
         )
 
 
@@ -115,9 +120,14 @@ def to_answers(
 ) -> ScoredForm:
     """Return the text that was written for the best window of every example, in the metrics' form."""
     tokens, scores, *null_scores = written
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    null_scores = null_scores[0] if data_args.version_2_with_negative else None
-    answers = choose_windows(examples, features, texts, scores, null_scores, data_args.null_score_diff_threshold)
+    answers = choose_windows(
+        examples,
+        features,
+        texts=tokenizer.batch_decode(tokens, skip_special_tokens=True),
+        scores=scores,
+        null_scores=null_scores[0] if data_args.version_2_with_negative else None,
+        null_score_diff_threshold=data_args.null_score_diff_threshold,
+    )
     return format_for_metric(answers, examples)
 
 

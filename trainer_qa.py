@@ -21,13 +21,14 @@ from qa.windows import IGNORED, labelled_share
 
 logger = logging.getLogger(__name__)
 
-NOT_FOR_THE_MODEL = ("cls_index", "lengths")  # of a batch, which best positions are found with
+NOT_FOR_THE_MODEL = ("cls_index", "lengths")  # entries of a batch that only `best_positions` needs
 
 
 class LengthBuckets:
     """Mixin for a trainer: batches of one width where the features have widths, else the trainer's own.
 
-    Not by accelerate's epoch, which is 0 again when a run resumes within a later one (1.10.1, `skip_first_batches`).
+    The order of an epoch follows the trainer's state. accelerate 1.10.1 counts from 0 again when a run resumes within
+    a later epoch (`skip_first_batches`).
     """
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -49,7 +50,7 @@ class LengthBuckets:
         return training_order(widths, train_group(self.args), (seed, epoch), self.args.dataloader_drop_last)
 
     def _get_eval_sampler(self, eval_dataset):
-        """In the order of the features without buckets, always: with --group_by_length transformers 4.55 has another."""
+        """Return the order of the evaluation: without buckets that of the features, also with --group_by_length."""
         widths = self.evaluation_widths(eval_dataset)
         if widths is None:
             return None
@@ -57,21 +58,21 @@ class LengthBuckets:
         return EpochOrderSampler(order, len(order()))
 
     def evaluation_widths(self, dataset) -> np.ndarray | None:
-        """Those of the features; one for all, so that no batch is a short one, where --dataloader_drop_last drops those."""
+        """Return the features' widths; with --dataloader_drop_last one for all of them, so that no batch is short."""
         widths = getattr(dataset, "widths", None)
         return np.zeros(len(dataset)) if widths is None and self.args.dataloader_drop_last else widths
 
 
 class AnswerEvaluation(LengthBuckets):
-    """Mixin for a trainer: `evaluate` and `predict` turn what the model puts out into answers and score them.
+    """Mixin for a trainer: `evaluate` and `predict` turn the model's outputs into answers and score them.
 
     Args (beyond the trainer's own):
         eval_examples: the rows that `eval_dataset` holds the features of.
         post_process_function: `(examples, features, predictions, stage)` -> `EvalPrediction` of answers and references;
             `stage` is "eval" or "predict". References are None where the data has no answers. `predictions` are the
-            `qa.answers.Candidates` that `postprocess_qa_predictions` takes too; of writers see its trainer.
+            `qa.answers.Candidates` of the features; for models that write see `QuestionAnsweringSeq2SeqTrainer`.
         compute_metrics: `EvalPrediction` of answers and references -> {name: value}.
-        write_answers: `(what post_process_function returned, stage)`; writes the files of a stage.
+        write_answers: `(answers, stage)`; writes the files of a stage from the result of `post_process_function`.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class AnswerEvaluation(LengthBuckets):
         write_answers: Callable | None = None,
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)  # without compute_metrics: the loop would feed it logits, not answers
+        super().__init__(*args, **kwargs)  # without compute_metrics, to which the loop would pass logits, not answers
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.eval_examples = eval_examples
@@ -96,14 +97,14 @@ class AnswerEvaluation(LengthBuckets):
         return super().prediction_step(*args, **kwargs)
 
     def keep(self, *tensors: torch.Tensor) -> None:
-        """Keep the outputs of a step, (batch, ...) each of every rank, for the answers.
+        """Keep the outputs of a step, (batch, ...) on every rank, for the answers.
 
-        The libraries' loops would copy all that they have with every batch, and optimum-habana 1.21.2 casts all tensors to the
-        type of the first.
+        The libraries' loops would copy everything they hold again with every batch, and optimum-habana 1.21.2 casts
+        all tensors to the type of the first.
         """
         if self.args.world_size > 1:
             tensors = tuple(tensor.to(self.args.device) for tensor in tensors)
-        gathered = self.accelerator.gather_for_metrics(tensors)  # without what fills the last batch up
+        gathered = self.accelerator.gather_for_metrics(tensors)  # without the rows that fill up the last batch
         if self.is_world_process_zero():
             self.kept.add([tensor.cpu().numpy() for tensor in gathered])
 
@@ -114,7 +115,12 @@ class AnswerEvaluation(LengthBuckets):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         examples = self.eval_examples if eval_examples is None else eval_examples
         _, metrics = self.answer(
-            self.get_eval_dataloader(dataset), dataset, examples, "eval", ignore_keys, metric_key_prefix
+            self.get_eval_dataloader(dataset),
+            features=dataset,
+            examples=examples,
+            stage="eval",
+            ignore_keys=ignore_keys,
+            prefix=metric_key_prefix,
         )
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -124,26 +130,31 @@ class AnswerEvaluation(LengthBuckets):
         self, predict_dataset, predict_examples, ignore_keys=None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """Answer the questions of `predict_examples`; score them where gold answers are known."""
-        loader = self.get_test_dataloader(predict_dataset)
         answers, metrics = self.answer(
-            loader, predict_dataset, predict_examples, "predict", ignore_keys, metric_key_prefix
+            self.get_test_dataloader(predict_dataset),
+            features=predict_dataset,
+            examples=predict_examples,
+            stage="predict",
+            ignore_keys=ignore_keys,
+            prefix=metric_key_prefix,
         )
         return PredictionOutput(predictions=answers.predictions, label_ids=answers.label_ids, metrics=metrics)
 
     def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
-        """Run the model over `loader`; on rank 0 turn its output into answers, score and write them; all ranks get both."""
+        """Return answers and metrics of the features in `loader`; rank 0 finds, scores and writes the answers."""
         group = eval_group(self.args)
         start, self.begun, self.kept = time.time(), [], PreallocatedArrays(-(-len(features) // group) * group)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
-        output = loop(loader, "Evaluation" if stage == "eval" else "Prediction", None, ignore_keys, prefix)
+        description = "Evaluation" if stage == "eval" else "Prediction"
+        output = loop(loader, description, ignore_keys=ignore_keys, metric_key_prefix=prefix)
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
         metrics |= evaluation_speed(
             prefix,
-            start,
-            self.begun,
-            self.args.throughput_warmup_steps,
-            output.num_samples,
-            group,
+            start=start,
+            begun=self.begun,
+            warmup=self.args.throughput_warmup_steps,
+            samples=output.num_samples,
+            batch=group,
         )
         result = [EvalPrediction(None, None), {}]
         if self.kept.count and self.post_process_function is not None:
@@ -155,7 +166,7 @@ class AnswerEvaluation(LengthBuckets):
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
 
     def answer_and_score(self, examples, features, stage: str) -> list:
-        """Turn what the steps kept into answers, score them and write their files."""
+        """Turn the kept outputs into answers, score them and write their files; return answers and scores."""
         start = time.time()
         answers = self.to_answers(examples, features, stage)
         scores = self.score(answers)
@@ -167,10 +178,11 @@ class AnswerEvaluation(LengthBuckets):
         """Return the answers of `post_process_function`."""
         widths, group = self.evaluation_widths(features), eval_group(self.args)
         tables = [in_order(table, widths, group) for table in self.kept.tables()]
-        return self.post_process_function(examples, features, self.predictions_of(tables), stage)
+        predictions = self.predictions_of(tables)
+        return self.post_process_function(examples, features, predictions, stage)
 
     def predictions_of(self, tables: list[np.ndarray]):
-        """Return what the steps kept, (features, ...) each, as `post_process_function` takes it."""
+        """Return the kept outputs, (features, ...) each, in the form that `post_process_function` takes."""
         return tables
 
     def score(self, answers: EvalPrediction) -> dict[str, float]:
@@ -184,16 +196,21 @@ class AnswerEvaluation(LengthBuckets):
 
 
 class PreallocatedArrays:
-    """Arrays that come in pieces, (batch, ...) each, of at most `total` rows in the end, in one table each from the start.
+    """Arrays of at most `total` rows that are added in pieces, (batch, ...) each, to memory that is allocated once.
 
-    The pieces themselves, between all that a step allocates and frees, would split the heap: a GB at 200,000 rows.
+    A list of the pieces would fragment the heap, since each step allocates and frees between them: a GB at 200,000
+    rows.
     """
 
     def __init__(self, total: int):
         self.total, self.count, self.arrays = total, 0, []
 
     def add(self, pieces: list[np.ndarray]) -> None:
-        """Raises a ValueError for rows beyond the total."""
+        """Add one piece to each array.
+
+        Raises:
+            ValueError: there are more rows than `total`.
+        """
         if not self.arrays:
             self.arrays = [np.empty((self.total, *piece.shape[1:]), piece.dtype) for piece in pieces]
         before, self.count = self.count, self.count + len(pieces[0])
@@ -203,11 +220,19 @@ class PreallocatedArrays:
             array[before : self.count] = piece
 
     def tables(self) -> list[np.ndarray]:
+        """Return the rows of each array so far."""
         return [array[: self.count] for array in self.arrays]
 
 
 def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> np.ndarray:
-    """Predictions of `evaluation_order` in the order of the features."""
+    """Return predictions that are in `evaluation_order` in the order of the features.
+
+    >>> widths = np.array([32, 16, 16, 32])
+    >>> evaluation_order(widths, group=2).tolist()
+    [0, 3, 1, 2]
+    >>> in_order(np.array([10, 13, 11, 12]), widths, group=2).tolist()
+    [10, 11, 12, 13]
+    """
     if widths is None:
         return predictions
     result = np.empty_like(predictions, shape=(len(widths), *predictions.shape[1:]))
@@ -218,10 +243,10 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
 class QuestionAnsweringTrainer(
     ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, JoinedSaves, trainer_class(False)
 ):
-    """Trains and evaluates models that mark the answer in its context: GaudiTrainer's or Trainer's subclass.
+    """Train and evaluate models that mark the answer in its context: a subclass of GaudiTrainer or Trainer.
 
     Args (beyond those of `AnswerEvaluation` and the base):
-        n_best_size: the number of starts and ends of each feature that answers consist of.
+        n_best_size: the number of best starts and ends to keep of each feature.
     """
 
     def __init__(self, *args, n_best_size: int = 20, **kwargs):
@@ -229,8 +254,10 @@ class QuestionAnsweringTrainer(
         self.n_best_size = n_best_size
 
     def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
-        """As the base's; the loss is the mean over the features whose label is known, however they are batched."""
-        answers, metrics = super().answer(loader, features, examples, stage, ignore_keys, prefix)
+        """Return what the base does; the loss is the mean over all features with known labels."""
+        answers, metrics = super().answer(
+            loader, features=features, examples=examples, stage=stage, ignore_keys=ignore_keys, prefix=prefix
+        )
         if f"{prefix}_loss" in metrics:
             metrics[f"{prefix}_loss"] /= labelled_share(features)
         return answers, metrics
@@ -241,16 +268,18 @@ class QuestionAnsweringTrainer(
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss; of the logits what answers need is kept, a tenth: an evaluation of any size fits into memory."""
+        """Return the loss; keep the best positions, a tenth of the logits, to save memory."""
         places = [inputs.pop(name) for name in NOT_FOR_THE_MODEL]
-        loss, logits, _ = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if loss is not None:  # over no label at all it is NaN; `answer` divides by the share of all features
+        loss, logits, _ = super().prediction_step(
+            model, inputs, prediction_loss_only=prediction_loss_only, ignore_keys=ignore_keys
+        )
+        if loss is not None:  # without any label it is NaN; `answer` divides by the share of labels among all features
             share = (inputs["start_positions"] != IGNORED).float().mean().to(loss.device)
             loss = torch.where(share > 0, loss * share, torch.zeros_like(loss))
         if logits is not None:
             logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART also returns its encoder's states
             cls_index, lengths = (tensor.cpu().numpy() for tensor in places)
-            best = best_positions(logits, cls_index, self.n_best_size, lengths)
+            best = best_positions(logits, cls_index, n_best_size=self.n_best_size, lengths=lengths)
             self.keep(torch.from_numpy(best.packed()))
         return loss, None, None
 

@@ -22,6 +22,7 @@ from qa.windows import (
     WindowSpec,
     gold_spans,
     has_labels,
+    lengths_of_rows,
     literal_tokenizer,
     no_answer_positions,
     read_template,
@@ -43,13 +44,13 @@ def prepare_features(
     doc_stride: int,
     causal: bool = False,
 ) -> "Features | ListedFeatures":
-    """The windows of all rows, with labels where the answer of any row is known.
+    """Return the windows of all rows, with labels where the answer of any row is known.
 
     Windows, ids, masks, types and offsets are those of the tokenizer's own `return_overflowing_tokens`. Where a check
     on the first rows finds a difference (a tokenizer whose tokens depend on the other text of the pair), the tokenizer
-    does the work itself, and the features are dicts with the same content.
+    builds the features, as dicts with the same content.
 
-    Texts are text: the name of a special token in one, as in `<s>20 euros</s>`, does not become that token.
+    Texts are read literally: the name of a special token in one, as in `<s>20 euros</s>`, does not become that token.
 
     Args:
         rows: `{"id", "question", "context", "answers": {"text", "answer_start"}}` each; the question is left-stripped.
@@ -59,14 +60,20 @@ def prepare_features(
         causal: for a model whose tokens see only those before them (`qa.models.is_causal`). The question comes first,
             and each window ends in a special token: the tokenizer's own, else its end-of-text token.
 
-    A question that leaves no room for a window to move on is cut to half the room (counted in the log). Labels are
-    the first and last token of the first gold answer, or the no-answer position in both places when there is no answer or
-    the window does not hold all of it: the CLS token, else BOS, else 0; for a causal model the last token, which sees all.
-    Where the answer (None) or its place (a start of -1) is unknown, the label is `IGNORED`, a position after the last one,
-    which models leave out of their loss.
+    A question that leaves its windows no room for new tokens is cut (`qa.windows.trim_questions`), and the log counts
+    such questions.
+
+    The label of a feature is one of
+
+    - the first and the last token of the first gold answer;
+    - the no-answer position twice, where there is no answer or the window does not hold all of it: the CLS token, else
+      BOS, else 0; for a causal model the last token, which sees all others;
+    - `IGNORED` twice, a position after the last one that counts in no loss, where the answer (None) or its place (a
+      start of -1) is unknown.
     """
     tokenizer = literal_tokenizer(tokenizer)
-    spec = WindowSpec(tokenizer, read_template(tokenizer, causal), max_seq_length, doc_stride)
+    template = read_template(tokenizer, causal)
+    spec = WindowSpec(tokenizer, template, max_seq_length=max_seq_length, doc_stride=doc_stride)
     features = array_features(rows, spec)
     if features is None or not same_features(features, rows, spec):
         logger.warning(
@@ -77,13 +84,13 @@ def prepare_features(
 
 
 def array_features(rows, spec: WindowSpec) -> "Features | None":
-    """`prepare_features` by index arithmetic; None for tokenizers or texts that it cannot describe."""
+    """Return what `prepare_features` does, by index arithmetic; None for tokenizers and texts it cannot describe."""
     tokenizer = spec.tokenizer
     if tokenizer.truncation_side != "right":
         return None
     questions = tokenize_distinct([row["question"].lstrip() for row in rows], tokenizer, offsets=False)
     contexts = tokenize_distinct([row["context"] for row in rows], tokenizer)
-    if not len(contexts.ids):  # a handful of contexts that the tokenizer's normalizer leaves nothing of
+    if not len(contexts.ids):  # a few contexts of which the tokenizer's normalizer keeps nothing
         return None
     features = windows_of(Features, rows, questions, contexts, spec)
     features.cls_index = no_answer_positions(tokenizer, spec.template, features.lengths())
@@ -93,9 +100,24 @@ def array_features(rows, spec: WindowSpec) -> "Features | None":
 
 
 def label_windows(rows, features: Features) -> np.ndarray:
-    """(features, 2) first and last token of each row's first answer, or the no-answer position or IGNORED twice.
+    """Return the first and the last token of each row's first answer, or the no-answer position or IGNORED twice.
 
-    Tokens are found by one binary search over all contexts: a token's key is its context's number above its character.
+    The result has the shape (features, 2). One binary search over all contexts finds the tokens: the key of a token
+    has the number of its context in the upper 32 bits and its character in the lower ones.
+
+    The answer "each year" to a question of two tokens, in windows of three context tokens that share one. The first
+    window, `[CLS] q q [SEP] The Nile floods [SEP]`, does not hold it; in the second it has the positions 5 and 6:
+
+    >>> from qa.windows import Template, Texts
+    >>> starts, ends = np.array([0, 4, 9, 16, 21]), np.array([3, 8, 15, 20, 25])  # of The Nile floods each year
+    >>> contexts = Texts(of_row=np.array([0]), splits=np.array([0, 5]), ids=np.arange(5), starts=starts, ends=ends)
+    >>> template = Template(before=[101], between=[102], after=[102], types=(0, 0, 0, 1, 1))
+    >>> rows = [{"id": "a", "answers": {"text": ["each year"], "answer_start": [16]}}]
+    >>> windows = {"row": np.array([0, 0]), "first": np.array([0, 2]), "last": np.array([3, 5])}
+    >>> features = Features(rows, None, contexts, template, names=[], **windows, question_length=np.array([2]))
+    >>> features.cls_index = np.array([0, 0])
+    >>> label_windows(rows, features).tolist()
+    [[0, 0], [5, 6]]
     """
     contexts = features.contexts
     above = np.repeat(np.arange(len(contexts), dtype=np.int64) << 32, np.diff(contexts.splits))
@@ -113,8 +135,8 @@ def label_windows(rows, features: Features) -> np.ndarray:
 
 
 def same_features(features: Features, rows, spec: WindowSpec) -> bool:
-    """Whether the first rows (those with whole questions) come out as from the tokenizer itself."""
-    whole = np.diff(features.questions.splits)[features.questions.of_row] == features.question_length
+    """Return whether features of the first rows with whole questions equal those that the tokenizer builds."""
+    whole = lengths_of_rows(features.questions) == features.question_length
     checked = np.flatnonzero(whole)[:CHECKED_ROWS]
     if not len(checked):
         return True
@@ -135,12 +157,12 @@ def postprocess_qa_predictions(
     prefix: str | None = None,
     log_level: int = logging.WARNING,
 ) -> dict[str, str]:
-    """The answer of every example, `{id: text}`, cut from its context.
+    """Return the answer of every example, `{id: text}`, cut from its context.
 
-    Per window the `n_best_size` best starts are paired with the `n_best_size` best ends; pairs outside the context,
-    reversed or longer than `max_answer_length` tokens are dropped, and the rest is ranked by the sum of its logits over
-    all windows of the example. With negatives the answer is empty when the null score (the lowest over the windows)
-    exceeds the best text's score by more than `null_score_diff_threshold` logits.
+    For each window the `n_best_size` best starts are paired with the `n_best_size` best ends; pairs outside the
+    context, reversed or longer than `max_answer_length` tokens are dropped. The other pairs of all windows of the
+    example are ranked by the sum of their two logits. With negatives the answer is empty when the null score (the
+    lowest over the windows) exceeds the best text's score by more than `null_score_diff_threshold` logits.
 
     Args:
         examples: rows with `id` and `context`, a `datasets.Dataset` or a list of dicts.
@@ -148,7 +170,7 @@ def postprocess_qa_predictions(
             `offset_mapping` (None outside the context), and optionally `token_is_max_context` and `cls_index` (the
             position of the null score, 0 without it).
         predictions: start and end logits, (features, length) each, aligned with the features' first tokens; or the best
-            of them, which `QuestionAnsweringTrainer` hands to its `post_process_function`.
+            of them, as `QuestionAnsweringTrainer` passes them to its `post_process_function`.
         output_dir: where `predictions.json`, `nbest_predictions.json` and, with negatives, `null_odds.json` go, with
             `prefix` and an underscore before their names.
 
@@ -156,7 +178,12 @@ def postprocess_qa_predictions(
         ValueError: `predictions` do not match the features, or with negatives an example has no feature.
     """
     logger.setLevel(log_level)
-    rules = AnswerRules(version_2_with_negative, n_best_size, max_answer_length, null_score_diff_threshold)
+    rules = AnswerRules(
+        version_2_with_negative=version_2_with_negative,
+        n_best_size=n_best_size,
+        max_answer_length=max_answer_length,
+        null_score_diff_threshold=null_score_diff_threshold,
+    )
     answers = find_answers(examples, features, predictions, rules)
     if output_dir is not None:
         write_answers(answers, output_dir, prefix)

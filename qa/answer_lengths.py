@@ -1,11 +1,11 @@
-"""How many gold answers are longer than a model may answer, in tokens: one line for each part that has some."""
+"""Report how many gold answers are longer than a model may answer, in tokens: one line for each part that has some."""
 
 import logging
 
 import numpy as np
 
 from qa.generation import answer_marks
-from qa.windows import tokenize_distinct
+from qa.windows import lengths_of_rows, tokenize_distinct
 
 
 logger = logging.getLogger(__name__)
@@ -14,18 +14,19 @@ WARNED_SHARE = 0.01
 
 
 def report_spans(rows: dict, features: dict, max_answer_length: int, window: int) -> None:
-    """Report the answers that are to be marked, by the labels of the features of each split.
+    """Report how long the answers to mark are, by the labels of the features of each split.
 
     Args:
         rows, features: by split.
-        window: tokens of a feature at most; an answer that no window holds counts as so long.
+        window: tokens of a feature at most, which is the length of an answer that no window holds.
     """
     for split, part in features.items():
-        report(split, span_lengths(rows[split], part, window), "max_answer_length", max_answer_length)
+        lengths = span_lengths(rows[split], part, window)
+        report(split, lengths, flag="max_answer_length", limit=max_answer_length)
 
 
 def span_lengths(rows: list[dict], features, window: int) -> np.ndarray:
-    """(questions whose answer has a place,) tokens of the first answer of each."""
+    """Return the tokens of the first answer of each question whose answer has a place, (questions,)."""
     placed = [
         bool(row["answers"] and row["answers"]["text"]) and row["answers"]["answer_start"][0] >= 0 for row in rows
     ]
@@ -37,7 +38,7 @@ def span_lengths(rows: list[dict], features, window: int) -> np.ndarray:
 
 
 def labelled_windows(rows: list[dict], features) -> tuple[np.ndarray, ...]:
-    """(features,) the row of each, first and last token of its label, and whether that is an answer that it holds."""
+    """Return four arrays (features,): row, first and last token of the label, and whether that label is an answer."""
     if isinstance(features, list):
         number = {row["id"]: index for index, row in enumerate(rows)}
         names = ("start_positions", "end_positions", "cls_index")
@@ -51,7 +52,7 @@ def labelled_windows(rows: list[dict], features) -> tuple[np.ndarray, ...]:
 
 
 def report_targets(rows: dict, tokenizer, data_args, args) -> None:
-    """Report the answers that are to be written: in training as labels, in evaluation and prediction by generating.
+    """Report how long the answers to write are: in training as labels, in evaluation and prediction as generated.
 
     Tokens include the special ones of a label, and in evaluation and prediction the token that starts an answer.
     """
@@ -65,7 +66,8 @@ def report_targets(rows: dict, tokenizer, data_args, args) -> None:
         known = [row["answers"]["text"][0] for row in part if row["answers"] and row["answers"]["text"]]
         if known and split in limits:
             texts = tokenize_distinct(known, tokenizer, offsets=False)
-            report(split, np.diff(texts.splits)[texts.of_row] + special + (split != "train"), *limits[split])
+            flag, limit = limits[split]
+            report(split, lengths_of_rows(texts) + special + (split != "train"), flag=flag, limit=limit)
 
 
 def report(split: str, lengths: np.ndarray, flag: str, limit: int) -> None:

@@ -11,16 +11,16 @@ from qa.files import write_json
 from qa.windows import Features
 
 
-# How many examples are post-processed together: it bounds memory (1,000 windows of 384 tokens take 20 MB).
-EXAMPLES_AT_ONCE = 1000  # must fit 16 bits
+# Examples that are post-processed together, which bounds memory (1,000 windows of 384 tokens take 20 MB).
+EXAMPLES_AT_ONCE = 1000  # must fit into 16 bits
 
 
-PAIRS_AT_ONCE = 1 << 20  # of a window's starts and ends, of all windows
+PAIRS_AT_ONCE = 1 << 20  # pairs of a start and an end, over all windows
 
 
 @dataclass
 class AnswerRules:
-    """How answers are chosen: the flags of these names."""
+    """The flags that decide which answers are chosen, by their names."""
 
     version_2_with_negative: bool = False
     n_best_size: int = 20
@@ -32,7 +32,7 @@ class AnswerRules:
 class RankedSpans:
     """The candidates of some examples, best first: example i has the rows `bounds[i]` to `bounds[i + 1]`.
 
-    Columns, not rows: of 200,000 questions the rows as Python objects take over a GB.
+    Columns save memory: the rows of 200,000 questions as Python objects take over a GB.
     """
 
     ids: list[str]
@@ -48,12 +48,14 @@ class RankedSpans:
         """Return the entries of the n-best file."""
         bounds = self.bounds.tolist()
         context = np.repeat(np.arange(len(self.ids)), np.diff(self.bounds)).tolist()
-        columns = (
-            getattr(self, name).tolist() for name in ("begin", "end", "start_logit", "end_logit", "probability")
-        )
+        texts = [
+            self.contexts[index][begin:end]
+            for index, begin, end in zip(context, self.begin.tolist(), self.end.tolist())
+        ]
+        numbers = zip(self.start_logit.tolist(), self.end_logit.tolist(), self.probability.tolist())
         rows = [
-            {"start_logit": start, "end_logit": stop, "text": self.contexts[index][begin:end], "probability": share}
-            for index, begin, end, start, stop, share in zip(context, *columns)
+            {"start_logit": start, "end_logit": end, "text": text, "probability": probability}
+            for text, (start, end, probability) in zip(texts, numbers)
         ]
         for place in np.flatnonzero(self.begin < 0):
             rows[place] = {"text": "empty"} | {key: value for key, value in rows[place].items() if key != "text"}
@@ -67,16 +69,20 @@ class Answers:
     texts: dict[str, str] = field(default_factory=dict)  # empty for "no answer"
     best_texts: dict[str, str] = field(default_factory=dict)  # the best text, whatever the null score
     null_odds: dict[str, float] = field(default_factory=dict)  # with negatives: null score - score of the best text
-    nbest: list = field(default_factory=list)  # in parts: `RankedSpans`, or `qa.seq2seq.RankedTexts`
+    nbest: list = field(default_factory=list)  # parts of the n-best file: `RankedSpans`, or `qa.seq2seq.RankedTexts`
 
 
 def decide(best_texts: dict[str, str], null_odds: dict[str, float], threshold: float) -> dict[str, str]:
-    """Return the answers to questions that may have none: the one place where the null score's threshold decides."""
+    """Return the answers to questions that may have none, empty where the null odds exceed the threshold.
+
+    >>> decide({"a": "Cairo", "b": "Giza"}, {"a": -3.5, "b": 1.0}, threshold=0.0)
+    {'a': 'Cairo', 'b': ''}
+    """
     return {name: "" if null_odds[name] > threshold else text for name, text in best_texts.items()}
 
 
 class SpansOfDicts:
-    """Features in dicts as the arrays that answers need, named as those of `Features`."""
+    """The arrays of `Features` that answers need, taken from features in dicts."""
 
     def __init__(self, features: Sequence[dict], ids: list[str]):
         number = {identity: index for index, identity in enumerate(ids)}
@@ -89,7 +95,7 @@ class SpansOfDicts:
         )
 
     def characters(self, chosen: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return as `Features.characters`; a token with more context in another window has no first character either."""
+        """Return what `Features.characters` does; a token with more context elsewhere has no first character."""
         begin = np.full(positions.shape, -1)
         end = begin.copy()
         for line, index in enumerate(chosen):
@@ -118,19 +124,25 @@ class Candidates:
         return len(self.starts)
 
     def of(self, chosen: np.ndarray) -> "Candidates":
-        """Return those of some features."""
+        """Return the candidates of some features."""
         return Candidates(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
     def packed(self) -> np.ndarray:
-        """Return all in one (features, 4 n + 2) float32 array, which holds positions exactly up to 2 ** 24."""
+        """Return all fields in one (features, 4 n + 2) float32 array, in which positions up to 2 ** 24 are exact."""
         return np.concatenate([getattr(self, column.name) for column in fields(self)], axis=1, dtype=np.float32)
 
     @classmethod
     def unpacked(cls, table: np.ndarray) -> "Candidates":
         """Return the candidates of a `packed` array."""
-        n = table.shape[1] // 4
-        starts, ends, *logits = np.split(table, [n, 2 * n, 3 * n, 4 * n], axis=1)
-        return cls(starts.astype(np.int32), ends.astype(np.int32), *logits)
+        n = (table.shape[1] - 2) // 4
+        starts, ends, start_logits, end_logits, null_logits = np.split(table, [n, 2 * n, 3 * n, 4 * n], axis=1)
+        return cls(
+            starts=starts.astype(np.int32),
+            ends=ends.astype(np.int32),
+            start_logits=start_logits,
+            end_logits=end_logits,
+            null_logits=null_logits,
+        )
 
 
 def best_positions(
@@ -139,23 +151,37 @@ def best_positions(
     n_best_size: int,
     lengths: np.ndarray | None = None,
 ) -> Candidates:
-    """The `n_best_size` best starts and ends of each feature.
+    """Return the `n_best_size` best starts and ends of each feature.
 
     Args:
         logits: of starts and ends, (features, length) each.
-        cls_index: (features,) the position that stands for "no answer".
-        lengths: (features,) tokens of each feature. The positions after them are padding and never among the best, so
-            that the result does not depend on how far a feature is padded. Without it every position counts.
+        cls_index: (features,) the position that means "no answer".
+        lengths: (features,) tokens of each feature. The positions after them are padding and never among the best: how
+            far a feature is padded does not change its result. Without lengths every position counts.
+
+    >>> starts, ends = np.array([[0.0, 2.0, 1.0, 9.0]]), np.array([[0.0, 1.0, 2.0, 9.0]])
+    >>> best = best_positions((starts, ends), cls_index=np.array([0]), n_best_size=2, lengths=np.array([3]))
+    >>> best.starts.tolist(), best.ends.tolist(), best.end_logits.tolist()
+    ([[1, 2]], [[2, 1]], [[2.0, 1.0]])
     """
     (starts, start_logits), (ends, end_logits) = (best_of_side(side, n_best_size, lengths) for side in logits)
     null = [np.take_along_axis(side, cls_index[:, None], axis=1) for side in logits]
-    return Candidates(starts, ends, start_logits, end_logits, np.concatenate(null, axis=1))
+    return Candidates(
+        starts=starts,
+        ends=ends,
+        start_logits=start_logits,
+        end_logits=end_logits,
+        null_logits=np.concatenate(null, axis=1),
+    )
 
 
 def best_of_side(logits: np.ndarray, number: int, lengths: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(features, number) positions of the highest logits, best first, and those logits; -1 and 0 where there are fewer."""
+    """Return the positions of the highest logits, best first, and those logits, (features, number) each.
+
+    Where a feature has fewer positions, the others are -1 and their logits 0.
+    """
     if lengths is None:
-        # The same argsort as a loop over windows would call, so that ties fall as they do there; argpartition's do not.
+        # A loop over windows would call the same argsort; with argpartition ties would come out in another order.
         order = np.argsort(logits, axis=1)
     else:
         padding = np.arange(logits.shape[1]) >= lengths[:, None]
@@ -171,7 +197,7 @@ def best_of_side(logits: np.ndarray, number: int, lengths: np.ndarray | None) ->
 
 
 def column_of(table, name: str) -> list:
-    """A column of a `datasets.Dataset` or of a list of dicts."""
+    """Return a column of a `datasets.Dataset` or of a list of dicts."""
     return list(table[name]) if hasattr(table, "column_names") else [row[name] for row in table]
 
 
@@ -203,10 +229,11 @@ def find_answers(
         chosen = order[bounds[begin] : bounds[end]]
         best = candidates_of(predictions, features, chosen, rules.n_best_size)
         example = features.row[chosen] - begin
-        spans = window_spans(features, chosen, best, rules.n_best_size, rules.max_answer_length)
+        spans = window_spans(features, chosen, best=best, rules=rules)
         spans["example"] = example[spans.pop("window")]
         null = null_spans(best.null_logits, example) if rules.version_2_with_negative else None
-        add_answers(answers, ids[begin:end], contexts[begin:end], rank_spans(spans, null, rules.n_best_size), null)
+        kept = rank_spans(spans, null, rules.n_best_size)
+        add_answers(answers, ids=ids[begin:end], contexts=contexts[begin:end], kept=kept, null=null)
     if rules.version_2_with_negative:
         answers.texts = decide(answers.best_texts, answers.null_odds, rules.null_score_diff_threshold)
     return answers
@@ -242,24 +269,22 @@ def cuts(bounds: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
         begin = end
 
 
-def window_spans(
-    features, chosen, best: Candidates, n_best_size: int, max_answer_length: int
-) -> dict[str, np.ndarray]:
-    """Return the candidate spans of the windows `chosen`: by window, the best starts first, for each the best ends first.
+def window_spans(features, chosen: np.ndarray, best: Candidates, rules: AnswerRules) -> dict[str, np.ndarray]:
+    """Return the candidate spans of the windows `chosen`, ordered by window, by rank of the start, by rank of the end.
 
     Columns: `window`, `begin`, `end` (characters), `start_logit`, `end_logit`, `score`.
     """
     start, end, start_logit, end_logit = best.starts, best.ends, best.start_logits, best.end_logits
     begin_char, end_char = features.characters(chosen, start)[0], features.characters(chosen, end)[1]
     further = end[:, None, :] - start[:, :, None]
-    allowed = (
-        (further >= 0) & (further < max_answer_length) & (begin_char >= 0)[:, :, None] & (end_char >= 0)[:, None, :]
-    )
+    in_context = (begin_char >= 0)[:, :, None] & (end_char >= 0)[:, None, :]
+    allowed = (further >= 0) & (further < rules.max_answer_length) & in_context
     allowed = allowed.reshape(len(start), -1)
-    if n_best_size < allowed.shape[1]:  # what is not among a window's best cannot be among its example's; ties stay
+    most = rules.n_best_size
+    if most < allowed.shape[1]:  # a pair that is not among its window's best is not among its example's; ties are kept
         score = (start_logit[:, :, None] + end_logit[:, None, :]).reshape(allowed.shape)
         score[~allowed] = -np.inf
-        allowed &= ~(score < np.partition(score, -n_best_size, axis=1)[:, -n_best_size, None])
+        allowed &= ~(score < np.partition(score, -most, axis=1)[:, -most, None])
     window, pair = np.divmod(np.flatnonzero(allowed), max(1, allowed.shape[1]))
     row, column = np.divmod(pair, max(1, end.shape[1]))
     start_logit, end_logit = start_logit[window, row], end_logit[window, column]
@@ -274,7 +299,14 @@ def window_spans(
 
 
 def null_spans(logits: np.ndarray, example: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the no-answer candidate of every example: of its window with the lowest null score, the first of equals."""
+    """Return the no-answer candidate of every example, from its first window with the lowest null score.
+
+    Example 0 has two windows, example 1 one:
+
+    >>> logits = np.array([[3.0, 3.0], [1.0, 2.0], [4.0, 4.0]])
+    >>> null_spans(logits, example=np.array([0, 0, 1]))["score"].tolist()
+    [3.0, 8.0]
+    """
     start_logit, end_logit = logits.T
     score = start_logit + end_logit
     order = np.lexsort((score, example))
@@ -290,7 +322,19 @@ def null_spans(logits: np.ndarray, example: np.ndarray) -> dict[str, np.ndarray]
 
 
 def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np.ndarray]:
-    """Return the `n_best_size` best candidates of every example, best first; last the null candidate, if not among them."""
+    """Return the `n_best_size` best candidates of every example, best first; if needed the null candidate comes last.
+
+    Example 0 has three candidates, example 1 one. The null candidates begin and end at 0:
+
+    >>> columns = {"example": [0, 0, 0, 1], "begin": [4, 9, 6, 7], "end": [5, 12, 8, 9], "score": [1.0, 3.0, 2.0, 5.0]}
+    >>> spans = {name: np.array(column) for name, column in columns.items()}
+    >>> rank_spans(spans, None, n_best_size=2)["begin"].tolist()
+    [9, 6, 7]
+    >>> null = {"example": np.array([0, 1]), "begin": np.zeros(2), "end": np.zeros(2), "score": np.array([0.5, 9.0])}
+    >>> ranked = rank_spans(spans, null, n_best_size=2)
+    >>> ranked["example"].tolist(), ranked["score"].tolist()
+    ([0, 0, 0, 1, 1], [3.0, 2.0, 0.5, 9.0, 5.0])
+    """
     if null is not None:
         spans = {name: np.concatenate([spans[name], null[name]]) for name in null}
     order = np.argsort(-spans["score"], kind="stable")
@@ -310,8 +354,8 @@ def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np
 def add_answers(answers: Answers, ids: list[str], contexts: list[str], kept: dict, null: dict | None) -> None:
     """Add the texts, the ranked candidates and, with negatives, the null odds of some examples.
 
-    The reference's rule where no candidate has a text: the word "empty" with score 0 becomes the best one, unless there
-    are no negatives and several candidates.
+    Where no candidate has a text, the reference's rule holds: the word "empty" with score 0 becomes the best
+    candidate. Without negatives it does so only where there is at most one other candidate.
     """
     bounds = np.searchsorted(kept["example"], np.arange(len(ids) + 1))
     best = best_with_text(kept, contexts)
@@ -329,7 +373,7 @@ def add_answers(answers: Answers, ids: list[str], contexts: list[str], kept: dic
     else:
         odds = null["score"] - columns["start_logit"] - columns["end_logit"]
         answers.null_odds |= zip(ids, odds.tolist())
-    answers.nbest.append(with_probabilities(ids, contexts, kept, bounds, lost))
+    answers.nbest.append(with_probabilities(ids, contexts, kept=kept, bounds=bounds, lost=lost))
 
 
 def best_with_text(kept: dict, contexts: list[str]) -> np.ndarray:
@@ -342,8 +386,10 @@ def best_with_text(kept: dict, contexts: list[str]) -> np.ndarray:
     return best
 
 
-def with_probabilities(ids: list[str], contexts: list[str], kept: dict, bounds: np.ndarray, lost: np.ndarray):
-    """Return the candidates, a softmax over the scores of each example, and the row "empty" where all text is `lost`."""
+def with_probabilities(
+    ids: list[str], contexts: list[str], kept: dict, bounds: np.ndarray, lost: np.ndarray
+) -> RankedSpans:
+    """Return the candidates with a softmax over each example's scores, and a row "empty" for each `lost` example."""
     probability = softmax_of_groups(kept["score"], bounds)
     columns = {name: kept[name] for name in ("begin", "end", "start_logit", "end_logit")}
     if lost.any():
@@ -361,7 +407,11 @@ def with_probabilities(ids: list[str], contexts: list[str], kept: dict, bounds: 
 def softmax_of_groups(scores: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
     """Return the softmax of every group `scores[bounds[i]:bounds[i + 1]]`.
 
-    Groups of one size are rows of one table, so that each is summed in the order in which numpy sums it alone.
+    Groups of one size are the rows of one table: numpy then adds the numbers of each in the order in which it adds
+    them when they are alone.
+
+    >>> softmax_of_groups(np.array([2.0, 2.0, 7.0, 5.0, 5.0]), [0, 2, 3, 5]).tolist()
+    [0.5, 0.5, 1.0, 0.5, 0.5]
     """
     result = np.empty(len(scores), dtype=scores.dtype)
     bounds = np.asarray(bounds)

@@ -40,7 +40,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which questions to read and how they become features; shared by both scripts."""
+    """Which questions to read, and how to turn them into features; shared by both scripts."""
 
     dataset_name: Optional[str] = field(
         default=None, metadata={"help": "Name of a dataset on the hub (`squad`, `squad_v2`), or a folder of one."}
@@ -60,7 +60,7 @@ class DataArguments:
     )
     overwrite_cache: bool = field(
         default=False,
-        metadata={"help": "Without effect, kept for old commands: features are built anew in seconds, never cached."},
+        metadata={"help": "Without effect, kept for old commands: features are built again in seconds, never cached."},
     )
     preprocessing_num_workers: Optional[int] = field(
         default=None, metadata={"help": "Without effect, kept for old commands: the tokenizer uses all cores itself."}
@@ -71,7 +71,7 @@ class DataArguments:
     pad_to_max_length: bool = field(
         default=True,
         metadata={
-            "help": "Pad every feature to `max_seq_length` (one shape, what a Gaudi wants), not to its batch's longest."
+            "help": "Pad every feature to `max_seq_length` (one shape, as a Gaudi needs), not to its batch's longest."
         },
     )
     length_buckets: Optional[list[str]] = field(
@@ -83,14 +83,10 @@ class DataArguments:
         },
     )
     max_train_samples: Optional[int] = field(
-        default=None, metadata={"help": "Train on the first so many questions only (all their windows are kept)."}
+        default=None, metadata={"help": "Train on the first N questions only (all their windows are kept)."}
     )
-    max_eval_samples: Optional[int] = field(
-        default=None, metadata={"help": "Evaluate the first so many questions only."}
-    )
-    max_predict_samples: Optional[int] = field(
-        default=None, metadata={"help": "Predict the first so many questions only."}
-    )
+    max_eval_samples: Optional[int] = field(default=None, metadata={"help": "Evaluate the first N questions only."})
+    max_predict_samples: Optional[int] = field(default=None, metadata={"help": "Predict the first N questions only."})
     version_2_with_negative: bool = field(
         default=False, metadata={"help": "Some questions have no answer, as in SQuAD 2.0."}
     )
@@ -173,7 +169,7 @@ class Seq2SeqModelArguments(ModelArguments):
 
 @dataclass
 class Seq2SeqDataArguments(DataArguments):
-    """What an encoder-decoder needs to know beside: how answers are written."""
+    """How an encoder-decoder writes its answers, in addition to the arguments of both scripts."""
 
     val_max_answer_length: Optional[int] = field(
         default=None,

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, by name and size and without reading weights, and which tensors of a model it lacks."""
+"""The tensors of a checkpoint, by name and size and without reading weights, and those of a model that it lacks."""
 
 import json
 import logging
@@ -37,8 +37,8 @@ Sizes = dict[str, tuple[int, ...]]
 def read_sizes(model: ModelArguments, remote: bool) -> Sizes | None:
     """Return the size of each tensor of a checkpoint by name, from the heads of its files.
 
-    None where that takes reading weights or a download: `.bin` files of PyTorch before 1.6, and models of the hub that
-    are not in its cache and, with `remote`, have no safetensors there.
+    Return None where that would need weights to be read or downloaded: `.bin` files of PyTorch before 1.6, and models
+    of the hub that are not in its cache and, with `remote`, have no safetensors there.
 
     Raises:
         UserError: a folder without weights, or a file that is missing or incomplete.
@@ -58,7 +58,7 @@ def read_sizes(model: ModelArguments, remote: bool) -> Sizes | None:
 
 
 def weight_files(model: ModelArguments) -> list[Path] | None:
-    """Return the files of weights of a folder or of the hub's cache; None where the cache does not have all."""
+    """Return the files of weights in a folder or the hub's cache; None where the cache does not have all of them."""
     first = next(filter(None, (find_file(model, name) for name in WEIGHT_FILES)), None)
     folder = Path(model.model_name_or_path)
     if first is None and folder.is_dir() and not (folder / "adapter_config.json").exists():
@@ -91,7 +91,7 @@ def sizes_in_file(file: Path) -> Sizes:
 def safetensors_head(file: Path) -> dict[str, dict]:
     """Return type, shape and place of each tensor in a file.
 
-    The safetensors library would map all of the file, which a machine with less memory refuses.
+    The safetensors library would map the whole file, which fails on a machine with less memory.
 
     Raises:
         ValueError: the file is incomplete.
@@ -145,10 +145,10 @@ def missing_and_unexpected(model: torch.nn.Module, names: dict[str, str]) -> tup
 
 
 def trunk_parameters(model: torch.nn.Module) -> set[str]:
-    """Return the names of all parameters that are no part of the task's head.
+    """Return the names of all parameters that are not part of the task's head.
 
-    They are those of the model's base model or, where that is no module of its own as in T5, those that the base model of
-    the same configuration has too.
+    They are the parameters of the model's base model. Where that is no module of the model, as in T5, they are the
+    parameters that the base model of the same configuration also has.
     """
     prefix, trunk = f"{model.base_model_prefix}.", getattr(model, model.base_model_prefix, None)
     if trunk is None:
@@ -165,7 +165,7 @@ def part_of(model: torch.nn.Module, name: str) -> str:
 
 
 def checkpoint_problems(model: torch.nn.Module, sizes: Sizes) -> list[str]:
-    """Return why tensors of these sizes cannot be a model's; warn of those in its trunk that it has no place for."""
+    """Return why tensors of these sizes cannot be a model's; warn of tensors for which its trunk has no place."""
     names = model_names(model, list(sizes))
     missing, unexpected = missing_and_unexpected(model, names)
     parts = {part_of(model, name) for name in trunk_parameters(model)}
@@ -175,7 +175,7 @@ def checkpoint_problems(model: torch.nn.Module, sizes: Sizes) -> list[str]:
 
 
 def lost_tensors(model: torch.nn.Module, missing: Iterable[str]) -> list[str]:
-    """Return the problem with missing tensors, if one of them is no part of the task's head."""
+    """Return the problem with missing tensors, if one of them is not part of the task's head."""
     lost = sorted(trunk_parameters(model).intersection(missing))
     if not lost:
         return []
@@ -186,7 +186,7 @@ def lost_tensors(model: torch.nn.Module, missing: Iterable[str]) -> list[str]:
 
 
 def wrong_sizes(model: torch.nn.Module, sizes: Sizes) -> list[str]:
-    """Return the problem with tensors that have another size than the model's of the same name, if there are any."""
+    """Return the problem with tensors whose size differs from that of the model's tensor of the same name, if any."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
     wrong = [
         f"{name} is {shape_of(size)}, not {shape_of(expected[name])}"

@@ -1,7 +1,7 @@
-"""Everything that can be known wrong from the command line and the device, before any data or model is read.
+"""Every problem that shows on the command line and the device, before any data or model is read.
 
-`find_problems` returns all of it at once. It reads the values of the flags, not the training arguments made of them:
-those are made last, since a device that does not fit ends in a library's own error there.
+`find_problems` returns all of them at once. It reads the values of the flags. The training arguments are built from
+them later, since a library raises its own error there if the device does not fit.
 """
 
 from difflib import get_close_matches
@@ -23,7 +23,7 @@ LEAST = {"max_seq_length": 8, "doc_stride": 0, "n_best_size": 1, "max_answer_len
 LEAST |= dict.fromkeys(("num_beams", "max_train_samples", "max_eval_samples", "max_predict_samples"), 1)
 
 
-EXACT_MATCH = {"exact_match", "exact", "em"}  # the names of one score: in SQuAD 1.1, in 2.0, and in what people say
+EXACT_MATCH = {"exact_match", "exact", "em"}  # names of one score: in SQuAD 1.1, in SQuAD 2.0, and in common use
 
 
 def find_problems(data: DataArguments, training) -> list[str]:
@@ -103,7 +103,7 @@ def bucket_problems(data: DataArguments, training) -> list[str]:
 
 
 def file_problems(flag: str, path: Path) -> list[str]:
-    """Return the problems of a data file that show without reading it."""
+    """Return the problems of the data files that show without reading them."""
     if path.is_dir():
         return [f"--{flag} {path} is a folder; name a file in it, or give the folder as --dataset_name"]
     if not path.is_file():
@@ -116,7 +116,7 @@ def file_problems(flag: str, path: Path) -> list[str]:
 def best_model_problems(data: DataArguments, training) -> list[str]:
     """Return problems of choosing the best model: whether it is evaluated, by which score, and which way round."""
     scores = score_names(data.version_2_with_negative, data.answer_language)
-    names = ["loss", *scores] if gives_answers(training) else ["loss"]
+    names = ["loss", *scores] if writes_answers(training) else ["loss"]
     best, evaluates = training.metric_for_best_model, training.eval_strategy != "no"
     needs = {"--eval_strategy epoch (or steps)": evaluates}
     needs[f"--metric_for_best_model {'f1' if 'f1' in names else 'loss'}"] = best or training.load_best_model_at_end
@@ -128,8 +128,8 @@ def best_model_problems(data: DataArguments, training) -> list[str]:
     return [*problems, *(score_problems(names, scores, training) if compares else [])]
 
 
-def gives_answers(training) -> bool:
-    """Whether evaluations answer questions; without --predict_with_generate a model that writes has a loss only."""
+def writes_answers(training) -> bool:
+    """Return whether evaluations answer questions; models that write do so with --predict_with_generate alone."""
     return getattr(training, "predict_with_generate", True) and not training.prediction_loss_only
 
 

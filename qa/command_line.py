@@ -38,7 +38,7 @@ HELP = {
 # One line for each flag of the libraries that `--help` lists; their own texts take up to twelve.
 LIBRARY_HELP = {
     "output_dir": "Folder for the model, checkpoints, results and answers.",
-    "overwrite_output_dir": "Start anew in an --output_dir that holds files, instead of resuming or refusing.",
+    "overwrite_output_dir": "Start again in an --output_dir that holds files, instead of resuming or refusing.",
     "do_train": "Train on the training questions.",
     "do_eval": "Answer and score the validation questions.",
     "do_predict": "Answer the test questions.",

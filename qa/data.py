@@ -1,4 +1,4 @@
-"""Questions from wherever they are kept, as one shape of rows.
+"""Questions from the hub, a folder or a file, as rows of one shape.
 
 A row is a dict `{"id": str, "title": str, "context": str, "question": str, "answers": {"text": [str],
 "answer_start": [int]}}`.
@@ -9,8 +9,8 @@ A row is a dict `{"id": str, "title": str, "context": str, "question": str, "ans
 - `gold_answers`, in rows that their file marks as `is_impossible` although it has answers for them: those answers, by
   which the row is scored. Its `answers` are empty.
 
-A hub dataset, a local dataset folder and every file that `qa.reading` reads become such rows, are checked while nothing
-slow has been started, and are cut to `--max_*_samples` once.
+A hub dataset, a local dataset folder and every file that `qa.reading` reads become such rows. They are checked before
+any slow step, and cut to `--max_*_samples` once.
 """
 
 import hashlib
@@ -80,12 +80,12 @@ def read_records(split: str, data: DataArguments, load_hub) -> list[dict]:
 
 
 def load_hub_dataset(data: DataArguments, model: ModelArguments, training):
-    """The `DatasetDict` of `--dataset_name`: a folder that `save_to_disk` wrote, a folder of data files, or a hub name."""
+    """Return the `DatasetDict` of `--dataset_name`: a folder of `save_to_disk` or of data files, or a hub name."""
     import datasets
 
     name = data.dataset_name
     try:
-        with training.main_process_first():  # it downloads, the others find what it downloaded
+        with training.main_process_first():  # it downloads the files, the others find them in the cache
             if (Path(name) / "dataset_dict.json").is_file():
                 return datasets.load_from_disk(name)
             return datasets.load_dataset(
@@ -109,7 +109,7 @@ def rows_of_split(dataset, split: str, name: str) -> list[dict]:
 
 @dataclass
 class Question:
-    """A row and what is known of it from its file."""
+    """A row with facts that its file has about it."""
 
     number: int  # of its record in the file, from 1
     row: dict
@@ -119,7 +119,7 @@ class Question:
 
 
 def read_questions(records: list[dict], source: str, data: DataArguments, split: str) -> list[Question]:
-    """Return the questions of a file with their answers where the texts stand; the log says what was moved.
+    """Return the questions of a file with their answers moved to where their texts are; the log lists the changes.
 
     Raises:
         UserError: missing columns.
@@ -208,7 +208,7 @@ def checked_rows(
 
 
 def problem_and_policy(question: Question, data: DataArguments, split: str) -> tuple[str | None, str]:
-    """Return what makes a question bad for a split, None for a good one, and what follows: `stop` or `skip`."""
+    """Return why a question is bad for a split, None for a good one, and the policy for it: `stop` or `skip`."""
     reason = problem_of(question, data, split)
     if reason is None and split == "train" and data.ambiguous_answers != "first" and is_ambiguous(question):
         return f"{label_place(question)}; --ambiguous_answers first takes the nearest or first", data.ambiguous_answers
@@ -216,7 +216,7 @@ def problem_and_policy(question: Question, data: DataArguments, split: str) -> t
 
 
 def problem_of(question: Question, data: DataArguments, split: str) -> str | None:
-    """Return what is wrong with a question, as far as a split needs it: answers that can be scored, or trained on."""
+    """Return the problem that makes a question useless for a split, which needs answers to score or to train on."""
     if question.problem is not None or split == "test":
         return question.problem
     answers = question.row["answers"] if split == "train" else gold_answers(question.row)
@@ -231,7 +231,7 @@ def problem_of(question: Question, data: DataArguments, split: str) -> str | Non
 
 
 def text_problem(row: dict) -> str | None:
-    """Return what is wrong with a row's context or question, None where both are good."""
+    """Return the problem with a row's context or question, None where both are good."""
     for name in ("context", "question"):
         text = row[name]
         if not isinstance(text, str):
@@ -326,7 +326,7 @@ def part_of(questions: list[Question], source: str, split: str, data: DataArgume
 
 
 def context_key(question: Question) -> str:
-    """Return a question's context as it is compared with others: blanks do not make another one."""
+    """Return a question's context in the form that is compared with others, which ignores blanks."""
     return " ".join(str(question.row["context"]).split())
 
 

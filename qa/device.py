@@ -74,7 +74,7 @@ GAUDI_FLAGS = {
 EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput")
 
 
-# Defaults of TrainingArguments that optimum-habana changes; kept everywhere, so that a command gives the same numbers.
+# Defaults of TrainingArguments that optimum-habana changes; kept on every device, so that results are the same.
 GAUDI_DEFAULTS = {
     "optim": (str, "adamw_torch"),
     "adam_epsilon": (float, 1e-6),

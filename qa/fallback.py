@@ -1,4 +1,4 @@
-"""Features that the tokenizer builds itself, where index arithmetic cannot describe what it does."""
+"""Features that the tokenizer builds, for tokenizers that index arithmetic cannot describe."""
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from qa.windows import (
     Template,
     WindowSpec,
     gold_span,
+    lengths_of_rows,
     no_answer_tokens,
     tokenize_distinct,
     trim_questions,
@@ -16,13 +17,13 @@ from qa.windows import (
 
 
 def own_features(rows, spec: WindowSpec, labelled: bool) -> list[dict]:
-    """`prepare_features` by the tokenizer's own `return_overflowing_tokens`, one row at a time."""
+    """Return what `prepare_features` does, by the tokenizer's own `return_overflowing_tokens`, one row at a time."""
     tokenizer = spec.tokenizer
     questions = tokenize_distinct([row["question"].lstrip() for row in rows], tokenizer)
     contexts = tokenize_distinct([row["context"] for row in rows], tokenizer)
-    lengths = np.diff(questions.splits)[questions.of_row]
-    most = spec.max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - spec.template.appended
-    kept = trim_questions(lengths, np.diff(contexts.splits)[contexts.of_row], most, spec.doc_stride)
+    lengths = lengths_of_rows(questions)
+    room = spec.max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - spec.template.appended
+    kept = trim_questions(lengths, lengths_of_rows(contexts), room=room, doc_stride=spec.doc_stride)
     features = []
     for index, row in enumerate(rows):
         question = row["question"].lstrip()
@@ -33,7 +34,7 @@ def own_features(rows, spec: WindowSpec, labelled: bool) -> list[dict]:
 
 
 class ListedFeatures(list):
-    """Features that the tokenizer built itself, dicts, with what `Features` offers a trainer."""
+    """Features that the tokenizer built, as dicts, with the widths and lengths that a trainer reads of `Features`."""
 
     widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
 
@@ -42,12 +43,12 @@ class ListedFeatures(list):
         return item if self.widths is None else item | {"width": self.widths[index]}
 
     def lengths(self) -> np.ndarray:
-        """(features,) tokens of each feature."""
+        """Return the number of tokens of each feature, (features,)."""
         return np.array([len(feature["input_ids"]) for feature in self])
 
 
 def own_windows(row: dict, question: str, spec: WindowSpec, labelled: bool) -> list[dict]:
-    """The windows of one row, as the tokenizer cuts them."""
+    """Return the windows of one row, as the tokenizer cuts them."""
     tokenizer, template, question_first = spec.tokenizer, spec.template, not spec.template.context_first
     encoding = tokenizer(
         *((question, row["context"]) if question_first else (row["context"], question)),
@@ -57,7 +58,7 @@ def own_windows(row: dict, question: str, spec: WindowSpec, labelled: bool) -> l
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    # tokenizers 0.21 then reports which tokens are the context's in the first window only
+    # Without a post-processor tokenizers 0.21 reports the sequence of each token in the first window only.
     unreported = tokenizer.backend_tokenizer.post_processor is None
     question_length = encoding.sequence_ids(0).count(int(not question_first))
     windows = []
@@ -81,13 +82,13 @@ def own_windows(row: dict, question: str, spec: WindowSpec, labelled: bool) -> l
 
 
 def append_last(feature: dict, template: Template) -> None:
-    """Add the template's last token, which the tokenizer itself does not add, to a feature; of the type before it."""
+    """Add the template's last token to a feature, with the type of the token before; the tokenizer does not add it."""
     for name in feature:
         feature[name] = [*feature[name], template.after[-1] if name == "input_ids" else feature[name][-1]]
 
 
 def own_no_answer_position(ids: list[int], of_text: list[int | None], tokenizer, template: Template) -> int:
-    """`no_answer_positions` of one window, whose special tokens have None in `of_text`."""
+    """Return what `no_answer_positions` does, for one window whose special tokens have None in `of_text`."""
     if template.causal:
         return len(ids) - 1
     special = [token if sequence is None else None for token, sequence in zip(ids, of_text)]
@@ -95,7 +96,7 @@ def own_no_answer_position(ids: list[int], of_text: list[int | None], tokenizer,
 
 
 def answer_positions(offsets: list[tuple[int, int] | None], span: tuple[int, int]) -> tuple[int, int] | None:
-    """First and last token of an answer's `gold_span` in one window; None when the window does not hold all of it."""
+    """Return the first and last token of an answer's `gold_span` in a window; None where it is not all there."""
     begin, end = span
     if begin == UNKNOWN_SPAN:
         return IGNORED, IGNORED

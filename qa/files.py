@@ -11,7 +11,7 @@ import orjson
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a file under another name, and rename it when all of it is on the disk.
 
-    Where anything fails before, `path` stays what it was.
+    If anything fails before, `path` keeps its old content.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -31,7 +31,7 @@ def write_json(path: Path, parts: Iterable[dict]) -> None:
 
 
 def write_results(folder: Path, stage: str, metrics: dict) -> None:
-    """Write the metrics of a stage to `{stage}_results.json`, and into `all_results.json`; sorted by their names."""
+    """Write the metrics of a stage to `{stage}_results.json`, and add them to `all_results.json`; sorted by name."""
     write_json(folder / f"{stage}_results.json", [dict(sorted(metrics.items()))])
     everything = folder / "all_results.json"
     before = json.loads(everything.read_bytes()) if everything.exists() else {}
@@ -47,9 +47,9 @@ def json_chunks(parts: Iterable[dict]) -> Iterable[bytes]:
 
 
 def to_json(value: dict) -> bytes:
-    """Return indented JSON in UTF-8: of floats the shortest digits that read back as the same, null for NaN and infinity.
+    """Return indented JSON in UTF-8: floats with the fewest digits that read back the same, null for NaN and infinity.
 
-    orjson refuses half a surrogate pair, which an id may hold: `json` writes it.
+    orjson refuses half a surrogate pair, which an id may hold; `json` writes it.
     """
     try:
         return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)

@@ -12,7 +12,7 @@ from qa.models import hub_arguments
 
 logger = logging.getLogger(__name__)
 
-# A checkpoint for summaries or dialogues sets these so that no short answer copied from the text can be written.
+# Checkpoints for summaries or dialogues have other values, which rule out short answers copied from the text.
 UNCONSTRAINED = {"min_length": 0, "min_new_tokens": None, "encoder_no_repeat_ngram_size": 0}
 
 
@@ -67,13 +67,14 @@ def empty_answer(tokenizer) -> list[int]:
 
 
 def read_generation_config(config, tokenizer, model_args: ModelArguments, training_args) -> GenerationConfig:
-    """Return how answers are written: as --generation_config says, else as the checkpoint does, but as labels are.
+    """Return the configuration of generation: that of --generation_config, else the checkpoint's.
 
-    A checkpoint's settings that rule out short answers are reset, and reported.
+    Start, end and language of an answer are those of the labels (`follow_labels`). A checkpoint's settings that rule
+    out short answers are reset, and reported.
 
     Raises:
-        UserError: the model is no encoder-decoder, nothing says how an answer starts, or --generation_config is no file
-            or hub name of a valid configuration.
+        UserError: the model is no encoder-decoder, no start token is known, or --generation_config is neither a file
+            nor a hub name of a valid configuration.
     """
     if not config.is_encoder_decoder:
         raise cannot_write(config, model_args, "is no encoder-decoder")
@@ -89,7 +90,7 @@ def read_generation_config(config, tokenizer, model_args: ModelArguments, traini
 
 
 def follow_labels(generation: GenerationConfig, model_start: int | None, tokenizer) -> None:
-    """Set start, end and language of what is written to those of the labels, which the model is trained to write.
+    """Set start, end and language of generated answers to those of the labels, which the model is trained to write.
 
     - Start token: the language where labels have one after their end (mBART-25), else the first that is set of
       `decoder_start_token_id`, `model_start` (that of the model's configuration) and `bos_token_id`.
@@ -115,7 +116,7 @@ def cannot_write(config, model_args: ModelArguments, reason: str) -> UserError:
 
 
 def named_generation_config(name: str) -> GenerationConfig:
-    """Return what --generation_config names, checked as the trainer checks it."""
+    """Return the configuration that --generation_config names, checked as the trainer checks it."""
     try:
         return Seq2SeqTrainer.load_generation_config(name)
     except (OSError, ValueError) as error:
@@ -123,7 +124,7 @@ def named_generation_config(name: str) -> GenerationConfig:
 
 
 def own_generation_config(config, model_args: ModelArguments) -> GenerationConfig:
-    """Return what the checkpoint's `generation_config.json` says, else its `config.json`."""
+    """Return the configuration in the checkpoint's `generation_config.json`, else that in its `config.json`."""
     hub = {name: value for name, value in hub_arguments(model_args).items() if name != "trust_remote_code"}
     try:
         return GenerationConfig.from_pretrained(model_args.model_name_or_path, **hub)
@@ -150,20 +151,20 @@ def end_tokens(generation: GenerationConfig) -> list[int]:
 
 
 def set_generation_config(model, generation: GenerationConfig, training_args) -> None:
-    """Let the model write as `generation` says; the trainer, which would load --generation_config again, need not."""
-    model.generation_config = model.generation_config.from_dict(
-        generation.to_dict()
-    )  # of its class, a Gaudi has its own
-    model.generation_config._from_model_config = False  # or transformers 4.55 would make it anew from that
+    """Give the model its configuration of generation, and keep the trainer from loading --generation_config again."""
+    own_class = type(model.generation_config)  # optimum-habana has its own
+    model.generation_config = own_class.from_dict(generation.to_dict())
+    model.generation_config._from_model_config = False  # if True, transformers 4.55 would build it again from that
     model.config.decoder_start_token_id = generation.decoder_start_token_id
     training_args.generation_config = None
 
 
 def shift_right(labels: torch.Tensor, start: int, padding: int) -> torch.Tensor:
-    """Return what the decoder reads to write `labels`, both (batch, length): the start token, then all labels but the last.
+    """Return the decoder's inputs for `labels`, both (batch, length): the start token, then all labels but the last.
 
-    Labels that are left out of the loss, -100, become `padding`. The start is the one that generation begins with: the
-    models' own functions take others (mBART's the last label, T5Gemma's that of its decoder), or there is none.
+    Labels that do not count in the loss, -100, become `padding`. The start token is the one that generation begins
+    with. The models' own functions, where they exist, take others: mBART's the last label, T5Gemma's that of its
+    decoder.
     """
     shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
     return shifted.masked_fill(shifted == -100, padding)

@@ -28,7 +28,7 @@ def normalize(text: str) -> str:
 
 
 def normalize_all(texts: Iterable[str]) -> dict[str, str]:
-    """Return `normalize` of each text; those of plain ASCII, where articles are whole words, are one string for it."""
+    """Return `normalize` of each text; plain ASCII texts are normalized together, as one string."""
     texts = list(dict.fromkeys(texts))
     plain = [text for text in texts if text.isascii() and text.isprintable()]
     words = "\n \0 ".join(plain).lower().translate(WITHOUT_PUNCTUATION).split()
@@ -46,10 +46,12 @@ def f1_of_words(predicted: list[str], gold: list[str]) -> float:
 
 def score_answer(predicted: str, golds: list[str], version_2: bool) -> tuple[int, float]:
     """Return EM and F1 of a normalized answer, the best over the normalized gold answers."""
-    if version_2:  # golds that normalize to nothing count only where there is no other
+    if version_2:  # gold answers that normalize to nothing count only where all of them do
         golds = [gold for gold in golds if gold] or [""]
     if predicted in golds:
-        return 1, float(bool(predicted) or version_2)  # two empty ones have no common word: in version 1.1 an F1 of 0
+        return 1, float(
+            bool(predicted) or version_2
+        )  # two empty texts have no common word: in version 1.1 their F1 is 0
     words = predicted.split()
     distinct, best = set(words), 0.0
     for gold in dict.fromkeys(golds):
@@ -71,7 +73,7 @@ def score_each(
         raise ValueError(f"question {unanswered!r} has no gold answer; pass --version_2_with_negative for such data")
     asked = {identity: texts or [""] for identity, texts in golds.items() if identity in predictions}
     normalized = normalize_all(predictions[identity] for identity in asked)
-    # A prediction that is one of the golds to the letter is right, and they need not be looked at.
+    # A prediction that equals a gold answer is right without being normalized.
     open_cases = {
         identity: texts
         for identity, texts in asked.items()
@@ -100,7 +102,7 @@ def score(answers: Answers, golds: dict[str, list[str]], negatives: bool, langua
 
 
 def score_names(negatives: bool, language: str = "off") -> list[str]:
-    """Return the names of a run's scores, all of which are the better the higher; without counts and thresholds."""
+    """Return the names of a run's scores without counts and thresholds; for all of them higher is better."""
     answers = Answers({"a": "x", "b": ""}, {"a": "x", "b": "x"}, {"a": -1.0, "b": 1.0})
     names = score(
         answers, {"a": ["x"], "b": [] if negatives else ["x"]}, negatives, "en" if language == "auto" else language

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 
-# What counts as an article, and is removed. Hindi and Chinese have none; in Arabic it is written as part of its word.
+# Articles, which are removed. Hindi and Chinese have none; in Arabic the article is written as part of its word.
 ARTICLES = {
     "en": r"\b(a|an|the)\b",
     "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
@@ -32,7 +32,7 @@ COMMON = {
     "de": "der die das und den von ist im",
     "zh": "的 在 是 了 和 有",
 }
-LEAST_COMMON = 0.05  # the share of such words in a text of that language, at least
+LEAST_COMMON = 0.05  # the smallest share of such words in a text of that language
 WORDS_READ = 20_000
 
 

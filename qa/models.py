@@ -1,4 +1,4 @@
-"""The tokenizer and the model that the flags name, and what is wrong with them, known before anything slow."""
+"""The tokenizer and the model that the flags name, and their problems, found before any slow step."""
 
 import logging
 from collections.abc import Iterator
@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def load_config_and_tokenizer(model: ModelArguments):
-    """Return the model's configuration and its fast tokenizer, which pads with another token where it has none or
-    one without an embedding.
+    """Return the model's configuration and its fast tokenizer.
+
+    A tokenizer without a padding token, or whose padding token has no embedding, pads with another token.
 
     Raises:
         UserError: neither a folder nor a hub that answers holds them, or the tokenizer is a slow one.
@@ -47,7 +48,7 @@ def load_config_and_tokenizer(model: ModelArguments):
         )
     embedded = getattr(config, "vocab_size", None) or len(tokenizer)
     if tokenizer.pad_token is None or tokenizer.pad_token_id >= embedded:
-        # Padding is masked, so any token serves that has an embedding.
+        # Padding is masked, so any token with an embedding will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
@@ -169,7 +170,7 @@ def hub_arguments(model: ModelArguments) -> dict:
 
 
 def from_pretrained(auto_class: type, name: str, arguments: dict):
-    """Return what `auto_class.from_pretrained` does; its failures are reported in one line."""
+    """Return the result of `auto_class.from_pretrained`; report its failures in one line."""
     with loading_problems(name, auto_class):
         return auto_class.from_pretrained(name, **arguments)
 
@@ -200,10 +201,11 @@ def sequence_limit(data: DataArguments, weightless: torch.nn.Module, tokenizer, 
 
 
 def longest_input(model: torch.nn.Module, length: int, tokenizer, template: Template) -> int:
-    """Return how many of `length` tokens the model has positions for.
+    """Return for how many of `length` tokens the model has positions.
 
-    The number of rows that its table lacks is that of the tokens that are too many, wherever positions begin in it. Where
-    shapes differ before the table is read, as with BERT's buffer of positions, the configuration's length is tried.
+    Wherever positions begin in its table, the rows that the table lacks are as many as the tokens beyond the limit.
+    Where shapes differ before the table is read, as with BERT's buffer of positions, the configuration's length is
+    tried.
     """
     word = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids[:1]
     context = word * (length - template.special_tokens - 1)

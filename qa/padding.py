@@ -14,12 +14,13 @@ LABELS = ("start_positions", "end_positions")
 
 @dataclass
 class PaddingCollator:
-    """Batches features: pads them to their bucket's width, else to `length` tokens or the batch's longest, on the right.
+    """Pad features on the right, to their bucket's width, else to `length` tokens or to the batch's longest.
 
-    On the right whichever side the tokenizer prefers: nothing is generated here, and a causal model's padding on the left
-    attends to nothing. Its logits, which the loss counts, are then what a device makes of that, on a Gaudi not what they
-    are elsewhere. Returns int64 tensors: (batch, length) inputs of the model, (batch,) labels, `cls_index`, and with that
-    `lengths`, the tokens of each feature. Whatever else a feature carries is omitted.
+    The padding side of the tokenizer does not count. Nothing is generated here, and a causal model's padding on the
+    left would attend to nothing: its logits, which count in the loss, would differ between a Gaudi and other devices.
+
+    Returns int64 tensors: (batch, length) inputs of the model; (batch,) labels, `cls_index`, and with that `lengths`,
+    the tokens of each feature. Everything else that a feature holds is omitted.
     """
 
     tokenizer: PreTrainedTokenizerFast

@@ -1,7 +1,7 @@
 """Places of answers in their contexts: offsets in other units, blanks around a text, a choice among several places.
 
-A file of questions says where each answer stands, or does not say it, or is wrong. Here every answer of a file gets the
-place of its text, as far as its context holds that text.
+A file of questions may have the place of each answer, may lack it, or may have a wrong one. Here every answer of a
+file gets the place of its text, if its context holds that text.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,9 +12,9 @@ class Place(NamedTuple):
     """The place of one answer in its context."""
 
     text: str
-    given: int  # its first character as the file says, -1 where the file does not say it
+    given: int  # its first character according to the file, -1 where the file has none
     start: int  # its first character, -1 where the context does not hold the text
-    choices: int  # among how many places `start` was chosen; 1 where the file is right
+    choices: int  # number of places from which `start` was chosen; 1 where the file is right
 
     @property
     def moved(self) -> bool:
@@ -27,7 +27,7 @@ class Place(NamedTuple):
 
 
 def place_answers(rows: list[dict]) -> tuple[list[list[Place]], list[str]]:
-    """Move the answers of every row of a file to where their texts stand.
+    """Move the answers of every row of a file to where their texts are.
 
     Texts lose the blanks around them. An answer that its context does not hold gets the start -1 and comes after the
     others of its row.
@@ -124,8 +124,8 @@ UNITS: dict[str, Callable[[str, int], int]] = {
 def convert_starts(rows: list[dict]) -> str | None:
     """Convert all starts of a file where they count another unit than characters; return the name of that unit.
 
-    They do where characters do not put every answer at its text, and one unit does. Starts that the file does not say
-    and answers that are not in their context are no evidence.
+    That is the case where counting characters does not put every answer at its text, and one other unit does. Missing
+    starts, and answers that are not in their context, do not count as evidence.
 
     >>> row = {"context": "😀 Cairo, Cairo", "answers": {"text": ["Cairo"], "answer_start": [10]}}
     >>> convert_starts([row]), row["answers"]["answer_start"]
@@ -155,7 +155,7 @@ def convert_starts(rows: list[dict]) -> str | None:
 def converted_starts(
     convert: Callable[[str, int], int], answers: Iterable[tuple[str, str, int]]
 ) -> tuple[int, ...] | None:
-    """Return the starts of (context, text, start) by one unit, None where a text does not stand at its own."""
+    """Return the starts of (context, text, start) by one unit, None where a text is not at its own start."""
     starts = []
     for context, text, start in answers:
         starts.append(convert(context, start))
@@ -180,7 +180,7 @@ def place_row(row: dict) -> list[Place]:
 
 
 def find_place(context: str, text: str, start: int) -> Place:
-    """Return the place of an answer: its start where the text stands there, else the nearest place, else the first.
+    """Return the place of an answer: its start where the text is there, else the nearest place, else the first.
 
     >>> find_place("Cairo is Cairo", "Cairo", 8).start, find_place("Cairo is Cairo", "Cairo", -1).start
     (9, 0)

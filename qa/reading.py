@@ -26,10 +26,10 @@ from qa.errors import UserError, short
 
 logger = logging.getLogger(__name__)
 
-# How files begin that say themselves what they are, and the ending that belongs to each.
+# The first bytes of some kinds of files, and the ending that belongs to each.
 MAGIC = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"\x1f\x8b": ".gz"}
 DELIMITERS = ",;\t|"
-# Encodings that text which is not Unicode is tried for: the code pages of Windows, and what East Asia and Russia use.
+# Encodings to try for text that is not Unicode: the code pages of Windows, and those of East Asia and Russia.
 LEGACY_ENCODINGS = [f"cp{page}" for page in (*range(1250, 1259), 932, 949)] + ["gb18030", "big5", "koi8_r"]
 ID_KEYS = ("id", "guid", "qid")
 
@@ -55,7 +55,7 @@ def read_file(path: Path) -> list[dict]:
 
 
 def kind_of(path: Path) -> str:
-    """Return the ending that says what a file holds: `.csv` for `x.CSV` and `x.csv.gz`."""
+    """Return the ending that names a file's format: `.csv` for `x.CSV` and `x.csv.gz`."""
     return Path(path.stem if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
@@ -76,9 +76,9 @@ def read_bytes(data: bytes, kind: str, path: Path) -> list[dict]:
 
 
 def decode(data: bytes) -> tuple[str, str | None]:
-    """Decode a text file; returns the text, and the name of its encoding where that is a guess.
+    """Return the text of a file, and the name of its encoding where that is a guess.
 
-    UTF-8, UTF-16 and UTF-32 show themselves by a byte order mark, or by the zero bytes of the first ASCII characters.
+    A byte order mark, or the zero bytes of the first ASCII characters, identify UTF-8, UTF-16 and UTF-32.
     """
     try:
         return data.decode(json.detect_encoding(data)), None
@@ -93,7 +93,7 @@ def decode(data: bytes) -> tuple[str, str | None]:
 
 
 def is_damaged_utf8(data: bytes) -> bool:
-    """Return whether most characters outside ASCII are good UTF-8, which chance does not do."""
+    """Return whether most characters outside ASCII are valid UTF-8, which does not happen by chance."""
     text = data.decode("utf-8", errors="replace")
     beyond_ascii = len(text) - len(text.encode("ascii", errors="ignore"))
     return beyond_ascii > 2 * text.count("\ufffd")
@@ -156,7 +156,7 @@ def check_header(names: list[str]) -> list[str]:
 
 
 def is_blank(record: dict) -> bool:
-    """Return whether a row of a table holds nothing, as those that spreadsheets append."""
+    """Return whether a row of a table is empty, like the rows that spreadsheets append."""
     values = itertools.chain(*(value if isinstance(value, list) else [value] for value in record.values()))
     return not any(str(value).strip() for value in values if value is not None)
 

@@ -35,14 +35,12 @@ logger = logging.getLogger(__name__)
 class Seq2SeqFeatures(Features):
     """Features whose label is a text: items hold `labels`, the tokens of the answer to write, where any is known."""
 
-    targets: Texts | None = None  # the distinct answers, special tokens included
-    target: np.ndarray | None = None  # (features,) which of them is a feature's
+    targets: Texts | None = None  # the answers, special tokens included; its rows are the features
 
     def __getitem__(self, index: int) -> dict:
         item = super().__getitem__(index)
         if self.targets is not None:
-            begin, end = self.targets.splits[self.target[index]], self.targets.splits[self.target[index] + 1]
-            item["labels"] = self.targets.ids[begin:end].astype(np.int64)
+            item["labels"] = self.targets.of(index).astype(np.int64)
         return item
 
 
@@ -55,16 +53,19 @@ def prepare_seq2seq_features(
     version_2_with_negative: bool = False,
     training: bool = False,
 ) -> Seq2SeqFeatures:
-    """The windows of all rows, each to be read as `question: Q context: C` with its stretch of C.
+    """Return the windows of all rows, each the text `question: Q context: C` with its stretch of C.
 
     A context that fits makes one feature, the tokenizer's own ids of that text. A longer one is cut as for
     `prepare_features`: windows share `doc_stride` tokens, the question precedes each, and a question that leaves no room
-    is cut. Texts are text, also that of the target: the name of a special token in one does not become that token.
+    is cut. Texts and targets are read literally: the name of a special token in one does not become that token.
 
-    The target is the first gold answer, at most `max_answer_length` tokens with the special ones. Windows that do not
-    hold it have the empty target with negatives; without, they are left out of training and keep the answer for the
-    evaluation loss. An answer whose place is unknown is the target of all windows. Rows without an answer have the
-    empty target.
+    The target of a window is
+
+    - the first gold answer, at most `max_answer_length` tokens including the special ones, where the window holds it,
+      is the only one of its row, or the answer's place is unknown;
+    - the empty text for rows without an answer;
+    - in the other windows, with negatives the empty text. Without negatives training omits them, and in evaluation
+      they keep the answer for the loss.
 
     Raises:
         UserError: there is nothing to train on.
@@ -72,11 +73,12 @@ def prepare_seq2seq_features(
     tokenizer = literal_tokenizer(tokenizer)
     template = read_seq2seq_template(tokenizer)
     questions, contexts = seq2seq_texts(rows, tokenizer, template)
-    spec = WindowSpec(tokenizer, template, max_seq_length, doc_stride)
-    features = windows_of(Seq2SeqFeatures, rows, questions, contexts, spec)
+    spec = WindowSpec(tokenizer, template, max_seq_length=max_seq_length, doc_stride=doc_stride)
+    features = windows_of(Seq2SeqFeatures, rows, questions=questions, contexts=contexts, spec=spec)
     if not (training or has_answers(rows)):
         return features
-    cut = [len(row["context"]) - len(row["context"].lstrip()) - 1 for row in rows]  # seq2seq_texts puts a space there
+    # `seq2seq_texts` puts one space in place of the blanks before a context.
+    cut = [len(row["context"]) - len(row["context"].lstrip()) - 1 for row in rows]
     begin, end = gold_spans(rows)
     only = np.bincount(features.row, minlength=len(rows)) == 1
     holds = windows_holding(features, np.where(begin < 0, -1, begin - cut), end - cut)
@@ -89,14 +91,13 @@ def prepare_seq2seq_features(
     if version_2_with_negative:
         of_window[~holds] = ""
     features.targets = tokenize_targets(of_window.tolist(), tokenizer, max_answer_length)
-    features.target = features.targets.of_row
     return features
 
 
 def read_seq2seq_template(tokenizer) -> Template:
-    """What stands around question and context: the special tokens of one text, and the word that begins the context.
+    """Return the tokens around question and context: the special tokens of one text, and " context:" between them.
 
-    "question:" is not among it; it is the beginning of the question's text.
+    "question:" is not one of them: the text of the question begins with it.
     """
     before, after = special_tokens_around(tokenizer("a"))
     between = tokenizer.backend_tokenizer.encode(" context:", add_special_tokens=False).ids
@@ -104,15 +105,16 @@ def read_seq2seq_template(tokenizer) -> Template:
 
 
 def seq2seq_texts(rows, tokenizer, template: Template) -> tuple[Texts, Texts]:
-    """The tokens of `question: Q` and of ` C`, each distinct text tokenized once.
+    """Return the tokens of `question: Q` and of ` C`, each distinct text tokenized once.
 
-    Where a check on the first rows finds that the parts do not add up to the whole, every whole text is tokenized.
+    Where a check on the first rows finds that the parts do not add up to the whole, every whole text is tokenized. The
+    template's `between` is then emptied, since the question's tokens include it.
     """
     questions = [f"question: {row['question'].lstrip()}" for row in rows]
     contexts = [f" {row['context'].lstrip()}" for row in rows]
     parts = tokenize_distinct(questions, tokenizer, offsets=False), tokenize_distinct(contexts, tokenizer)
     for index in range(min(CHECKED_ROWS, len(rows))):
-        question, context = (texts.ids[slice(*texts.splits[texts.of_row[index] :][:2])] for texts in parts)
+        question, context = (texts.of(index) for texts in parts)
         own = tokenizer(f"{questions[index]} context:{contexts[index]}")["input_ids"]
         if own != [*template.before, *question, *template.between, *context, *template.after]:
             logger.warning("This tokenizer joins words of question and context; every text is tokenized whole")
@@ -121,39 +123,59 @@ def seq2seq_texts(rows, tokenizer, template: Template) -> tuple[Texts, Texts]:
     return parts
 
 
-def split_texts(fronts: list[str], contexts: list[str], tokenizer) -> tuple[Texts, Texts]:
-    """The tokens of each front and of the context behind it, out of the tokens of both together."""
-    whole = tokenize_distinct([front + context for front, context in zip(fronts, contexts)], tokenizer)
+def split_texts(questions: list[str], contexts: list[str], tokenizer) -> tuple[Texts, Texts]:
+    """Return the tokens of each question and of its context, out of the tokens of both together."""
+    whole = tokenize_distinct([question + context for question, context in zip(questions, contexts)], tokenizer)
     begin, end = whole.splits[whole.of_row], whole.splits[whole.of_row + 1]
-    fronts_length = np.array([len(front) for front in fronts])
+    question_end = np.array([len(question) for question in questions])
     middle = [first + np.searchsorted(whole.ends[first:last], length, side="right")
-              for first, last, length in zip(begin, end, fronts_length)]  # fmt: skip
-    return take_texts(whole, begin, middle, 0), take_texts(whole, middle, end, fronts_length)
+              for first, last, length in zip(begin, end, question_end)]  # fmt: skip
+    return (
+        take_texts(whole, begin=begin, end=middle, shift=0),
+        take_texts(whole, begin=middle, end=end, shift=question_end),
+    )
 
 
 def take_texts(texts: Texts, begin, end, shift) -> Texts:
-    """The tokens `begin[i]` to `end[i]` of `texts` as one text a row, its characters counted from `shift[i]` on."""
+    """Return the tokens `begin[i]` to `end[i]` of `texts` as text i of row i, whose characters count from `shift[i]`.
+
+    Texts of 3 and 2 tokens out of one of 8:
+
+    >>> token = np.arange(8)
+    >>> whole = Texts(of_row=np.array([0]), splits=np.array([0, 8]), ids=token, starts=10 * token, ends=10 * token + 9)
+    >>> texts = take_texts(whole, begin=np.array([0, 4]), end=np.array([3, 6]), shift=np.array([0, 40]))
+    >>> texts.splits.tolist(), texts.ids.tolist(), texts.starts.tolist()
+    ([0, 3, 5], [0, 1, 2, 4, 5], [0, 10, 20, 0, 10])
+    """
     length = np.subtract(end, begin)
     token = np.repeat(np.asarray(begin) - (np.cumsum(length) - length), length) + np.arange(length.sum())
     shift = np.repeat(np.broadcast_to(shift, length.shape), length)
-    splits = np.cumsum([0, *length])
     return Texts(
-        np.arange(len(length)), splits, texts.ids[token], texts.starts[token] - shift, texts.ends[token] - shift
+        of_row=np.arange(len(length)),
+        splits=np.cumsum([0, *length]),
+        ids=texts.ids[token],
+        starts=texts.starts[token] - shift,
+        ends=texts.ends[token] - shift,
     )
 
 
 def keep_windows(features: Features, kept: np.ndarray) -> None:
-    """Leaves out the windows that are not `kept`, and tells of questions that lose all of theirs."""
+    """Keep some windows of features, (features,) bools, and warn of questions that lose all of theirs.
+
+    Raises:
+        UserError: no window is kept.
+    """
     lost = len(features.row_ids) - len(np.unique(features.row[kept]))
     if lost:
         logger.warning(f"{lost} answers lie in no single window; their questions are left out of training")
     if not kept.any():
         raise UserError("no window holds a whole answer, so there is nothing to train on; raise --max_seq_length")
-    features.row, features.first, features.last = (a[kept] for a in (features.row, features.first, features.last))
+    for name in ("row", "first", "last"):
+        setattr(features, name, getattr(features, name)[kept])
 
 
 def tokenize_targets(texts: list[str], tokenizer, max_length: int) -> Texts:
-    """The answers as labels, at most `max_length` tokens each with the special ones; without places in the text."""
+    """Return the answers as labels of at most `max_length` tokens each, special ones included; without offsets."""
     distinct = list(dict.fromkeys(texts))
     number = {text: index for index, text in enumerate(distinct)}
     before, after = answer_marks(tokenizer)
@@ -161,16 +183,20 @@ def tokenize_targets(texts: list[str], tokenizer, max_length: int) -> Texts:
     words = tokenizer(text_target=distinct, add_special_tokens=False)["input_ids"]
     ids = [[*before, *answer[:room], *after][:max_length] for answer in words]
     splits = np.cumsum([0, *map(len, ids)])
-    nowhere = np.zeros(0, dtype=np.int32)
-    of_row = np.array([number[text] for text in texts], dtype=np.int32)
-    return Texts(of_row, splits, np.fromiter(chain.from_iterable(ids), np.int32, splits[-1]), nowhere, nowhere)
+    return Texts(
+        of_row=np.array([number[text] for text in texts], dtype=np.int32),
+        splits=splits,
+        ids=np.fromiter(chain.from_iterable(ids), np.int32, splits[-1]),
+        starts=np.zeros(0, dtype=np.int32),
+        ends=np.zeros(0, dtype=np.int32),
+    )
 
 
 @dataclass
 class Seq2SeqCollator(PaddingCollator):
-    """`PaddingCollator` that also pads `labels`, to `label_length` tokens or to the batch's longest answer.
+    """Pad as `PaddingCollator` does, and also `labels`: to `label_length` tokens or to the batch's longest answer.
 
-    With a `start_token` it also makes `decoder_input_ids` of them, for a loss that the model does not compute.
+    With a `start_token` the batch also has `decoder_input_ids`, for a loss that the model does not compute.
     """
 
     label_length: int | None = None
@@ -193,7 +219,10 @@ class Seq2SeqCollator(PaddingCollator):
 
 @dataclass
 class RankedTexts:
-    """The texts that were written for the windows of some examples, best first, as `qa.answers.RankedSpans` has spans."""
+    """The texts written for the windows of some examples, best first.
+
+    Example i has the rows `bounds[i]` to `bounds[i + 1]`.
+    """
 
     ids: list[str]
     bounds: np.ndarray  # (examples + 1,)
@@ -216,17 +245,17 @@ def choose_windows(
     null_scores: np.ndarray | None = None,
     null_score_diff_threshold: float = 0.0,
 ) -> Answers:
-    """Return the answer of every example out of the texts written for its windows: the one with the best score.
+    """Return the answer of every example: of the texts written for its windows the one with the best score.
 
     Args:
         texts: (features,) written by the model.
         scores: (features,) the log-probability of each text.
         null_scores: (features,) with negatives, the log-probability of the empty answer. An example's null score is the
-            lowest of its windows, as in `find_answers`, and the answer is empty when it exceeds the best text's score
-            by more than `null_score_diff_threshold`.
+            lowest of its windows, as in `find_answers`. The answer is empty when that exceeds the best text's score by
+            more than `null_score_diff_threshold`.
 
-    The n-best rows, one for each window, are `{text, score, probability, window}`, with negatives also `null_score`;
-    probabilities are a softmax over the windows' scores, and `window` counts from the beginning of the context.
+    The n-best rows, one for each window, are `{text, score, probability, window}`, with negatives also `null_score`.
+    Probabilities are a softmax over the windows' scores; `window` counts from the beginning of the context.
     """
     ids = column_of(examples, "id")
     if features.row_ids != ids or len(texts) != len(features):

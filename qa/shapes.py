@@ -85,7 +85,7 @@ def answers_problem(record: dict, data) -> str | None:
 
 
 def answers_of(record: dict, data) -> dict:
-    to_flag(record.get("is_impossible"))  # nobody knows whether such answers count
+    to_flag(record.get("is_impossible"))  # it is unknown whether such answers count
     context = record.get(data.context_column)
     text = context if isinstance(context, str) else ""
     return common_answers(record.get(data.answer_column), record.get("answer_start"), text)
@@ -193,7 +193,7 @@ def to_text(value) -> str:
 
 
 def number_text(value):
-    """Return a whole float without its `.0`, which pandas and Excel add to integers; anything else as it is."""
+    """Return a whole float without the `.0` that pandas and Excel add to integers; return other values unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -219,7 +219,7 @@ def to_flag(value) -> bool:
 
 
 def is_missing(value) -> bool:
-    """Return whether nothing is written: null, an empty cell, or the NaN that pandas makes of them."""
+    """Return whether a value is missing: null, an empty cell, or the NaN that pandas makes of them."""
     return value is None or value == "" or isinstance(value, float) and math.isnan(value)
 
 

@@ -23,7 +23,7 @@ class SquadMetric(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **options) -> dict[str, float]:
-        """Return as `evaluate.Metric.compute`; scores what it gets at once directly, not by way of an Arrow file."""
+        """Return what `evaluate.Metric.compute` does; score predictions passed in one call without an Arrow file."""
         if predictions is None or references is None:
             return super().compute(predictions=predictions, references=references, **options)
         return self._compute(predictions, references, **options)

@@ -81,7 +81,7 @@ def start_logging(training) -> None:
 
 
 def checkpoint_to_resume(args, buckets: list[str] | None) -> str | None:
-    """Where training goes on: the checkpoint that the flags name, else the last complete one in `output_dir`.
+    """Return the checkpoint to resume from: the one that the flags name, else the last complete one in `output_dir`.
 
     Raises:
         UserError: `output_dir` holds something else, and --overwrite_output_dir is not given; or with length `buckets` the
@@ -120,14 +120,14 @@ def named_or_last_checkpoint(args) -> str | None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the highest step."""
+    """Return the complete checkpoint with the highest step."""
     numbered = {path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path for path in folder.iterdir()}
     complete = [(int(step), path) for step, path in numbered.items() if step.isdigit() and is_complete(path)]
     return max(complete)[1] if complete else None
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: the trainer's state is its last file."""
+    """Return whether a checkpoint was written to its end: the trainer's state is its last file."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
     except (OSError, ValueError):
@@ -136,7 +136,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 class ScoredForm(EvalPrediction):
-    """Answers in the form of the SQuAD metrics: lists of dicts; `answers` is what they are from."""
+    """Answers in the form of the SQuAD metrics, lists of dicts; `answers` holds them as they were found."""
 
     def __init__(self, answers: Answers, predictions: list[dict], references: list[dict] | None):
         super().__init__(predictions=predictions, label_ids=references)
@@ -264,11 +264,20 @@ def save_results(trainer, stage: str, metrics: dict, features, most: int | None,
 
 
 def run(
-    trainer, data: DataArguments, model: ModelArguments, checkpoint: str | None, test_features, test_examples, counts
+    trainer,
+    data: DataArguments,
+    model: ModelArguments,
+    checkpoint: str | None,
+    features: dict,
+    rows: dict,
+    counts: dict,
 ) -> None:
     """Train, evaluate and predict, as the flags say; write the model card and print the summary.
 
-    `counts` are those of `load_rows`, for the results of each stage.
+    Args:
+        checkpoint: to resume from, None to start with the model.
+        features, rows: by split.
+        counts: those of `load_rows`, for the results of each stage.
     """
     args, metrics = trainer.args, {}
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
@@ -278,7 +287,7 @@ def run(
     if args.do_eval:
         metrics |= evaluate(trainer, data.max_eval_samples, counts["validation"])
     if args.do_predict:
-        metrics |= predict(trainer, test_features, test_examples, data.max_predict_samples, counts["test"])
+        metrics |= predict(trainer, features["test"], rows["test"], data.max_predict_samples, counts["test"])
     write_model_card(trainer, data, model)
     print_summary(trainer, metrics)
 

@@ -1,4 +1,4 @@
-"""Models without their weights: a second is enough to see which batches a model of any size takes.
+"""Models without their weights, which show within a second whether a model of any size takes a batch.
 
     model = build_weightless(AutoModelForQuestionAnswering, config)
     forward(model, {"input_ids": ids}, training=True)
@@ -83,7 +83,7 @@ class Weightless(torch.Tensor):
 
 
 def check_rows(table: Weightless, rows: torch.Tensor) -> None:
-    """Raise `BeyondTable` where the highest of the rows is past the table's end; rows without values pass."""
+    """Raise `BeyondTable` if the highest of the rows is past the table's end; rows without values pass."""
     if not isinstance(rows, Weightless) and rows.numel() and rows.max() >= len(table):
         raise BeyondTable(int(rows.max()), table)
 
@@ -106,15 +106,15 @@ def build_weightless(auto_class: type, config, trust_remote_code: bool = False) 
 
 
 def forward(model: torch.nn.Module, batch: dict, training: bool = False, answer_length: int = 1) -> None:
-    """Run the model on a batch, as far as that needs no values of weights.
+    """Run the model on a batch until it needs the values of weights.
 
     Args:
-        batch: tensors by name, of which the model's inputs are used that it takes, as a trainer does.
+        batch: tensors by name; those that the model does not take are omitted, as by a trainer.
         answer_length: tokens of an answer, where the model writes one.
 
     Raises:
         BeyondTable: an id, a token type or a position is past the end of its table.
-        Exception: the model's own objection, a shape for the most part.
+        Exception: the model refuses the batch, mostly for a shape.
     """
     taken = inspect.signature(model.forward).parameters
     batch = {name: tensor for name, tensor in batch.items() if name in MODEL_INPUTS and name in taken}
@@ -130,7 +130,7 @@ def forward(model: torch.nn.Module, batch: dict, training: bool = False, answer_
 
 
 def check_batches(model: torch.nn.Module, features: dict, collate: Callable, answer_length: int = 1) -> None:
-    """Run the model on a batch of each shape that a run will have, that of the training in training mode.
+    """Run the model on a batch of each shape that a run will have; in training mode for the training's features.
 
     Args:
         features: by split, the training's first.

@@ -15,40 +15,40 @@ from transformers import PreTrainedTokenizerFast
 logger = logging.getLogger(__name__)
 
 
-# How many rows are tokenized the slow way too, to see that both ways agree.
+# At most this number of rows are also tokenized by the tokenizer itself, to check that both ways agree.
 CHECKED_ROWS = 16
 
 
-# How many texts are tokenized together: the tokenizers library keeps over 100 bytes a token until its arrays are made.
+# Texts that are tokenized together: the tokenizers library keeps over 100 bytes for each token until the arrays exist.
 TEXTS_AT_ONCE = 1000
 
 
-# Where a row's answer begins, where that is no character: there is no answer; nobody knows where it is.
+# In place of the character where an answer begins: the row has no answer; the answer's place is unknown.
 NO_ANSWER, UNKNOWN_SPAN = -1, -2
 
 
-# A label that counts in no loss: models of transformers 4.55 ignore positions after the last one.
+# This label counts in no loss: models of transformers 4.55 ignore positions after the last one.
 IGNORED = np.iinfo(np.int32).max
 
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-# Unicode has characters that no text may hold; the names of special tokens begin with one where texts are read.
+# Unicode reserves this character: no text may hold it. `literal_tokenizer` puts it before the names of special tokens.
 NO_CHARACTER = "\ufdd0"
 
 
 @dataclass
 class Template:
-    """What a tokenizer puts around a pair of texts: `before first between second after`, ids and token types of each."""
+    """The tokens around a pair of texts, `before first between second after`, and the token types of each part."""
 
     before: list[int]
     between: list[int]
     after: list[int]
-    types: tuple  # of before, first, between, second, after: one for all tokens of a part, or a list
-    context_first: bool = False  # else the question comes first
-    causal: bool = False  # for models whose tokens see only those before them
-    appended: bool = False  # whether the last token of `after` is added to the tokenizer's own
+    types: tuple  # of before, first, between, second, after: one type for all tokens of a part, or a list
+    context_first: bool = False  # otherwise the question comes first
+    causal: bool = False  # for models whose tokens see only the tokens before them
+    appended: bool = False  # whether `after` ends in a token that the tokenizer does not add
 
     @property
     def special_tokens(self) -> int:
@@ -57,9 +57,22 @@ class Template:
 
 @dataclass
 class Texts:
-    """Distinct texts, tokenized one behind the other: text i holds the tokens `splits[i]` to `splits[i + 1]`."""
+    """Distinct texts, tokenized one after the other: text i holds the tokens `splits[i]` to `splits[i + 1]`.
 
-    of_row: np.ndarray  # (rows,) which text a row has
+    Three rows that share two contexts, of three and of four tokens:
+
+    >>> from tokenizers import pre_tokenizers
+    >>> words = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> rows = ["The Nile floods", "Cairo is a city", "The Nile floods"]
+    >>> texts = tokenize_distinct(rows, PreTrainedTokenizerFast(tokenizer_object=words))
+    >>> texts.splits.tolist(), texts.of_row.tolist()
+    ([0, 3, 7], [0, 1, 0])
+    >>> texts.starts.tolist()
+    [0, 4, 9, 0, 6, 9, 11]
+    """
+
+    of_row: np.ndarray  # (rows,) the text of each row
     splits: np.ndarray  # (texts + 1,)
     ids: np.ndarray  # (tokens,)
     starts: np.ndarray  # (tokens,) first character of each token in its text
@@ -68,23 +81,33 @@ class Texts:
     def __len__(self) -> int:
         return len(self.splits) - 1
 
+    def of(self, row: int) -> np.ndarray:
+        """Return the ids of a row's text."""
+        text = self.of_row[row]
+        return self.ids[self.splits[text] : self.splits[text + 1]]
+
 
 class Features(torch.utils.data.Dataset):
     """Features as index ranges; item i is a dict of unpadded arrays for a collator.
 
-    Items hold `input_ids`, `attention_mask` and `token_type_ids` as far as the tokenizer's models take them, and
-    `start_positions`, `end_positions` where labels are known, `cls_index` where spans are asked for, and `width` where
-    length buckets say what to pad to. `as_dict(i)` adds what people look at.
+    Items hold:
+
+    - `input_ids`, and of `attention_mask` and `token_type_ids` those that the tokenizer's models take;
+    - `start_positions` and `end_positions` where labels are known;
+    - `cls_index` in features for models that mark answers;
+    - `width`, the length to pad to, with length buckets.
+
+    `as_dict(i)` adds the example's id and the offsets, for people and for comparison.
     """
 
-    cls_index: np.ndarray | None = None  # (features,) position that stands for "no answer"
+    cls_index: np.ndarray | None = None  # (features,) position that means "no answer"
     labels: np.ndarray | None = None  # (features, 2) first and last token of the answer
     widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
 
     def __init__(self, rows, questions: Texts, contexts: Texts, template: Template, names: list[str], **arrays):
         self.row_ids = [row["id"] for row in rows]
         self.questions, self.contexts, self.template, self.names = questions, contexts, template, names
-        self.row = arrays["row"]  # (features,) which row a feature is a window of
+        self.row = arrays["row"]  # (features,) the row that each feature is a window of
         self.first, self.last = arrays["first"], arrays["last"]  # (features,) its tokens in contexts.ids
         self.question_length = arrays["question_length"]  # (rows,) tokens kept of each row's question
 
@@ -93,8 +116,7 @@ class Features(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         template, row = self.template, self.row[index]
-        begin = self.questions.splits[self.questions.of_row[row]]
-        question = self.questions.ids[begin : begin + self.question_length[row]]
+        question = self.questions.of(row)[: self.question_length[row]]
         context = self.contexts.ids[self.first[index] : self.last[index]]
         first, second = (context, question) if template.context_first else (question, context)
         parts = (template.before, first, template.between, second, template.after)
@@ -113,7 +135,7 @@ class Features(torch.utils.data.Dataset):
         return item
 
     def as_dict(self, index: int) -> dict:
-        """Feature `index` as plain lists, with `example_id` and `offset_mapping` (None outside the context)."""
+        """Return feature `index` as plain lists, with `example_id` and `offset_mapping` (None outside the context)."""
         item = {name: value.tolist() for name, value in self[index].items()}
         begin, length = self.context_begin()[index], len(item["input_ids"])
         tokens = slice(self.first[index], self.last[index])
@@ -123,19 +145,21 @@ class Features(torch.utils.data.Dataset):
         return item | {"example_id": identity, "offset_mapping": offsets}
 
     def lengths(self) -> np.ndarray:
-        """(features,) tokens of each feature."""
+        """Return the number of tokens of each feature, (features,)."""
         return self.last - self.first + self.question_length[self.row] + self.template.special_tokens
 
     def context_begin(self) -> np.ndarray:
-        """(features,) position of the first context token of each feature."""
+        """Return the position of the first context token of each feature, (features,)."""
         if self.template.context_first:
             return np.full(len(self), len(self.template.before))
         return len(self.template.before) + self.question_length[self.row] + len(self.template.between)
 
     def characters(self, chosen: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First character, and the one after the last, of the tokens at `positions` (len(chosen), n) of some features.
+        """Return the first character of some features' tokens, and the one after the last; -1 outside the context.
 
-        -1 outside the context.
+        Args:
+            chosen: (n,) the features.
+            positions: (n, m) the tokens of each. The results have this shape.
         """
         place = positions - self.context_begin()[chosen, None]
         inside = (place >= 0) & (place < (self.last - self.first)[chosen, None])
@@ -143,25 +167,35 @@ class Features(torch.utils.data.Dataset):
         return np.where(inside, self.contexts.starts[token], -1), np.where(inside, self.contexts.ends[token], -1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class WindowSpec:
     """How texts become windows."""
 
-    tokenizer: PreTrainedTokenizerFast  # a literal one
+    tokenizer: PreTrainedTokenizerFast  # from `literal_tokenizer`
     template: Template
     max_seq_length: int  # tokens of a window at most
     doc_stride: int  # tokens that neighbouring windows of one context share
 
+    @property
+    def room(self) -> int:
+        """Return the tokens of question and context together that a window holds."""
+        return self.max_seq_length - self.template.special_tokens
+
 
 def windows_of(kind: type, rows, questions: Texts, contexts: Texts, spec: WindowSpec) -> "Features":
-    """All windows of all rows, without labels, as an instance of `kind`."""
-    length = np.diff(questions.splits)[questions.of_row]
-    most = spec.max_seq_length - spec.template.special_tokens
-    length = trim_questions(length, np.diff(contexts.splits)[contexts.of_row], most, spec.doc_stride)
-    row, first, last = cut_windows(contexts, most - length, spec.doc_stride)
+    """Return all windows of all rows, without labels, as an instance of `kind`."""
+    kept = trim_questions(
+        lengths_of_rows(questions), lengths_of_rows(contexts), room=spec.room, doc_stride=spec.doc_stride
+    )
+    row, first, last = cut_windows(contexts, spec.room - kept, spec.doc_stride)
     names = [name for name in spec.tokenizer.model_input_names if name in ("attention_mask", "token_type_ids")]
-    arrays = {"row": row, "first": first, "last": last, "question_length": length}
-    return kind(rows, questions, contexts, spec.template, names, **arrays)
+    parts = {"questions": questions, "contexts": contexts, "template": spec.template, "names": names}
+    return kind(rows, **parts, row=row, first=first, last=last, question_length=kept)
+
+
+def lengths_of_rows(texts: Texts) -> np.ndarray:
+    """Return the number of tokens of each row's text, (rows,)."""
+    return np.diff(texts.splits)[texts.of_row]
 
 
 def literal_tokenizer(tokenizer):
@@ -169,12 +203,13 @@ def literal_tokenizer(tokenizer):
 
     Tokens that were added to the vocabulary without being special are still found in texts. Ids stay as they are.
 
-    The backend of the copy looks for no special token. That is enough for BPE, which builds its pieces from characters.
-    Other models look whole pieces up in their vocabulary, where the copy's special tokens have names that no text holds.
+    The backend of the copy looks for no special token. BPE, which builds its pieces from characters, needs no more.
+    Other models look up whole pieces in their vocabulary, where the copy's special tokens have names that no text
+    holds.
     """
     literal = copy.deepcopy(tokenizer)
     backend = literal.backend_tokenizer
-    backend.add_special_tokens(literal.all_special_tokens)  # those too that a file lists without saying so
+    backend.add_special_tokens(literal.all_special_tokens)  # also those that a file lists without marking them
     literal.split_special_tokens = backend.encode_special_tokens = True
     if not isinstance(backend.model, models.BPE):
         settings = backend.to_str()
@@ -191,11 +226,11 @@ def quoted(text: str) -> str:
 
 
 def read_template(tokenizer, causal: bool = False) -> Template:
-    """Read off a probe pair where the tokenizer puts special tokens and which types they have.
+    """Return the special tokens that the tokenizer puts around a pair of texts, read off a probe pair.
 
-    Encoders follow the tokenizer: one that pads on the left puts the context first. A `causal` model's context tokens see
-    nothing that comes after them, so the question always comes first; and its windows end in a special token, which sees
-    all of the window: the tokenizer's own, else its end-of-text token.
+    For encoders the tokenizer decides on the order: one that pads on the left puts the context first. The context
+    tokens of a `causal` model see nothing that comes after them, so the question always comes first. Its windows end
+    in a special token, which sees all of the window: the tokenizer's own, else its end-of-text token.
     """
     probe = tokenizer("a", "b", return_token_type_ids=True)
     of_text = [2 if sequence is None else sequence for sequence in probe.sequence_ids()]
@@ -218,13 +253,16 @@ def read_template(tokenizer, causal: bool = False) -> Template:
 
 
 def closing_token(tokenizer) -> int:
-    """The special token that ends a causal model's window where its tokenizer adds none; 0 where it has none."""
+    """Return the special token that ends a causal model's window where its tokenizer adds none; 0 if it has none."""
     known = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
     return next((token for token in known if token is not None), 0)
 
 
 def tokenize_distinct(texts: list[str], tokenizer, offsets: bool = True) -> Texts:
-    """Tokenizes each distinct text once, without special tokens; without offsets (all 0 then) in half the time."""
+    """Tokenize each distinct text once, without special tokens.
+
+    Without `offsets` that takes half the time, and `starts` and `ends` are all 0.
+    """
     distinct = dict.fromkeys(texts)
     number = {text: index for index, text in enumerate(distinct)}
     encoded = tokenizer.backend_tokenizer
@@ -245,7 +283,7 @@ def tokenize_distinct(texts: list[str], tokenizer, offsets: bool = True) -> Text
 
 
 def token_arrays(encodings: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How many tokens each text has; the ids of all; of each in turn where it starts and ends in its text."""
+    """Return the number of tokens of each text; the ids of all tokens; start and end of each token, in turn."""
     lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
     total = int(lengths.sum())
     ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, total)
@@ -253,25 +291,36 @@ def token_arrays(encodings: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return lengths, ids, np.fromiter(spans, np.int32, 2 * total)
 
 
-def trim_questions(questions: np.ndarray, contexts: np.ndarray, most: int, doc_stride: int) -> np.ndarray:
-    """(rows,) tokens to keep of questions of the given lengths, when `most` tokens hold question and context window.
+def trim_questions(questions: np.ndarray, contexts: np.ndarray, room: int, doc_stride: int) -> np.ndarray:
+    """Return the number of tokens to keep of each question, (rows,), where question and context share `room` tokens.
 
-    A context that does not fit beside its question is cut into windows that share `doc_stride` tokens, so the question
-    must leave more room than that. One that does not is cut so that half of the rest goes to new tokens.
+    A context that does not fit next to its question is cut into windows that share `doc_stride` tokens, so the
+    question must leave more room than that. A longer question keeps half of the room without `doc_stride`: with a room
+    of 12 and a stride of 4 that is 4 tokens. A long question whose context fits stays whole.
+
+    Args:
+        questions, contexts: (rows,) tokens of each.
+
+    >>> trim_questions(np.array([3, 9, 9]), np.array([20, 20, 3]), room=12, doc_stride=4).tolist()
+    [3, 4, 9]
     """
-    stuck = (questions + contexts > most) & (most - questions <= doc_stride)
+    stuck = (questions + contexts > room) & (room - questions <= doc_stride)
+    longest = (room - doc_stride) // 2
     if stuck.any():
-        logger.warning(
-            f"{stuck.sum()} questions are too long for their windows and were cut to {(most - doc_stride) // 2} tokens"
-        )
-    return np.where(stuck, np.minimum(questions, (most - doc_stride) // 2), questions).astype(np.int32)
+        logger.warning(f"{stuck.sum()} questions are too long for their windows and were cut to {longest} tokens")
+    return np.where(stuck, np.minimum(questions, longest), questions).astype(np.int32)
 
 
 def cut_windows(contexts: Texts, room: np.ndarray, doc_stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The windows of every row, in order: which row, its first token, the one after its last.
+    """Return of every window, in order, the row, the first token in `contexts.ids` and the one after its last.
 
-    The rule of the tokenizers library (0.21, `Encoding.truncate`): windows of `room` tokens start every
-    `room - doc_stride` tokens until one reaches the end of the context.
+    The rule is that of the tokenizers library (0.21, `Encoding.truncate`): windows of `room` (rows,) tokens start
+    every `room - doc_stride` tokens until one reaches the end of the context. A context of 10 tokens with a room of 4
+    and a stride of 1 has windows that start at 0, 3 and 6; the next context, of 3 tokens, has one:
+
+    >>> contexts = Texts(of_row=np.array([0, 1]), splits=np.array([0, 10, 13]), ids=None, starts=None, ends=None)
+    >>> [column.tolist() for column in cut_windows(contexts, room=np.array([4, 4]), doc_stride=1)]
+    [[0, 0, 0, 1], [0, 3, 6, 10], [4, 7, 10, 13]]
     """
     begin = contexts.splits[contexts.of_row]
     length = contexts.splits[contexts.of_row + 1] - begin
@@ -285,12 +334,15 @@ def cut_windows(contexts: Texts, room: np.ndarray, doc_stride: int) -> tuple[np.
 
 
 def no_answer_tokens(tokenizer) -> list[int]:
-    """The special tokens that stand for "no answer", the preferred one first."""
+    """Return the special tokens that may mean "no answer", the preferred one first."""
     return [token for token in (tokenizer.cls_token_id, tokenizer.bos_token_id) if token is not None]
 
 
 def no_answer_positions(tokenizer, template: Template, lengths: np.ndarray) -> np.ndarray:
-    """(features,) position of the CLS token, else of the BOS token, else 0; for causal models that of the last token."""
+    """Return the position that means "no answer" in each feature, (features,).
+
+    It is that of the CLS token, else of the BOS token, else 0; for causal models that of the last token.
+    """
     if template.causal:
         return (lengths - 1).astype(np.int32)
     for token in no_answer_tokens(tokenizer):
@@ -323,7 +375,7 @@ def gold_spans(rows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def windows_holding(features: Features, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """(features,) whether a window holds all the characters `begin` to `end` (rows,) of its row's context."""
+    """Return whether each window holds all characters `begin` to `end` (rows,) of its row's context, (features,)."""
     contexts, row = features.contexts, features.row
     filled = features.last > features.first
     if not filled.any():

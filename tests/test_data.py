@@ -1,7 +1,6 @@
 """Every format becomes the same rows; every kind of bad row is reported with file, row and reason."""
 
 import csv
-import doctest
 import gzip
 import json
 from contextlib import nullcontext
@@ -10,8 +9,6 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-import qa.data
-import qa.placing
 from qa.arguments import STAGES, DataArguments, ModelArguments
 from qa.data import gold_answers, load_rows
 from qa.errors import UserError
@@ -456,7 +453,3 @@ def test_too_few_contexts_to_hold_some_out(tmp_path):
         load(train_file=path, validation_split=0.1)
     path = write_rows(tmp_path / "x.jsonl", {"answers": "north"}, {"answers": "north", "context": "It lies north."})
     assert [len(part) for part in split_in_two(path, validation_split=0.01)] == [1, 1]
-
-
-def test_doctests():
-    assert doctest.testmod(qa.placing).failed == doctest.testmod(qa.data).failed == 0

@@ -53,9 +53,9 @@ def run(script: str, flags: list[str], without: list[str]) -> None:
             setattr(owner, method, function)
 
 
-def train_and_record(trainer, checkpoint, most) -> None:
-    """Call `qa.stages.train` and write the settings that the trainer used."""
-    train(trainer, checkpoint, most)
+def train_and_record(trainer, *args) -> dict:
+    """Train as `qa.stages.train` does, and write the trainer's settings to a file; return the metrics."""
+    metrics = train(trainer, *args)
     settings = {
         "optimizer": type(getattr(trainer.optimizer, "optimizer", trainer.optimizer)).__name__,
         "fused_clip_norm": trainer.FusedNorm is not None,
@@ -63,6 +63,7 @@ def train_and_record(trainer, checkpoint, most) -> None:
         "device": trainer.model.device.type,
     }
     (Path(trainer.args.output_dir) / "settings.json").write_text(json.dumps(settings))
+    return metrics
 
 
 def main() -> None:
