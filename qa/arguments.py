@@ -25,7 +25,7 @@ class ModelArguments:
     tokenizer_name: Optional[str] = field(
         default=None, metadata={"help": "Folder or hub name of a tokenizer other than the model's own."}
     )
-    cache_dir: Optional[str] = field(default=None, metadata={"help": "Folder that keeps what the hub sends."})
+    cache_dir: Optional[str] = field(default=None, metadata={"help": "Folder for downloads from the hub."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
     token: Optional[str] = field(
         default=None, metadata={"help": "Access token for the hub; by default the one `huggingface-cli login` keeps."}
@@ -188,7 +188,7 @@ class Seq2SeqDataArguments(DataArguments):
     num_beams: Optional[int] = field(
         default=None,
         metadata={
-            "help": "Beams that evaluation and prediction write with; by default what the model says (mostly 1)."
+            "help": "Beams that evaluation and prediction write with; by default as the model is configured (mostly 1)."
         },
     )
     ignore_pad_token_for_loss: bool = field(

@@ -75,7 +75,7 @@ def number_problems(data: DataArguments) -> list[str]:
 
 
 def validation_split_problems(data: DataArguments) -> list[str]:
-    """Return what is wrong with `--validation_split`, and with a validation file next to it."""
+    """Return problems of `--validation_split`, alone and together with a validation file."""
     problems = []
     if data.validation_split is not None and not 0 < data.validation_split < 1:
         problems.append(f"--validation_split is {data.validation_split}; give a share between 0 and 1, as in 0.1")

@@ -40,7 +40,7 @@ def load_rows(
     With `--validation_split` the validation part is held out of the train part.
 
     Returns:
-        The rows, and what was counted on the way for the results of each split, see `checked_rows`.
+        The rows, and counts for the results of each split, see `checked_rows`.
 
     Raises:
         UserError: data that cannot be read, missing columns, bad rows (unless `--on_bad_rows skip`), or no row left;
@@ -74,7 +74,7 @@ def load_rows(
 
 
 def read_records(split: str, data: DataArguments, load_hub) -> list[dict]:
-    """Return the records of a split with whatever columns its file, or else the hub's dataset, has."""
+    """Return the records of a split with all columns of its file, or else of the hub's dataset."""
     path = getattr(data, SPLITS[split])
     return read_file(Path(path)) if path else rows_of_split(load_hub(), split, data.dataset_name)
 

@@ -123,7 +123,7 @@ def squad_v2_scores(
     """Return the scores of SQuAD 2.0 as the official evaluator computes them, in its order of keys.
 
     A prediction whose no-answer probability exceeds `threshold` counts as empty. `best_*` are the scores of the best
-    threshold, `best_*_thresh`. Questions of one probability are let in one by one there, which no threshold does.
+    threshold, `best_*_thresh`. Questions of one probability are answered one by one there, which no threshold does.
     """
     raw = score_each(predictions, golds, version_2=True)
     names = [name for name in probabilities if name in raw]

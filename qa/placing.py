@@ -137,7 +137,7 @@ def convert_starts(rows: list[dict]) -> str | None:
         for index, (text, start) in enumerate(zip(row["answers"]["text"], row["answers"]["answer_start"]))
         if start >= 0 and text in row["context"]
     ]
-    if all(stands_at(row["context"], text, start) for row, _, text, start in answers):
+    if all(is_at(row["context"], text, start) for row, _, text, start in answers):
         return None
     found = {}
     for unit, convert in UNITS.items():
@@ -159,7 +159,7 @@ def converted_starts(
     starts = []
     for context, text, start in answers:
         starts.append(convert(context, start))
-        if not stands_at(context, text, starts[-1]):
+        if not is_at(context, text, starts[-1]):
             return None
     return tuple(starts)
 
@@ -185,14 +185,14 @@ def find_place(context: str, text: str, start: int) -> Place:
     >>> find_place("Cairo is Cairo", "Cairo", 8).start, find_place("Cairo is Cairo", "Cairo", -1).start
     (9, 0)
     """
-    if stands_at(context, text, start):
+    if is_at(context, text, start):
         return Place(text, start, start, 1)
     found = occurrences(context, text)
     nearest = min(found, key=lambda place: abs(place - start) if start >= 0 else place, default=-1)
     return Place(text, start, nearest, len(found))
 
 
-def stands_at(context: str, text: str, start: int) -> bool:
+def is_at(context: str, text: str, start: int) -> bool:
     return start >= 0 and context.startswith(text, start)
 
 
@@ -210,7 +210,7 @@ def occurrences(context: str, text: str) -> list[int]:
 
 
 def is_whole(context: str, begin: int, end: int) -> bool:
-    """Return whether no word goes on across the begin or the end of a stretch of text."""
+    """Return whether no word crosses the beginning or the end of a stretch of text."""
     return not any(
         0 < edge < len(context) and context[edge - 1].isalnum() and context[edge].isalnum() for edge in (begin, end)
     )

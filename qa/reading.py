@@ -1,4 +1,4 @@
-"""Read files of questions: bytes to records, which are dicts of whatever columns a file has.
+"""Read files of questions: from bytes to records, which are dicts of all columns of a file.
 
 Files: `.json`, `.jsonl`, `.csv`, `.tsv`, `.parquet` and `.xlsx`, each also gzipped. JSON may hold
 

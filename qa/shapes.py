@@ -1,4 +1,4 @@
-"""Give a record, whatever its columns, the one shape of a row.
+"""Turn records with any columns into rows of one shape.
 
 A row is `{"id": str, "title": str, "context": str, "question": str, "answers": {"text": [str], "answer_start": [int]}}`.
 Annotation tools and libraries write answers in many more forms: `common_answers` lists them, and docs/data.md has an

@@ -44,7 +44,7 @@ def start(
     values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
     model, data = build(model_type, values), build(data_type, values)
     problems += find_problems(data, values)
-    if problems and values.use_habana:  # training arguments take the device, which may be what is wrong
+    if problems and values.use_habana:  # building the training arguments takes the device, which may be the problem
         raise UserError(*problems)
     try:
         training = build(training_type, values)
@@ -85,7 +85,7 @@ def checkpoint_to_resume(args, buckets: list[str] | None) -> str | None:
 
     Raises:
         UserError: `output_dir` holds something else, and --overwrite_output_dir is not given; or with length `buckets` the
-            checkpoint's run had batches of another size, which transformers 4.55 goes on with.
+            checkpoint's run had batches of another size, which transformers 4.55 would keep.
     """
     checkpoint = named_or_last_checkpoint(args)
     if checkpoint is not None and buckets is not None and args.do_train:

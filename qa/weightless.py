@@ -45,7 +45,7 @@ class BeyondTable(Exception):
 class Weightless(torch.Tensor):
     """A tensor on the CPU with a shape and a type, but without values.
 
-    Operations on it compute shapes alone. Tensors with values remain what they are among themselves: masks, positions and
+    Operations on it compute shapes alone. Operations on tensors with values alone stay real: masks, positions and
     token types are computed as in a run, so the rows that are looked up in a table are known.
     """
 
