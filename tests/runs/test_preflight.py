@@ -186,5 +186,5 @@ def test_check_ends_with_status_2_for_data_too(tiny_model, tmp_path):
         "--output_dir",
         str(tmp_path / "x"),
     ]
-    with pytest.raises(UserError, match="row 1: the question is empty"):
+    with pytest.raises(UserError, match="row 1, id '0': the question is empty"):
         run_qa.main(["--model_name_or_path", str(tiny_model), *flags])
