@@ -511,7 +511,7 @@ struct CastLists {
       }
     }
     if (!names.empty()) {
-      std::cerr << "simulated Gaudi: these stand in GaudiConfig's autocast lists and are not cast here:" << names << "\n";
+      std::cerr << "simulated Gaudi: these are in GaudiConfig's autocast lists and are not cast here:" << names << "\n";
     }
   }
 };
