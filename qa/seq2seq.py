@@ -36,6 +36,7 @@ class Seq2SeqFeatures(Features):
     """Features whose label is a text: items hold `labels`, the tokens of the answer to write, where any is known."""
 
     targets: Texts | None = None  # the answers, special tokens included; its rows are the features
+    lost_rows: int = 0  # rows without a feature, because no window holds their whole answer
 
     def __getitem__(self, index: int) -> dict:
         item = super().__getitem__(index)
@@ -159,15 +160,17 @@ def take_texts(texts: Texts, begin, end, shift) -> Texts:
     )
 
 
-def keep_windows(features: Features, kept: np.ndarray) -> None:
-    """Keep some windows of features, (features,) bools, and warn of questions that lose all of theirs.
+def keep_windows(features: Seq2SeqFeatures, kept: np.ndarray) -> None:
+    """Keep some windows of features, (features,) bools; count the rows that lose all of theirs, and warn of them.
 
     Raises:
         UserError: no window is kept.
     """
-    lost = len(features.row_ids) - len(np.unique(features.row[kept]))
-    if lost:
-        logger.warning(f"{lost} answers lie in no single window; their questions are left out of training")
+    features.lost_rows = len(features.row_ids) - len(np.unique(features.row[kept]))
+    if features.lost_rows:
+        logger.warning(
+            f"{features.lost_rows} answers lie in no single window; their questions are left out of training"
+        )
     if not kept.any():
         raise UserError("no window holds a whole answer, so there is nothing to train on; raise --max_seq_length")
     for name in ("row", "first", "last"):

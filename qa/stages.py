@@ -283,7 +283,9 @@ def run(
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
     trainer.add_callback(StageLines)
     if args.do_train:
-        metrics |= train(trainer, checkpoint, data.max_train_samples, counts["train"])
+        lost = getattr(features["train"], "lost_rows", 0)
+        without_window = {"questions_without_window": lost} if lost else {}
+        metrics |= train(trainer, checkpoint, data.max_train_samples, counts["train"] | without_window)
     if args.do_eval:
         metrics |= evaluate(trainer, data.max_eval_samples, counts["validation"])
     if args.do_predict:

@@ -196,6 +196,16 @@ def test_questions_that_have_no_answer_alone(tiny_writers, tmp_path):
     assert results["eval_NoAns_total"] == 4 and "eval_HasAns_total" not in results and results["eval_loss"] < 1
 
 
+def test_questions_that_no_window_answers_are_counted_in_the_results(tiny_writers, tmp_path):
+    context = "the river of the city was built " * 20
+    answers = [{"text": [context.strip()], "answer_start": [0]}, {"text": ["the river"], "answer_start": [0]}]
+    rows = [{"context": context, "question": "what was built?", "answers": answer} for answer in answers]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    flags = ["--do_train", "--train_file", tmp_path / "train.json", "--max_steps", 1, "--save_strategy", "no"]
+    run(tiny_writers["t5"], tmp_path / "out", *flags, "--max_seq_length", 64, "--doc_stride", 16)
+    assert load(tmp_path / "out" / "train_results.json")["train_questions_without_window"] == 1
+
+
 def test_the_scores_are_log_probabilities(trained_on_negatives, negatives, tmp_path):
     """Of the text and of the empty answer, against the model asked token by token, one window at a time."""
     flags = ["--version_2_with_negative", "--do_eval", "--validation_file", negatives, "--max_eval_samples", 4]
