@@ -36,8 +36,8 @@ def build_library() -> Path:
     gpu = gpu_of_torch()
     if gpu is not None:
         raise CannotBuild(
-            f"simulated Gaudi: this PyTorch is built for {gpu}, which refuses a second device; install the CPU build: "
-            "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+            f"simulated Gaudi: this PyTorch is built for {gpu}, which refuses a second device; install PyTorch's CPU build "
+            "into a fresh environment (the index for it is on PyTorch's installation page)"
         )
     source = SOURCE.read_bytes()
     key = hashlib.sha256(source + " ".join(compile_command("c++", Path())).encode()).hexdigest()[:16]
