@@ -22,9 +22,9 @@ from qa.arguments import DataArguments, ModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
+from qa.resume import checkpoint_to_resume
 from qa.stages import (
     ScoredForm,
-    checkpoint_to_resume,
     format_for_metric,
     lay_out,
     read_rows,
@@ -42,12 +42,12 @@ from utils_qa import PaddingCollator, prepare_features
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, args = start(argv, ModelArguments, DataArguments, description=__doc__)
-    checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
-    rows, counts = read_rows(data_args, model_args, args)
-    with args.main_process_first():  # it downloads the files, the others find them in the cache
+    model_args, data_args, training_args = start(argv, ModelArguments, DataArguments, description=__doc__)
+    checkpoint = checkpoint_to_resume(training_args, data_args.length_buckets)
+    rows, counts = read_rows(data_args, model_args, training_args)
+    with training_args.main_process_first():  # it downloads the files, the others find them in the cache
         config, tokenizer = load_config_and_tokenizer(model_args)
-    extras = trainer_extras(args, model_args)
+    extras = trainer_extras(training_args, model_args)
     weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, remote=data_args.check)
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
@@ -55,26 +55,26 @@ def main(argv: list[str] | None = None) -> None:
         split: prepare_features(part, tokenizer, max_seq_length=length, doc_stride=data_args.doc_stride, causal=causal)
         for split, part in rows.items()
     }
-    lay_out(features, data_args, args, length)
+    lay_out(features, data_args, training_args, length)
     report_spans(rows, features, max_answer_length=data_args.max_answer_length, window=length)
     collator = PaddingCollator(
         tokenizer,
         length=length if data_args.pad_to_max_length else None,
-        multiple_of=8 if args.fp16 else 1,
+        multiple_of=8 if training_args.fp16 else 1,
     )
     check_batches(weightless, features, collator)
     if data_args.check:
-        return report_check(features, args)
+        return report_check(features, training_args)
 
     trainer = QuestionAnsweringTrainer(
         model=load_extractive_model(config, model_args),
-        args=args,
+        args=training_args,
         **trainer_data(features, rows),
         processing_class=tokenizer,
         data_collator=collator,
         post_process_function=partial(to_answers, data_args),
         compute_metrics=partial(score_answers, data_args),
-        write_answers=partial(write_stage, args.output_dir),
+        write_answers=partial(write_stage, training_args.output_dir),
         n_best_size=data_args.n_best_size,
         **extras,
     )

@@ -24,10 +24,10 @@ from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.models import check_model, load_config_and_tokenizer, load_seq2seq_model, sequence_limit
+from qa.resume import checkpoint_to_resume
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 from qa.stages import (
     ScoredForm,
-    checkpoint_to_resume,
     format_for_metric,
     lay_out,
     read_rows,
@@ -46,17 +46,17 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, args = start(
+    model_args, data_args, training_args = start(
         argv, Seq2SeqModelArguments, Seq2SeqDataArguments, seq2seq=True, description=__doc__
     )
-    set_generation(data_args, args)
-    checkpoint = checkpoint_to_resume(args, data_args.length_buckets)
-    rows, counts = read_rows(data_args, model_args, args)
-    with args.main_process_first():  # it downloads the files, the others find them in the cache
+    set_generation(data_args, training_args)
+    checkpoint = checkpoint_to_resume(training_args, data_args.length_buckets)
+    rows, counts = read_rows(data_args, model_args, training_args)
+    with training_args.main_process_first():  # it downloads the files, the others find them in the cache
         config, tokenizer = load_config_and_tokenizer(model_args)
-    extras = trainer_extras(args, model_args)
+    extras = trainer_extras(training_args, model_args)
     set_language(tokenizer, data_args.language_code)
-    generation = read_generation_config(config, tokenizer, model_args, args)
+    generation = read_generation_config(config, tokenizer, model_args, training_args)
     weightless = check_model(AutoModelForSeq2SeqLM, config, tokenizer, model_args, remote=data_args.check)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
     features = {
@@ -71,44 +71,44 @@ def main(argv: list[str] | None = None) -> None:
         )
         for split, part in rows.items()
     }
-    lay_out(features, data_args, args, length)
-    report_targets(rows, tokenizer, data_args, args)
+    lay_out(features, data_args, training_args, length)
+    report_targets(rows, tokenizer, data_args, training_args)
     one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers
     collator = Seq2SeqCollator(
         tokenizer,
         length=length if data_args.pad_to_max_length else None,
-        multiple_of=8 if args.fp16 else 1,
+        multiple_of=8 if training_args.fp16 else 1,
         label_length=data_args.max_answer_length if one_shape else None,
         label_padding=-100 if data_args.ignore_pad_token_for_loss else tokenizer.pad_token_id,
         start_token=generation.decoder_start_token_id,
     )
-    longest_answer = max(data_args.max_answer_length, args.generation_max_length)
+    longest_answer = max(data_args.max_answer_length, training_args.generation_max_length)
     check_batches(weightless, features, collator, answer_length=longest_answer)
     if data_args.check:
-        return report_check(features, args)
+        return report_check(features, training_args)
 
     model = load_seq2seq_model(config, model_args)
-    set_generation_config(model, generation, args)
+    set_generation_config(model, generation, training_args)
     trainer = QuestionAnsweringSeq2SeqTrainer(
         model=model,
-        args=args,
+        args=training_args,
         **trainer_data(features, rows),
         processing_class=tokenizer,
         data_collator=collator,
         post_process_function=partial(to_answers, data_args, tokenizer),
         compute_metrics=partial(score_answers, data_args),
-        write_answers=partial(write_stage, args.output_dir),
+        write_answers=partial(write_stage, training_args.output_dir),
         empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
         **extras,
     )
     run(trainer, data_args, model_args, checkpoint=checkpoint, features=features, rows=rows, counts=counts)
 
 
-def set_generation(data: Seq2SeqDataArguments, args) -> None:
+def set_generation(data_args: Seq2SeqDataArguments, training_args) -> None:
     """Set length and beams of the written answers in the trainer's arguments; warn of a run that writes none."""
-    args.generation_max_length = args.generation_max_length or data.val_max_answer_length
-    args.generation_num_beams = data.num_beams or args.generation_num_beams
-    if not args.predict_with_generate and (args.do_eval or args.do_predict):
+    training_args.generation_max_length = training_args.generation_max_length or data_args.val_max_answer_length
+    training_args.generation_num_beams = data_args.num_beams or training_args.generation_num_beams
+    if not training_args.predict_with_generate and (training_args.do_eval or training_args.do_predict):
         logger.warning(
             "Without --predict_with_generate no answers are written: there will be a loss (where answers are known), "
             "but no EM, no F1 and no files of predictions; add --predict_with_generate to get them"

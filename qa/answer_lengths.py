@@ -51,16 +51,16 @@ def labelled_windows(rows: list[dict], features) -> tuple[np.ndarray, ...]:
     return row, start, end, ~no_answer & (end < features.lengths())
 
 
-def report_targets(rows: dict, tokenizer, data_args, args) -> None:
+def report_targets(rows: dict, tokenizer, data_args, training_args) -> None:
     """Report how long the answers to write are: in training as labels, in evaluation and prediction as generated.
 
     Tokens include the special ones of a label, and in evaluation and prediction the token that starts an answer.
     """
     limits = {"train": ("max_answer_length", data_args.max_answer_length)}
-    if args.predict_with_generate:
-        given = args.generation_max_length != data_args.val_max_answer_length
+    if training_args.predict_with_generate:
+        given = training_args.generation_max_length != data_args.val_max_answer_length
         flag = "generation_max_length" if given else "val_max_answer_length"
-        limits |= dict.fromkeys(("validation", "test"), (flag, args.generation_max_length))
+        limits |= dict.fromkeys(("validation", "test"), (flag, training_args.generation_max_length))
     special = sum(map(len, answer_marks(tokenizer)))
     for split, part in rows.items():
         known = [row["answers"]["text"][0] for row in part if row["answers"] and row["answers"]["text"]]

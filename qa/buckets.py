@@ -77,14 +77,14 @@ def choose_boundaries(lengths: np.ndarray, number: int, longest: int) -> list[in
     return boundaries[filled | (boundaries == longest)].tolist()
 
 
-def set_widths(features: dict, words: Sequence[str] | None, longest: int, args) -> None:
+def set_widths(features: dict, words: Sequence[str] | None, longest: int, training_args) -> None:
     """Set the widths of the features of each split that `--length_buckets` asks for, and log how much that saves.
 
     Args:
         features: by split; `auto` goes by the lengths of the first.
         words: the value of the flag, None without it.
         longest: tokens of a feature at most: `--max_seq_length`, or less where the model takes no more.
-        args: training arguments, whose batch sizes and ranks make the groups.
+        training_args: training arguments, whose batch sizes and ranks make the groups.
     """
     if words is None or not features:
         return
@@ -98,7 +98,7 @@ def set_widths(features: dict, words: Sequence[str] | None, longest: int, args) 
         boundaries = [*(boundary for boundary in boundaries if boundary < longest), longest]
     for split, part in features.items():
         part.widths = pad_widths(
-            lengths[split], boundaries, train_group(args) if split == "train" else eval_group(args)
+            lengths[split], boundaries, train_group(training_args) if split == "train" else eval_group(training_args)
         )
         logger.info(
             f"Length buckets {', '.join(map(str, boundaries))}: {padding_share(lengths[split], part.widths):.0%} of the "
@@ -111,14 +111,14 @@ def padding_share(lengths: np.ndarray, widths: np.ndarray | int) -> float:
     return 1 - lengths.sum() / np.broadcast_to(widths, len(lengths)).sum()
 
 
-def train_group(args) -> int:
+def train_group(training_args) -> int:
     """Return the number of features that a training step takes on all ranks."""
-    return args.train_batch_size * args.world_size
+    return training_args.train_batch_size * training_args.world_size
 
 
-def eval_group(args) -> int:
+def eval_group(training_args) -> int:
     """Return the number of features that an evaluation step takes on all ranks."""
-    return args.eval_batch_size * args.world_size
+    return training_args.eval_batch_size * training_args.world_size
 
 
 def pad_widths(lengths: np.ndarray, boundaries: Sequence[int], group: int) -> np.ndarray:

@@ -34,7 +34,7 @@ Sizes = dict[str, tuple[int, ...]]
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def read_sizes(model: ModelArguments, remote: bool) -> Sizes | None:
+def read_sizes(model_args: ModelArguments, remote: bool) -> Sizes | None:
     """Return the size of each tensor of a checkpoint by name, from the heads of its files.
 
     Return None where that would need weights to be read or downloaded: `.bin` files of PyTorch before 1.6, and models
@@ -43,11 +43,11 @@ def read_sizes(model: ModelArguments, remote: bool) -> Sizes | None:
     Raises:
         UserError: a folder without weights, or a file that is missing or incomplete.
     """
-    name = model.model_name_or_path
+    name = model_args.model_name_or_path
     try:
-        files = weight_files(model)
+        files = weight_files(model_args)
         if files is None:
-            return sizes_on_hub(model) if remote else None
+            return sizes_on_hub(model_args) if remote else None
         if not all(file.suffix == ".safetensors" or zipfile.is_zipfile(file) for file in files):
             return None
         return {key: size for file in files for key, size in sizes_in_file(file).items()}
@@ -57,27 +57,27 @@ def read_sizes(model: ModelArguments, remote: bool) -> Sizes | None:
         ) from error
 
 
-def weight_files(model: ModelArguments) -> list[Path] | None:
+def weight_files(model_args: ModelArguments) -> list[Path] | None:
     """Return the files of weights in a folder or the hub's cache; None where the cache does not have all of them."""
-    first = next(filter(None, (find_file(model, name) for name in WEIGHT_FILES)), None)
-    folder = Path(model.model_name_or_path)
+    first = next(filter(None, (find_file(model_args, name) for name in WEIGHT_FILES)), None)
+    folder = Path(model_args.model_name_or_path)
     if first is None and folder.is_dir() and not (folder / "adapter_config.json").exists():
         raise FileNotFoundError(f"there is none of {', '.join(WEIGHT_FILES)}")
     if first is None or first.suffix != ".json":
         return first and [first]
     shards = sorted(set(json.loads(first.read_text())["weight_map"].values()))
-    files = [find_file(model, shard) for shard in shards]
+    files = [find_file(model_args, shard) for shard in shards]
     if None in files and folder.is_dir():
         raise FileNotFoundError(f"there is no {shards[files.index(None)]}, which {first.name} names")
     return None if None in files else files
 
 
-def find_file(model: ModelArguments, name: str) -> Path | None:
-    folder = Path(model.model_name_or_path)
+def find_file(model_args: ModelArguments, name: str) -> Path | None:
+    folder = Path(model_args.model_name_or_path)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
-    place = {"cache_dir": model.cache_dir, "revision": model.model_revision}
-    cached = huggingface_hub.try_to_load_from_cache(model.model_name_or_path, name, **place)
+    place = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision}
+    cached = huggingface_hub.try_to_load_from_cache(model_args.model_name_or_path, name, **place)
     return Path(cached) if isinstance(cached, str) else None
 
 
@@ -106,11 +106,13 @@ def safetensors_head(file: Path) -> dict[str, dict]:
     return tensors
 
 
-def sizes_on_hub(model: ModelArguments) -> Sizes | None:
+def sizes_on_hub(model_args: ModelArguments) -> Sizes | None:
     """Return the sizes that the hub has of a model's safetensors; None without such files, or without the hub."""
-    place = {"revision": model.model_revision, "token": model.token}
+    place = {"revision": model_args.model_revision, "token": model_args.token}
     try:
-        files = huggingface_hub.get_safetensors_metadata(model.model_name_or_path, **place).files_metadata.values()
+        files = huggingface_hub.get_safetensors_metadata(
+            model_args.model_name_or_path, **place
+        ).files_metadata.values()
     except (OSError, NotASafetensorsRepoError, SafetensorsParsingError):
         return None
     return {name: tuple(tensor.shape) for file in files for name, tensor in file.tensors.items()}

@@ -26,77 +26,77 @@ LEAST |= dict.fromkeys(("num_beams", "max_train_samples", "max_eval_samples", "m
 EXACT_MATCH = {"exact_match", "exact", "em"}  # names of one score: in SQuAD 1.1, in SQuAD 2.0, and in common use
 
 
-def find_problems(data: DataArguments, training) -> list[str]:
+def find_problems(data_args: DataArguments, training_args) -> list[str]:
     """Return every problem of a command line and its device, one line each.
 
     Args:
-        training: the values of the training flags, as a namespace or as training arguments.
+        training_args: the values of the training flags, as a namespace or as training arguments.
     """
     return [
-        *data_problems(data, training),
-        *number_problems(data),
-        *bucket_problems(data, training),
-        *best_model_problems(data, training),
-        *training_problems(training),
-        *(gaudi_problems(training) if training.use_habana else []),
+        *data_problems(data_args, training_args),
+        *number_problems(data_args),
+        *bucket_problems(data_args, training_args),
+        *best_model_problems(data_args, training_args),
+        *training_problems(training_args),
+        *(gaudi_problems(training_args) if training_args.use_habana else []),
     ]
 
 
-def data_problems(data: DataArguments, training) -> list[str]:
+def data_problems(data_args: DataArguments, training_args) -> list[str]:
     """Return problems of the stages asked for and the data that they need."""
     problems = []
-    wanted = {split: getattr(training, f"do_{stage}") for split, stage in STAGES.items()}
+    wanted = {split: getattr(training_args, f"do_{stage}") for split, stage in STAGES.items()}
     if not any(wanted.values()):
         problems.append("nothing to do: add --do_train, --do_eval or --do_predict")
     for split, flag in SPLITS.items():
-        path = getattr(data, flag)
-        origin = SPLITS["train"] if split == "validation" and data.validation_split is not None else flag
-        if wanted[split] and getattr(data, origin) is None and data.dataset_name is None:
+        path = getattr(data_args, flag)
+        origin = SPLITS["train"] if split == "validation" and data_args.validation_split is not None else flag
+        if wanted[split] and getattr(data_args, origin) is None and data_args.dataset_name is None:
             problems.append(f"no data for the {split} part: give --{origin} or --dataset_name")
         if path is not None:
             problems += file_problems(flag, Path(path))
-    return problems + validation_split_problems(data)
+    return problems + validation_split_problems(data_args)
 
 
-def number_problems(data: DataArguments) -> list[str]:
+def number_problems(data_args: DataArguments) -> list[str]:
     """Return problems of the numbers among the data's arguments."""
-    values = {name: getattr(data, name, None) for name in LEAST}
+    values = {name: getattr(data_args, name, None) for name in LEAST}
     problems = [
         f"--{name} is {value}; give {LEAST[name]} or more"
         for name, value in values.items()
         if value is not None and value < LEAST[name]
     ]
-    if data.doc_stride >= data.max_seq_length:
+    if data_args.doc_stride >= data_args.max_seq_length:
         problems.append(
-            f"--doc_stride {data.doc_stride} leaves no room in a window of --max_seq_length {data.max_seq_length}: "
+            f"--doc_stride {data_args.doc_stride} leaves no room in a window of --max_seq_length {data_args.max_seq_length}: "
             "windows overlap by doc_stride tokens; make it smaller"
         )
     return problems
 
 
-def validation_split_problems(data: DataArguments) -> list[str]:
+def validation_split_problems(data_args: DataArguments) -> list[str]:
     """Return problems of `--validation_split`, alone and together with a validation file."""
     problems = []
-    if data.validation_split is not None and not 0 < data.validation_split < 1:
-        problems.append(f"--validation_split is {data.validation_split}; give a share between 0 and 1, as in 0.1")
-    if data.validation_split is not None and data.validation_file is not None:
+    if data_args.validation_split is not None and not 0 < data_args.validation_split < 1:
+        problems.append(f"--validation_split is {data_args.validation_split}; give a share between 0 and 1, as in 0.1")
+    if data_args.validation_split is not None and data_args.validation_file is not None:
         problems.append("--validation_split and --validation_file both name the validation part; omit one of them")
     return problems
 
 
-def bucket_problems(data: DataArguments, training) -> list[str]:
+def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
     """Return problems of `--length_buckets`, which excludes flags that order or size batches themselves."""
-    if data.length_buckets is None:
+    if data_args.length_buckets is None:
         return []
     others = ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")
-    problems = [f"--length_buckets does not go with --{name}" for name in others if getattr(training, name)]
+    problems = [f"--length_buckets does not go with --{name}" for name in others if getattr(training_args, name)]
     try:
-        boundaries = read_buckets(data.length_buckets)
+        boundaries = read_buckets(data_args.length_buckets)
     except UserError as error:
         return [*problems, *error.problems]
-    if not isinstance(boundaries, int) and boundaries[-1] != data.max_seq_length:
+    if not isinstance(boundaries, int) and boundaries[-1] != data_args.max_seq_length:
         problems.append(
-            f"--length_buckets ends at {boundaries[-1]}, but features have up to --max_seq_length {data.max_seq_length} "
+            f"--length_buckets ends at {boundaries[-1]}, but features have up to --max_seq_length {data_args.max_seq_length} "
             "tokens: the last boundary must be that"
         )
     return problems
@@ -113,53 +113,57 @@ def file_problems(flag: str, path: Path) -> list[str]:
     return []
 
 
-def best_model_problems(data: DataArguments, training) -> list[str]:
+def best_model_problems(data_args: DataArguments, training_args) -> list[str]:
     """Return problems of choosing the best model: whether it is evaluated, by which score, and which way round."""
-    scores = score_names(data.version_2_with_negative, data.answer_language)
-    names = ["loss", *scores] if writes_answers(training) else ["loss"]
-    best, evaluates = training.metric_for_best_model, training.eval_strategy != "no"
+    scores = score_names(data_args.version_2_with_negative, data_args.answer_language)
+    names = ["loss", *scores] if writes_answers(training_args) else ["loss"]
+    best, evaluates = training_args.metric_for_best_model, training_args.eval_strategy != "no"
     needs = {"--eval_strategy epoch (or steps)": evaluates}
-    needs[f"--metric_for_best_model {'f1' if 'f1' in names else 'loss'}"] = best or training.load_best_model_at_end
+    needs[f"--metric_for_best_model {'f1' if 'f1' in names else 'loss'}"] = (
+        best or training_args.load_best_model_at_end
+    )
     missing = " and ".join(flag for flag, given in needs.items() if not given)
-    choosers = ["--save_strategy best"] if training.save_strategy == "best" else []
-    choosers += ["--early_stopping_patience"] if training.early_stopping_patience is not None else []
+    choosers = ["--save_strategy best"] if training_args.save_strategy == "best" else []
+    choosers += ["--early_stopping_patience"] if training_args.early_stopping_patience is not None else []
     problems = [f"{flag} compares evaluations during training; add {missing}" for flag in choosers if missing]
-    compares = best and evaluates and training.do_train
-    return [*problems, *(score_problems(names, scores, training) if compares else [])]
+    compares = best and evaluates and training_args.do_train
+    return [*problems, *(score_problems(names, scores, training_args) if compares else [])]
 
 
-def writes_answers(training) -> bool:
+def writes_answers(training_args) -> bool:
     """Return whether evaluations answer questions; models that write do so with --predict_with_generate alone."""
-    return getattr(training, "predict_with_generate", True) and not training.prediction_loss_only
+    return getattr(training_args, "predict_with_generate", True) and not training_args.prediction_loss_only
 
 
-def score_problems(names: list[str], scores: list[str], training) -> list[str]:
+def score_problems(names: list[str], scores: list[str], training_args) -> list[str]:
     """Return problems of `--metric_for_best_model` and its direction.
 
     Args:
         names: of the scores that evaluations of this run have, with its loss.
         scores: those that they have when they answer questions.
     """
-    best, name = training.metric_for_best_model, training.metric_for_best_model.removeprefix("eval_")
+    best, name = training_args.metric_for_best_model, training_args.metric_for_best_model.removeprefix("eval_")
     if name in names:
-        wrong = training.greater_is_better is not None and training.greater_is_better == (name == "loss")
-        return [f"--greater_is_better {training.greater_is_better} keeps the worst {name}; omit it"] if wrong else []
+        wrong = training_args.greater_is_better is not None and training_args.greater_is_better == (name == "loss")
+        return (
+            [f"--greater_is_better {training_args.greater_is_better} keeps the worst {name}; omit it"] if wrong else []
+        )
     if name in scores:
-        need = "omit --prediction_loss_only" if training.prediction_loss_only else "add --predict_with_generate"
+        need = "omit --prediction_loss_only" if training_args.prediction_loss_only else "add --predict_with_generate"
         return [f"--metric_for_best_model {best} needs written answers; {need}"]
     synonyms = [known for known in names if {known, name.lower()} <= EXACT_MATCH]
     nearest = (synonyms or get_close_matches(name, names, n=1) or [" or ".join(names[:3])])[0]
     return [f"--metric_for_best_model {best} is no score of this run ({', '.join(names)}); use {nearest}"]
 
 
-def training_problems(training) -> list[str]:
+def training_problems(training_args) -> list[str]:
     """Return problems of flags that need others, or another device; the libraries report them late, in a traceback."""
     problems = []
-    if training.deepspeed and not training.do_train and zero_stage(training.deepspeed) < 3:
+    if training_args.deepspeed and not training_args.do_train and zero_stage(training_args.deepspeed) < 3:
         problems.append(
-            f"--deepspeed {training.deepspeed}: without --do_train only ZeRO stage 3 has something to distribute; omit "
+            f"--deepspeed {training_args.deepspeed}: without --do_train only ZeRO stage 3 has something to distribute; omit "
             "--deepspeed, and the ranks share the questions"
         )
-    if training.fsdp and runs_on_cpu(training):
+    if training_args.fsdp and runs_on_cpu(training_args):
         problems.append("--fsdp: accelerate shards a model over Gaudis or GPUs, not over CPUs; omit it here")
     return problems

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_rows(
-    data: DataArguments, model: ModelArguments, training
+    data_args: DataArguments, model_args: ModelArguments, training_args
 ) -> tuple[dict[str, list[dict]], dict[str, dict[str, int]]]:
     """Return the checked rows of every split that `training` asks for: keys out of `train`, `validation`, `test`.
 
@@ -46,22 +46,22 @@ def load_rows(
         UserError: data that cannot be read, missing columns, bad rows (unless `--on_bad_rows skip`), or no row left;
             the problems of all splits together.
     """
-    load_hub = cache(partial(load_hub_dataset, data, model, training))
+    load_hub = cache(partial(load_hub_dataset, data_args, model_args, training_args))
     rows, counts, problems, read = {}, {}, [], {}
     for split, stage in STAGES.items():
-        if not getattr(training, f"do_{stage}"):
+        if not getattr(training_args, f"do_{stage}"):
             continue
         try:
-            origin = "train" if split == "validation" and data.validation_split is not None else split
-            source = getattr(data, SPLITS[origin]) or f"{data.dataset_name} ({origin})"
+            origin = "train" if split == "validation" and data_args.validation_split is not None else split
+            source = getattr(data_args, SPLITS[origin]) or f"{data_args.dataset_name} ({origin})"
             if origin not in read:
-                read[origin] = read_questions(read_records(origin, data, load_hub), source, data, origin)
+                read[origin] = read_questions(read_records(origin, data_args, load_hub), source, data_args, origin)
             questions = read[origin]
-            if origin == "train" and data.validation_split is not None:
-                questions = part_of(questions, source, split, data, training)
+            if origin == "train" and data_args.validation_split is not None:
+                questions = part_of(questions, source, split, data_args, training_args)
                 source += ", the held-out part" if split == "validation" else ", the part to train on"
-            checked, counts[split] = checked_rows(questions, source, data, split)
-            rows[split] = checked[: getattr(data, f"max_{stage}_samples")]
+            checked, counts[split] = checked_rows(questions, source, data_args, split)
+            rows[split] = checked[: getattr(data_args, f"max_{stage}_samples")]
         except UserError as error:
             problems += error.problems
     if problems:
@@ -73,27 +73,27 @@ def load_rows(
 # Reading
 
 
-def read_records(split: str, data: DataArguments, load_hub) -> list[dict]:
+def read_records(split: str, data_args: DataArguments, load_hub) -> list[dict]:
     """Return the records of a split with all columns of its file, or else of the hub's dataset."""
-    path = getattr(data, SPLITS[split])
-    return read_file(Path(path)) if path else rows_of_split(load_hub(), split, data.dataset_name)
+    path = getattr(data_args, SPLITS[split])
+    return read_file(Path(path)) if path else rows_of_split(load_hub(), split, data_args.dataset_name)
 
 
-def load_hub_dataset(data: DataArguments, model: ModelArguments, training):
+def load_hub_dataset(data_args: DataArguments, model_args: ModelArguments, training_args):
     """Return the `DatasetDict` of `--dataset_name`: a folder of `save_to_disk` or of data files, or a hub name."""
     import datasets
 
-    name = data.dataset_name
+    name = data_args.dataset_name
     try:
-        with training.main_process_first():  # it downloads the files, the others find them in the cache
+        with training_args.main_process_first():  # it downloads the files, the others find them in the cache
             if (Path(name) / "dataset_dict.json").is_file():
                 return datasets.load_from_disk(name)
             return datasets.load_dataset(
                 name,
-                data.dataset_config_name,
-                cache_dir=model.cache_dir,
-                token=model.token,
-                trust_remote_code=model.trust_remote_code or None,
+                data_args.dataset_config_name,
+                cache_dir=model_args.cache_dir,
+                token=model_args.token,
+                trust_remote_code=model_args.trust_remote_code or None,
             )
     except Exception as error:  # datasets raises a dozen kinds, and all of them mean: this cannot be loaded
         reason = " ".join(str(error).split())[:300]
@@ -118,34 +118,34 @@ class Question:
     places: list[Place]  # of its answers
 
 
-def read_questions(records: list[dict], source: str, data: DataArguments, split: str) -> list[Question]:
+def read_questions(records: list[dict], source: str, data_args: DataArguments, split: str) -> list[Question]:
     """Return the questions of a file with their answers moved to where their texts are; the log lists the changes.
 
     Raises:
         UserError: missing columns.
     """
-    check_columns(records, source, data, needs_answers=split != "test")
-    questions = [read_question(number, record, data) for number, record in enumerate(records, start=1)]
+    check_columns(records, source, data_args, needs_answers=split != "test")
+    questions = [read_question(number, record, data_args) for number, record in enumerate(records, start=1)]
     good = [question for question in questions if question.problem is None]
     places, notes = place_answers([question.row for question in good])
     for question, of_row in zip(good, places):
         question.places = of_row
     if split == "test":
-        forget_answers([question.row for question in good], source, data)
+        forget_answers([question.row for question in good], source, data_args)
         return questions
     for note in notes:
         logger.warning(f"{source}: {note}")
     return questions
 
 
-def read_question(number: int, record: dict, data: DataArguments) -> Question:
-    row = common_shape(record, number, data)
+def read_question(number: int, record: dict, data_args: DataArguments) -> Question:
+    row = common_shape(record, number, data_args)
     if says_impossible(record):
         if row["answers"] is not None and row["answers"]["text"]:
             row["gold_answers"] = row["answers"]
         row["answers"] = {"text": [], "answer_start": []}
-    problem = record_problem(record, data) or text_problem(row)
-    return Question(number, row, problem, answers_problem(record, data) if row["answers"] is None else None, [])
+    problem = record_problem(record, data_args) or text_problem(row)
+    return Question(number, row, problem, answers_problem(record, data_args) if row["answers"] is None else None, [])
 
 
 def gold_answers(row: dict) -> dict | None:
@@ -153,13 +153,13 @@ def gold_answers(row: dict) -> dict | None:
     return row.get("gold_answers", row["answers"])
 
 
-def forget_answers(rows: list[dict], source: str, data: DataArguments) -> None:
+def forget_answers(rows: list[dict], source: str, data_args: DataArguments) -> None:
     """Make the answers of a test file unknown, unless all its questions can be scored.
 
     Test files are often published with empty answers, so one question at least must have an answer.
     """
     golds = [gold_answers(row) for row in rows]
-    lacking = sum(gold is None or not (gold["text"] or data.version_2_with_negative) for gold in golds)
+    lacking = sum(gold is None or not (gold["text"] or data_args.version_2_with_negative) for gold in golds)
     answered = any(gold is not None and gold["text"] for gold in golds)
     if answered and not lacking:
         return
@@ -175,7 +175,7 @@ def forget_answers(rows: list[dict], source: str, data: DataArguments) -> None:
 
 
 def checked_rows(
-    questions: list[Question], source: str, data: DataArguments, split: str
+    questions: list[Question], source: str, data_args: DataArguments, split: str
 ) -> tuple[list[dict], dict[str, int]]:
     """Return the good rows of one split, and counts for its results: `skipped_rows` and `ambiguous_answers`.
 
@@ -185,7 +185,7 @@ def checked_rows(
     """
     good, bad, numbers = [], {"stop": [], "skip": []}, {}
     for question in questions:
-        reason, policy = problem_and_policy(question, data, split)
+        reason, policy = problem_and_policy(question, data_args, split)
         same = (question.row["id"], question.row["context"])
         if reason is None and same in numbers:
             reason = f"row {numbers[same]} has this id too, and the same context"
@@ -207,22 +207,25 @@ def checked_rows(
     return rows, {name: count for name, count in counts.items() if count}
 
 
-def problem_and_policy(question: Question, data: DataArguments, split: str) -> tuple[str | None, str]:
+def problem_and_policy(question: Question, data_args: DataArguments, split: str) -> tuple[str | None, str]:
     """Return why a question is bad for a split, None for a good one, and the policy for it: `stop` or `skip`."""
-    reason = problem_of(question, data, split)
-    if reason is None and split == "train" and data.ambiguous_answers != "first" and is_ambiguous(question):
-        return f"{label_place(question)}; --ambiguous_answers first takes the nearest or first", data.ambiguous_answers
-    return reason, data.on_bad_rows
+    reason = problem_of(question, data_args, split)
+    if reason is None and split == "train" and data_args.ambiguous_answers != "first" and is_ambiguous(question):
+        return (
+            f"{label_place(question)}; --ambiguous_answers first takes the nearest or first",
+            data_args.ambiguous_answers,
+        )
+    return reason, data_args.on_bad_rows
 
 
-def problem_of(question: Question, data: DataArguments, split: str) -> str | None:
+def problem_of(question: Question, data_args: DataArguments, split: str) -> str | None:
     """Return the problem that makes a question useless for a split, which needs answers to score or to train on."""
     if question.problem is not None or split == "test":
         return question.problem
     answers = question.row["answers"] if split == "train" else gold_answers(question.row)
     if answers is None:
         return question.unreadable
-    if not answers["text"] and not data.version_2_with_negative:
+    if not answers["text"] and not data_args.version_2_with_negative:
         marked = " (is_impossible)" if "gold_answers" in question.row else ""
         return f"there is no answer{marked}, and --version_2_with_negative is not given"
     if split == "train" and answers["text"] and label_place(question) is None:
@@ -305,7 +308,9 @@ def log_checks(good: list[Question], skipped: list[str], renamed: dict[str, str]
 # Holding out a validation part
 
 
-def part_of(questions: list[Question], source: str, split: str, data: DataArguments, training) -> list[Question]:
+def part_of(
+    questions: list[Question], source: str, split: str, data_args: DataArguments, training_args
+) -> list[Question]:
     """Return the part of a train file's questions for training or for validation; no context is in both.
 
     The choice depends on the contexts, `--validation_split` and `--data_seed` (else `--seed`) alone: it is the same on
@@ -314,12 +319,12 @@ def part_of(questions: list[Question], source: str, split: str, data: DataArgume
     Raises:
         UserError: there are too few contexts for two parts.
     """
-    seed = training.seed if training.data_seed is None else training.data_seed
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     contexts = {context_key(question) for question in questions if question.problem is None}
-    held = held_out(contexts, data.validation_split, seed)
+    held = held_out(contexts, data_args.validation_split, seed)
     if len(held) == len(contexts):
         raise UserError(
-            f"--validation_split {data.validation_split} of the {len(contexts)} contexts of {source} leaves none to "
+            f"--validation_split {data_args.validation_split} of the {len(contexts)} contexts of {source} leaves none to "
             "train on; lower it, or add contexts"
         )
     return [question for question in questions if (context_key(question) in held) == (split == "validation")]

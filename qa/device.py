@@ -231,26 +231,26 @@ def deepspeed_settings(given: str | dict | None) -> dict:
     return given if isinstance(given, dict) else {}
 
 
-def runs_on_cpu(training) -> bool:
+def runs_on_cpu(training_args) -> bool:
     """Return whether a run with these flags computes on the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return not training.use_habana and (training.use_cpu or accelerator is None or accelerator.type == "hpu")
+    return not training_args.use_habana and (training_args.use_cpu or accelerator is None or accelerator.type == "hpu")
 
 
 def zero_stage(given: str | dict) -> int:
     return deepspeed_settings(given).get("zero_optimization", {}).get("stage", 0)
 
 
-def trainer_extras(args, model_args) -> dict:
+def trainer_extras(training_args, model_args) -> dict:
     """Return GaudiTrainer's parameters beyond those of Trainer: the Gaudi configuration that the flags name."""
     if not gaudi_is_usable():
         return {}
-    if args.gaudi_config_name is None:
+    if training_args.gaudi_config_name is None:
         from optimum.habana import GaudiConfig
 
         return {"gaudi_config": GaudiConfig()}
     hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
-    return {"gaudi_config": read_gaudi_config(args.gaudi_config_name, **hub)}
+    return {"gaudi_config": read_gaudi_config(training_args.gaudi_config_name, **hub)}
 
 
 # `training_args.bin` of earlier versions names the module that this one was.

@@ -26,7 +26,7 @@ from qa.windows import Template
 logger = logging.getLogger(__name__)
 
 
-def load_config_and_tokenizer(model: ModelArguments):
+def load_config_and_tokenizer(model_args: ModelArguments):
     """Return the model's configuration and its fast tokenizer.
 
     A tokenizer without a padding token, or whose padding token has no embedding, pads with another token.
@@ -34,16 +34,16 @@ def load_config_and_tokenizer(model: ModelArguments):
     Raises:
         UserError: neither a folder nor a hub that answers holds them, or the tokenizer is a slow one.
     """
-    if not getattr(model, "use_fast_tokenizer", True):
+    if not getattr(model_args, "use_fast_tokenizer", True):
         logger.warning("--use_fast_tokenizer False has no effect: windows are cut by the offsets of a fast tokenizer")
-    hub = hub_arguments(model)
-    config = from_pretrained(AutoConfig, model.config_name or model.model_name_or_path, hub)
+    hub = hub_arguments(model_args)
+    config = from_pretrained(AutoConfig, model_args.config_name or model_args.model_name_or_path, hub)
     tokenizer = from_pretrained(
-        AutoTokenizer, model.tokenizer_name or model.model_name_or_path, hub | {"use_fast": True}
+        AutoTokenizer, model_args.tokenizer_name or model_args.model_name_or_path, hub | {"use_fast": True}
     )
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
-            f"--model_name_or_path {model.model_name_or_path}: its tokenizer {type(tokenizer).__name__} is a slow one; "
+            f"--model_name_or_path {model_args.model_name_or_path}: its tokenizer {type(tokenizer).__name__} is a slow one; "
             "question answering needs the offsets of a fast tokenizer (backed by the tokenizers library)"
         )
     embedded = getattr(config, "vocab_size", None) or len(tokenizer)
@@ -55,7 +55,7 @@ def load_config_and_tokenizer(model: ModelArguments):
     return config, tokenizer
 
 
-def check_model(auto_class: type, config, tokenizer, model: ModelArguments, remote: bool) -> torch.nn.Module:
+def check_model(auto_class: type, config, tokenizer, model_args: ModelArguments, remote: bool) -> torch.nn.Module:
     """Return the model without its weights, after checking that tokenizer, configuration and checkpoint go together.
 
     The tokenizer's token types are omitted, in place, where the model has fewer.
@@ -66,12 +66,12 @@ def check_model(auto_class: type, config, tokenizer, model: ModelArguments, remo
     Raises:
         UserError: with every problem found.
     """
-    name = model.model_name_or_path
+    name = model_args.model_name_or_path
     with loading_problems(name, auto_class):
-        weightless = build_weightless(auto_class, config, model.trust_remote_code)
+        weightless = build_weightless(auto_class, config, model_args.trust_remote_code)
     omit_surplus_token_types(config, tokenizer)
     problems = vocabulary_problems(weightless, tokenizer)
-    sizes = None if hasattr(config, "quantization_config") else read_sizes(model, remote)
+    sizes = None if hasattr(config, "quantization_config") else read_sizes(model_args, remote)
     if sizes is not None:
         problems += [f"--model_name_or_path {name}: {problem}" for problem in checkpoint_problems(weightless, sizes)]
     elif remote:
@@ -116,27 +116,27 @@ def omit_surplus_token_types(config, tokenizer) -> None:
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
 
 
-def load_extractive_model(config, model: ModelArguments):
+def load_extractive_model(config, model_args: ModelArguments):
     """Return the model that marks answers, with the weights of its checkpoint.
 
     Raises:
         UserError: it cannot be loaded, or the checkpoint lacks tensors that are no part of the head.
     """
-    return load_model(AutoModelForQuestionAnswering, config, model)
+    return load_model(AutoModelForQuestionAnswering, config, model_args)
 
 
-def load_seq2seq_model(config, model: ModelArguments):
+def load_seq2seq_model(config, model_args: ModelArguments):
     """Return the model that writes answers, as `load_extractive_model` does."""
-    return load_model(AutoModelForSeq2SeqLM, config, model)
+    return load_model(AutoModelForSeq2SeqLM, config, model_args)
 
 
-def load_model(auto_class: type, config, model: ModelArguments):
-    name = model.model_name_or_path
+def load_model(auto_class: type, config, model_args: ModelArguments):
+    name = model_args.model_name_or_path
     with loading_problems(name, auto_class):
-        mapping = trunk_mapping(build_weightless(auto_class, config, model.trust_remote_code))
+        mapping = trunk_mapping(build_weightless(auto_class, config, model_args.trust_remote_code))
     settings = {"config": config, "key_mapping": mapping, "output_loading_info": True}
     with hidden_lines("transformers.modeling_utils", "newly initialized"):
-        loaded, found = from_pretrained(auto_class, name, hub_arguments(model) | settings)
+        loaded, found = from_pretrained(auto_class, name, hub_arguments(model_args) | settings)
     if problems := lost_tensors(loaded, found["missing_keys"]):
         raise UserError(*(f"--model_name_or_path {name}: {problem}" for problem in problems))
     if new := sorted(found["missing_keys"]):
@@ -160,12 +160,12 @@ def hidden_lines(name: str, part: str) -> Iterator[None]:
         logging.getLogger(name).removeFilter(hides)
 
 
-def hub_arguments(model: ModelArguments) -> dict:
+def hub_arguments(model_args: ModelArguments) -> dict:
     return {
-        "cache_dir": model.cache_dir,
-        "revision": model.model_revision,
-        "token": model.token,
-        "trust_remote_code": model.trust_remote_code,
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": model_args.token,
+        "trust_remote_code": model_args.trust_remote_code,
     }
 
 
@@ -184,17 +184,17 @@ def loading_problems(name: str, auto_class: type) -> Iterator[None]:
         raise UserError(f"{name}: cannot be loaded with {auto_class.__name__}: {in_one_line(error)}") from error
 
 
-def sequence_limit(data: DataArguments, weightless: torch.nn.Module, tokenizer, template: Template) -> int:
+def sequence_limit(data_args: DataArguments, weightless: torch.nn.Module, tokenizer, template: Template) -> int:
     """Return `--max_seq_length`, or the tokens that tokenizer and model allow where that is less (reported in the log)."""
-    limit = min(tokenizer.model_max_length, data.max_seq_length)
+    limit = min(tokenizer.model_max_length, data_args.max_seq_length)
     limit = longest_input(weightless, limit, tokenizer, template)
-    if data.max_seq_length > limit:
+    if data_args.max_seq_length > limit:
         logger.warning(
-            f"--max_seq_length {data.max_seq_length} is more than the model's {limit} tokens; using {limit}"
+            f"--max_seq_length {data_args.max_seq_length} is more than the model's {limit} tokens; using {limit}"
         )
-    if data.doc_stride + template.special_tokens >= limit:
+    if data_args.doc_stride + template.special_tokens >= limit:
         raise UserError(
-            f"--doc_stride {data.doc_stride} leaves no room in a window of {limit} tokens, special tokens included; "
+            f"--doc_stride {data_args.doc_stride} leaves no room in a window of {limit} tokens, special tokens included; "
             "windows overlap by doc_stride tokens, so make it smaller"
         )
     return limit

@@ -71,25 +71,26 @@ def gaudi_is_usable() -> bool:
     return why_no_gaudi() is None
 
 
-def lazy_problems(args) -> list[str]:
+def lazy_problems(training_args) -> list[str]:
     """Return contradictions between PT_HPU_LAZY_MODE, --use_lazy_mode and --torch_compile."""
     variable = os.environ.get("PT_HPU_LAZY_MODE")
-    if args.torch_compile or args.torch_compile_backend is not None or args.torch_compile_mode is not None:
-        if args.use_lazy_mode or variable != "0":
+    named = training_args.torch_compile_backend, training_args.torch_compile_mode
+    if training_args.torch_compile or named != (None, None):
+        if training_args.use_lazy_mode or variable != "0":
             return ["--torch_compile does not go with lazy mode: set PT_HPU_LAZY_MODE=0 and --use_lazy_mode false"]
-    elif args.use_lazy_mode != (variable != "0"):
+    elif training_args.use_lazy_mode != (variable != "0"):
         return [
-            f"PT_HPU_LAZY_MODE={variable} contradicts --use_lazy_mode {args.use_lazy_mode}: set it to "
-            f"{int(args.use_lazy_mode)}, or unset it, and it follows the flags"
+            f"PT_HPU_LAZY_MODE={variable} contradicts --use_lazy_mode {training_args.use_lazy_mode}: set it to "
+            f"{int(training_args.use_lazy_mode)}, or unset it, and it follows the flags"
         ]
-    elif not args.use_lazy_mode and any(getattr(args, flag) for flag in HPU_GRAPH_FLAGS):
+    elif not training_args.use_lazy_mode and any(getattr(training_args, flag) for flag in HPU_GRAPH_FLAGS):
         return [f"PT_HPU_LAZY_MODE={variable}: HPU graphs need lazy mode (1, with --use_lazy_mode) or --torch_compile"]
     return []
 
 
-def gaudi_problems(args) -> list[str]:
+def gaudi_problems(training_args) -> list[str]:
     """Return what prevents a run with `--use_habana`, as far as it shows at once."""
-    problems = lazy_problems(args)
+    problems = lazy_problems(training_args)
     missing = why_no_gaudi()
     if missing is not None:
         advice = "Run inside Habana's PyTorch image on a Gaudi node, or omit --use_habana"
@@ -98,11 +99,11 @@ def gaudi_problems(args) -> list[str]:
     busy = why_busy()
     if busy is not None:
         problems.append(busy)
-    elif args.bf16 and not bf16_is_supported():
+    elif training_args.bf16 and not bf16_is_supported():
         problems.append("--bf16: this card does not support it; omit it")
-    if args.gaudi_config_name is not None:
+    if training_args.gaudi_config_name is not None:
         try:
-            read_gaudi_config(args.gaudi_config_name)
+            read_gaudi_config(training_args.gaudi_config_name)
         except UserError as error:
             problems += error.problems
     return problems

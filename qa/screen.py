@@ -49,7 +49,7 @@ class StageLines(TrainerCallback):
         self.training = False
 
 
-def report_features(features: dict, args, pad_to_max_length: bool, length: int) -> None:
+def report_features(features: dict, training_args, pad_to_max_length: bool, length: int) -> None:
     """Log how many features each split has; warn where padding to one length costs time off a Gaudi.
 
     Args:
@@ -58,7 +58,8 @@ def report_features(features: dict, args, pad_to_max_length: bool, length: int) 
     """
     for split, part in features.items():
         logger.info(f"{len(part):,} {split} features of at most {length} tokens")
-    if args.use_habana or not pad_to_max_length or not features or next(iter(features.values())).widths is not None:
+    in_buckets = any(part.widths is not None for part in features.values())
+    if training_args.use_habana or not pad_to_max_length or not features or in_buckets:
         return
     share = max(padding_share(part.lengths(), length) for part in features.values())
     if share > 0.25:
@@ -87,24 +88,24 @@ def summary(trainer, metrics: dict, script: str) -> list[str]:
         metrics: of all stages.
         script: the name of the script, for the next command.
     """
-    args, state = trainer.args, trainer.state
+    training_args, state = trainer.args, trainer.state
     lines = []
     for prefix, title in (("eval", ""), ("test", " of the predictions")):
         for key, name in SUMMARY_SCORES.items():
             if f"{prefix}_{key}" in metrics:
                 lines.append((f"{name}{title}", f"{metrics[f'{prefix}_{key}']:.2f}"))
-    if args.do_train and state.best_model_checkpoint is not None:
-        best = f"{state.best_model_checkpoint} ({args.metric_for_best_model} {state.best_metric:.4g})"
+    if training_args.do_train and state.best_model_checkpoint is not None:
+        best = f"{state.best_model_checkpoint} ({training_args.metric_for_best_model} {state.best_metric:.4g})"
         lines.append(("best checkpoint", best))
-    if args.do_train:
-        lines.append(("model", args.output_dir))
-    lines.append(("results", str(Path(args.output_dir) / "all_results.json")))
-    for stage, done in (("eval", args.do_eval), ("predict", args.do_predict)):
-        path = Path(args.output_dir) / f"{stage}_predictions.json"
+    if training_args.do_train:
+        lines.append(("model", training_args.output_dir))
+    lines.append(("results", str(Path(training_args.output_dir) / "all_results.json")))
+    for stage, done in (("eval", training_args.do_eval), ("predict", training_args.do_predict)):
+        path = Path(training_args.output_dir) / f"{stage}_predictions.json"
         if done and path.is_file():
             lines.append(("answers", str(path)))
-    if args.do_train:
-        command = ["python", script, "--model_name_or_path", args.output_dir, "--test_file", "QUESTIONS.json"]
+    if training_args.do_train:
+        command = ["python", script, "--model_name_or_path", training_args.output_dir, "--test_file", "QUESTIONS.json"]
         lines.append(("next", shlex.join([*command, "--do_predict", "--output_dir", "ANSWERS"])))
     width = max(len(title) for title, _ in lines)
     return [f"{title:<{width}}  {value}" for title, value in lines]

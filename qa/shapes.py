@@ -21,7 +21,7 @@ UNKNOWN = -1  # the start of an answer that has to be looked up
 FLAGS = dict.fromkeys(("true", "1", "1.0", "yes"), True) | dict.fromkeys(("false", "0", "0.0", "no", ""), False)
 
 
-def check_columns(records: list[dict], source: str, data, needs_answers: bool) -> None:
+def check_columns(records: list[dict], source: str, data_args, needs_answers: bool) -> None:
     """Check that each column that the flags name has a value in some record.
 
     Answers are also known where `is_impossible` says so.
@@ -30,36 +30,36 @@ def check_columns(records: list[dict], source: str, data, needs_answers: bool) -
         UserError: with every column that is missing.
     """
     columns = dict.fromkeys(name for record in records for name, value in record.items() if value is not None)
-    flags = ["question_column", "context_column"] + ["id_column"] * (data.id_column is not None)
+    flags = ["question_column", "context_column"] + ["id_column"] * (data_args.id_column is not None)
     flags += ["answer_column"] * (needs_answers and not any(map(says_impossible, records)))
-    missing = [flag for flag in flags if getattr(data, flag) not in columns]
+    missing = [flag for flag in flags if getattr(data_args, flag) not in columns]
     if records and missing:
         there = ", ".join(" ".join(name.split())[:40] for name in itertools.islice(filter(None, columns), 20))
         raise UserError(
-            *(f"{source}: no column `{getattr(data, flag)}` (--{flag}); there are: {there}" for flag in missing)
+            *(f"{source}: no column `{getattr(data_args, flag)}` (--{flag}); there are: {there}" for flag in missing)
         )
 
 
-def common_shape(record: dict, number: int, data) -> dict:
+def common_shape(record: dict, number: int, data_args) -> dict:
     """Return a record, the `number`-th (from 1), as a row: the columns that the flags name, under their common names.
 
     Without an id, its number (from 0) is its id. `answers` are None where they cannot be read.
     """
-    title, identity = record.get("title"), number_text(record.get(data.id_column or "id"))
+    title, identity = record.get("title"), number_text(record.get(data_args.id_column or "id"))
     try:
-        answers = answers_of(record, data)
+        answers = answers_of(record, data_args)
     except ValueError:  # `answers_problem` reports it, if the answers are needed
         answers = None
     return {
         "id": str(number - 1 if is_missing(identity) or isinstance(identity, (list, dict)) else identity),
         "title": title if isinstance(title, str) else "",
-        "context": record.get(data.context_column),
-        "question": record.get(data.question_column),
+        "context": record.get(data_args.context_column),
+        "question": record.get(data_args.question_column),
         "answers": answers,
     }
 
 
-def record_problem(record: dict, data) -> str | None:
+def record_problem(record: dict, data_args) -> str | None:
     """Return why a record cannot be a row: fields beyond the header, or an id that is none; None for a good one."""
     if None in record:
         surplus = record[None]
@@ -67,28 +67,28 @@ def record_problem(record: dict, data) -> str | None:
             f"it has {len(surplus)} fields more than the header, from {short(surplus[0])} on; "
             "quote fields that contain the delimiter"
         )
-    identity = record.get(data.id_column or "id")
-    if data.id_column is not None and is_missing(identity):
-        return f"its column `{data.id_column}` (--id_column) is empty; fill it, or omit --id_column"
+    identity = record.get(data_args.id_column or "id")
+    if data_args.id_column is not None and is_missing(identity):
+        return f"its column `{data_args.id_column}` (--id_column) is empty; fill it, or omit --id_column"
     if isinstance(identity, (list, dict)):
         return f"its id {short(identity)} is neither a text nor a number; name another column with --id_column"
     return None
 
 
-def answers_problem(record: dict, data) -> str | None:
+def answers_problem(record: dict, data_args) -> str | None:
     """Return why a record's answers cannot be read, with the value found; None where they can."""
     try:
-        answers_of(record, data)
+        answers_of(record, data_args)
     except ValueError as error:
         return str(error)
     return None
 
 
-def answers_of(record: dict, data) -> dict:
+def answers_of(record: dict, data_args) -> dict:
     to_flag(record.get("is_impossible"))  # it is unknown whether such answers count
-    context = record.get(data.context_column)
+    context = record.get(data_args.context_column)
     text = context if isinstance(context, str) else ""
-    return common_answers(record.get(data.answer_column), record.get("answer_start"), text)
+    return common_answers(record.get(data_args.answer_column), record.get("answer_start"), text)
 
 
 def says_impossible(record: dict) -> bool:

@@ -1,6 +1,5 @@
 """The stages of a run, the same for both scripts: resume, train, evaluate, predict, report."""
 
-import json
 import logging
 import sys
 import warnings
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import transformers
 from transformers import PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalPrediction
+from transformers.trainer_utils import EvalPrediction
 
 from qa.answers import Answers, write_answers
 from qa.arguments import DataArguments, ModelArguments
@@ -42,24 +41,24 @@ def start(
     argv = resolve_lazy_mode(expand_file(sys.argv[1:] if argv is None else argv))
     training_type = training_arguments(seq2seq)
     values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
-    model, data = build(model_type, values), build(data_type, values)
-    problems += find_problems(data, values)
+    model_args, data_args = build(model_type, values), build(data_type, values)
+    problems += find_problems(data_args, values)
     if problems and values.use_habana:  # building the training arguments takes the device, which may be the problem
         raise UserError(*problems)
     try:
-        training = build(training_type, values)
+        training_args = build(training_type, values)
     except UserError as error:
         problems += error.problems
     except (ValueError, ImportError) as error:  # the library's own checks
         problems.append(" ".join(str(error).split()))
     if problems:
         raise UserError(*problems)
-    start_logging(training)
-    transformers.set_seed(training.seed)
-    return model, data, training
+    start_logging(training_args)
+    transformers.set_seed(training_args.seed)
+    return model_args, data_args, training_args
 
 
-def start_logging(training) -> None:
+def start_logging(training_args) -> None:
     """Log the scripts and the libraries in one format, at the level that `--log_level` asks of this rank.
 
     With the default level the libraries print warnings only; the scripts print a line for each stage.
@@ -68,71 +67,16 @@ def start_logging(training) -> None:
         format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%m/%d/%Y %H:%M:%S", stream=sys.stdout
     )
     logging.getLogger("huggingface_hub").handlers.clear()  # its own handler would print everything twice
-    level, libraries = training.get_process_log_level(), training.get_process_log_level()
-    if training.should_log and training.log_level == "passive":
+    level, libraries = training_args.get_process_log_level(), training_args.get_process_log_level()
+    if training_args.should_log and training_args.log_level == "passive":
         level, libraries = logging.INFO, logging.WARNING
         warnings.filterwarnings("ignore", category=FutureWarning)  # for developers of the libraries
     logging.getLogger().setLevel(level)
     transformers.utils.logging.set_verbosity(libraries)
     transformers.utils.logging.enable_default_handler()
     transformers.utils.logging.enable_explicit_format()
-    if training.disable_tqdm:
+    if training_args.disable_tqdm:
         transformers.utils.logging.disable_progress_bar()
-
-
-def checkpoint_to_resume(args, buckets: list[str] | None) -> str | None:
-    """Return the checkpoint to resume from: the one that the flags name, else the last complete one in `output_dir`.
-
-    Raises:
-        UserError: `output_dir` holds something else, and --overwrite_output_dir is not given; or with length `buckets` the
-            checkpoint's run had batches of another size, which transformers 4.55 would keep.
-    """
-    checkpoint = named_or_last_checkpoint(args)
-    if checkpoint is not None and buckets is not None and args.do_train:
-        size = json.loads((Path(checkpoint) / "trainer_state.json").read_text()).get("train_batch_size")
-        if size not in (None, args.train_batch_size):
-            raise UserError(
-                f"--per_device_train_batch_size {args.per_device_train_batch_size}: the run of {checkpoint} has "
-                f"{size // max(1, args.n_gpu)}, by which --length_buckets is laid out; resume with that"
-            )
-    return checkpoint
-
-
-def named_or_last_checkpoint(args) -> str | None:
-    named = args.resume_from_checkpoint
-    if named is not None and named.lower() not in ("true", "false"):
-        if not is_complete(Path(named)):
-            raise UserError(f"--resume_from_checkpoint {named}: there is no complete checkpoint (trainer_state.json)")
-        return named
-    folder = Path(args.output_dir)
-    if not args.do_train or args.overwrite_output_dir or not folder.is_dir():
-        return None
-    last = last_checkpoint(folder)
-    if last is not None:
-        logger.warning(f"Resuming from {last}; add --overwrite_output_dir to start again")
-        return str(last)
-    if any(folder.iterdir()):
-        raise UserError(
-            f"--output_dir {folder} holds files but no complete checkpoint to resume from; name another folder, "
-            "or start again with --overwrite_output_dir"
-        )
-    return None
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the complete checkpoint with the highest step."""
-    numbered = {path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path for path in folder.iterdir()}
-    complete = [(int(step), path) for step, path in numbered.items() if step.isdigit() and is_complete(path)]
-    return max(complete)[1] if complete else None
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was written to its end: the trainer's state is its last file."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 class ScoredForm(EvalPrediction):
@@ -169,19 +113,19 @@ def write_stage(output_dir: str, prediction: ScoredForm, stage: str) -> None:
     write_answers(prediction.answers, output_dir, prefix=stage)
 
 
-def read_rows(data_args: DataArguments, model_args: ModelArguments, args) -> tuple[dict, dict]:
+def read_rows(data_args: DataArguments, model_args: ModelArguments, training_args) -> tuple[dict, dict]:
     """Return the rows and counts of `load_rows`; check that they can be scored as the flags say.
 
     Raises:
         UserError: `--answer_language auto` finds none of its languages, or `--metric_for_best_model` is a score of questions
             that are not there.
     """
-    rows, counts = load_rows(data_args, model_args, args)
+    rows, counts = load_rows(data_args, model_args, training_args)
     answered = [row for split in ("validation", "test") for row in rows.get(split, ())]
     if data_args.answer_language == "auto" and answered:
         data_args.answer_language = found_language(answered)
-    if "train" in rows and "validation" in rows and args.metric_for_best_model is not None:
-        check_best_model(args.metric_for_best_model, rows["validation"])
+    if "train" in rows and "validation" in rows and training_args.metric_for_best_model is not None:
+        check_best_model(training_args.metric_for_best_model, rows["validation"])
     return rows, counts
 
 
@@ -208,16 +152,16 @@ def check_best_model(best: str, rows: list[dict]) -> None:
         raise UserError(f"--metric_for_best_model {best}: {lacking}; use exact or f1")
 
 
-def lay_out(features: dict, data: DataArguments, args, length: int) -> None:
+def lay_out(features: dict, data_args: DataArguments, training_args, length: int) -> None:
     """Set to which widths features of at most `length` tokens are padded, and log how many there are and the padding.
 
     Raises:
         UserError: dropping the last batch leaves no batch to train on.
     """
-    set_widths(features, data.length_buckets, length, args)
-    report_features(features, args, data.pad_to_max_length, length)
-    number, group = len(features.get("train", ())), train_group(args)
-    if args.dataloader_drop_last and 0 < number < group:
+    set_widths(features, data_args.length_buckets, length, training_args)
+    report_features(features, training_args, data_args.pad_to_max_length, length)
+    number, group = len(features.get("train", ())), train_group(training_args)
+    if training_args.dataloader_drop_last and 0 < number < group:
         raise UserError(f"--dataloader_drop_last drops all {number} features of the training: a step takes {group}")
 
 
@@ -227,10 +171,10 @@ def trainer_data(features: dict, rows: dict) -> dict:
     return {"train_dataset": features.get("train"), **evaluated}
 
 
-def report_check(features: dict, args) -> None:
+def report_check(features: dict, training_args) -> None:
     """Print the end of `--check`: the number of features of each split; on rank 0 alone."""
     counts = ", ".join(f"{len(part)} {split} features" for split, part in features.items())
-    if args.process_index == 0:
+    if training_args.process_index == 0:
         print(f"checked, a run could start: {counts}")
 
 
@@ -265,8 +209,8 @@ def save_results(trainer, stage: str, metrics: dict, features, most: int | None,
 
 def run(
     trainer,
-    data: DataArguments,
-    model: ModelArguments,
+    data_args: DataArguments,
+    model_args: ModelArguments,
     checkpoint: str | None,
     features: dict,
     rows: dict,
@@ -279,29 +223,32 @@ def run(
         features, rows: by split.
         counts: those of `load_rows`, for the results of each stage.
     """
-    args, metrics = trainer.args, {}
+    training_args, metrics = trainer.args, {}
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
     trainer.add_callback(StageLines)
-    if args.do_train:
+    if training_args.do_train:
         lost = getattr(features["train"], "lost_rows", 0)
         without_window = {"questions_without_window": lost} if lost else {}
-        metrics |= train(trainer, checkpoint, data.max_train_samples, counts["train"] | without_window)
-    if args.do_eval:
-        metrics |= evaluate(trainer, data.max_eval_samples, counts["validation"])
-    if args.do_predict:
-        metrics |= predict(trainer, features["test"], rows["test"], data.max_predict_samples, counts["test"])
-    write_model_card(trainer, data, model)
+        metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window)
+    if training_args.do_eval:
+        metrics |= evaluate(trainer, data_args.max_eval_samples, counts["validation"])
+    if training_args.do_predict:
+        metrics |= predict(trainer, features["test"], rows["test"], data_args.max_predict_samples, counts["test"])
+    write_model_card(trainer, data_args, model_args)
     print_summary(trainer, metrics)
 
 
-def write_model_card(trainer, data: DataArguments, model: ModelArguments) -> None:
+def write_model_card(trainer, data_args: DataArguments, model_args: ModelArguments) -> None:
     """Write the model card `README.md`, and push everything to the hub where the flags ask for that."""
     card = {"tasks": "question-answering"}
-    if not Path(model.model_name_or_path).exists():  # a hub name; the card looks its licence up there
-        card["finetuned_from"] = model.model_name_or_path
-    if data.dataset_name is not None:
-        config = data.dataset_config_name
-        card |= {"dataset_tags": data.dataset_name, "dataset": " ".join(filter(None, (data.dataset_name, config)))}
+    if not Path(model_args.model_name_or_path).exists():  # a hub name; the card looks its licence up there
+        card["finetuned_from"] = model_args.model_name_or_path
+    if data_args.dataset_name is not None:
+        config = data_args.dataset_config_name
+        card |= {
+            "dataset_tags": data_args.dataset_name,
+            "dataset": " ".join(filter(None, (data_args.dataset_name, config))),
+        }
         card |= {"dataset_args": config} if config else {}
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
