@@ -182,12 +182,12 @@ def patch_bart() -> None:
 
 
 def split_heads(attention, states: torch.Tensor, length: int, batch: int) -> torch.Tensor:
-    """(batch, length, heads * size) -> (batch, heads, length, size)"""
+    """Split states of shape (batch, length, heads * size) into (batch, heads, length, size)."""
     return states.view(batch, length, attention.num_heads, attention.head_dim).transpose(1, 2).contiguous()
 
 
 def attention_of_flat_heads(attention, query, key, value, attention_mask, scaling=None, **settings):
-    """transformers' attention of BART for states of (batch * heads, length, size); `scaling` is in the query already."""
+    """Call transformers' attention of BART on states of (batch * heads, length, size); the query is scaled already."""
     from transformers.models.bart.modeling_bart import eager_attention_forward
 
     states = [flat.unflatten(0, (-1, attention.num_heads)) for flat in (query, key, value)]
