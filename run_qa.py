@@ -10,18 +10,21 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md expl
 
 from functools import partial
 
+
+if __name__ == "__main__":
+    from qa.script import begin_script
+
+    begin_script()
+
 import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 
 # isort: split
-from transformers import AutoModelForQuestionAnswering
-
 from qa.answer_lengths import report_spans
 from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
-from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
 from qa.resume import checkpoint_to_resume
 from qa.stages import (
     ScoredForm,
@@ -35,9 +38,7 @@ from qa.stages import (
     trainer_data,
     write_stage,
 )
-from qa.weightless import check_batches
 from qa.windows import read_template
-from trainer_qa import QuestionAnsweringTrainer
 from utils_qa import PaddingCollator, prepare_features
 
 
@@ -45,6 +46,14 @@ def main(argv: list[str] | None = None) -> None:
     model_args, data_args, training_args = start(argv, ModelArguments, DataArguments, description=__doc__)
     checkpoint = checkpoint_to_resume(training_args, data_args.length_buckets)
     rows, counts = read_rows(data_args, model_args, training_args)
+
+    # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.
+    from transformers import AutoModelForQuestionAnswering
+
+    from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
+    from qa.weightless import check_batches
+    from trainer_qa import QuestionAnsweringTrainer
+
     with training_args.main_process_first():  # it downloads the files, the others find them in the cache
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(training_args, model_args)

@@ -12,18 +12,21 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md expl
 import logging
 from functools import partial
 
+
+if __name__ == "__main__":
+    from qa.script import begin_script
+
+    begin_script()
+
 import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 
 # isort: split
-from transformers import AutoModelForSeq2SeqLM
-
 from qa.answer_lengths import report_targets
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
-from qa.models import check_model, load_config_and_tokenizer, load_seq2seq_model, sequence_limit
 from qa.resume import checkpoint_to_resume
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 from qa.stages import (
@@ -38,8 +41,6 @@ from qa.stages import (
     trainer_data,
     write_stage,
 )
-from qa.weightless import check_batches
-from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     set_generation(data_args, training_args)
     checkpoint = checkpoint_to_resume(training_args, data_args.length_buckets)
     rows, counts = read_rows(data_args, model_args, training_args)
+
+    # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.
+    from transformers import AutoModelForSeq2SeqLM
+
+    from qa.models import check_model, load_config_and_tokenizer, load_seq2seq_model, sequence_limit
+    from qa.weightless import check_batches
+    from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
+
     with training_args.main_process_first():  # it downloads the files, the others find them in the cache
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(training_args, model_args)

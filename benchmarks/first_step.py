@@ -7,6 +7,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from qa.script import begin_script  # noqa: E402
+
+
+begin_script()
+
 from transformers import TrainerCallback  # noqa: E402
 
 import run_qa  # noqa: E402
@@ -23,7 +28,7 @@ class StoppingTrainer(trainer_qa.QuestionAnsweringTrainer):
         super().__init__(*args, callbacks=[StopAfterFirstStep()], **kwargs)
 
 
-run_qa.QuestionAnsweringTrainer = StoppingTrainer
+trainer_qa.QuestionAnsweringTrainer = StoppingTrainer
 model, train_file = sys.argv[1:]
 flags = ["--model_name_or_path", model, "--train_file", train_file, "--do_train", "--report_to", "none"]
 run_qa.main([*flags, "--output_dir", f"{model}/out", "--overwrite_output_dir"])

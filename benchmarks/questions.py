@@ -84,10 +84,10 @@ def fast_bf16() -> bool:
     return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def run_process(command: list, **options) -> str:
-    """Return the output of a process; if it fails, show the end of its errors."""
+def run_process(command: list, status: int = 0, **options) -> str:
+    """Return the output of a process; if it does not end with the exit status, show the end of its errors."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, **options)
-    if done.returncode:
+    if done.returncode != status:
         raise SystemExit(f"{done.stderr[-3000:]}\nended with {done.returncode}: {command}")
     return done.stdout
 

@@ -38,6 +38,16 @@ class ModelArguments:
     )
 
 
+def hub_arguments(model_args: ModelArguments) -> dict:
+    """Return the arguments with which `from_pretrained` finds what the flags name on the hub."""
+    return {
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": model_args.token,
+        "trust_remote_code": model_args.trust_remote_code,
+    }
+
+
 @dataclass
 class DataArguments:
     """Which questions to read, and how to turn them into features; shared by both scripts."""

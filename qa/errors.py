@@ -1,5 +1,6 @@
 """How a user's mistake ends: a line for each problem on stderr, and exit status 2."""
 
+import gc
 import importlib
 import reprlib
 import sys
@@ -39,3 +40,5 @@ def run_or_exit(main: Callable[[], None]) -> None:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        gc.freeze()  # Python looks at every object once more when it ends, which takes half a second

@@ -3,11 +3,11 @@
 import logging
 
 import torch
-from transformers import GenerationConfig, Seq2SeqTrainer
+import transformers
+from transformers import GenerationConfig
 
-from qa.arguments import ModelArguments
+from qa.arguments import ModelArguments, hub_arguments
 from qa.errors import UserError
-from qa.models import hub_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def cannot_write(config, model_args: ModelArguments, reason: str) -> UserError:
 def named_generation_config(name: str) -> GenerationConfig:
     """Return the configuration that --generation_config names, checked as the trainer checks it."""
     try:
-        return Seq2SeqTrainer.load_generation_config(name)
+        return transformers.Seq2SeqTrainer.load_generation_config(name)
     except (OSError, ValueError) as error:
         raise UserError(f"--generation_config {name}: {' '.join(str(error).split())[:400]}") from error
 

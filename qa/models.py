@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from qa.arguments import DataArguments, ModelArguments
+from qa.arguments import DataArguments, ModelArguments, hub_arguments
 from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes
 from qa.errors import UserError, in_one_line
 from qa.upstream import trunk_mapping
@@ -158,15 +158,6 @@ def hidden_lines(name: str, part: str) -> Iterator[None]:
         yield
     finally:
         logging.getLogger(name).removeFilter(hides)
-
-
-def hub_arguments(model_args: ModelArguments) -> dict:
-    return {
-        "cache_dir": model_args.cache_dir,
-        "revision": model_args.model_revision,
-        "token": model_args.token,
-        "trust_remote_code": model_args.trust_remote_code,
-    }
 
 
 def from_pretrained(auto_class: type, name: str, arguments: dict):

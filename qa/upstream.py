@@ -6,7 +6,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | workaround | library | symptom without it | test |
 |---|---|---|---|
 | TORCH_DEVICE_BACKEND_AUTOLOAD | PyTorch 2.13 | loads Habana's plugin before its mode is set | test_preflight.py |
-| _sklearn_available | transformers 4.55.4 | imports scikit-learn: 1.5 s for an unused function | benchmarks.start |
+| skip_unused_libraries | transformers 4.55.4, optimum-habana 1.21.2 | imports libraries that no run uses | test_screen.py |
 | RankDevice | accelerate 1.10.1 | calls the CPU of a rank `cpu:0`, where torch.load fails | test_ranks.py |
 | STRAY_METRICS | optimum-habana 1.21.2 | a time of day among the metrics | test_the_library_still_writes_stray_metrics |
 | ResumedEpochs | transformers 4.55.4 | a resumed epoch loses its last update | test_an_epoch_that_is_resumed_within_... |
@@ -22,8 +22,10 @@ Workarounds of a line or two stay with the code that needs them, with the versio
 
 import logging
 import os
+import sys
 import time
 import warnings
+from types import ModuleType
 
 
 # PyTorch would load Habana's plugin on import: before PT_HPU_LAZY_MODE is set, and with a traceback where it cannot.
@@ -44,18 +46,29 @@ import torch  # noqa: E402
 
 del os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"]  # other processes may want it
 
+import accelerate.utils.other  # noqa: E402
 import transformers.utils.import_utils  # noqa: E402
-
-
-# transformers imports scikit-learn for one function of assisted generation, which nothing here uses: 1.5 s of CPU.
-transformers.utils.import_utils._sklearn_available = False
-
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR  # noqa: E402
 
 
 # optimum-habana leaves these among the metrics: a time of day, and a duration (misspelt) that it means to subtract from
 # the throughput but looks up under another name. `qa.speed.evaluation_speed` needs neither.
 STRAY_METRICS = ("_end_time", "_graph_compliation_duration")
+
+
+def skip_unused_libraries() -> None:
+    """Keep the libraries from importing others that no run of the scripts needs; call it before they import models.
+
+    - transformers needs scikit-learn for assisted generation, SciPy for object detection, pandas for tables, and
+      `datasets` to find out whether data is of its class. Rows are lists before a trainer sees them.
+    - accelerate needs DeepSpeed to find out whether a model is its engine, which only an imported DeepSpeed can have made.
+    - optimum-habana imports trainers of sentence-transformers, and with them all of the above.
+    """
+    for library in ("sklearn", "scipy", "datasets", "pandas"):
+        setattr(transformers.utils.import_utils, f"_{library}_available", False)
+    accelerate.utils.other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
+    unused = sys.modules["optimum.habana.sentence_transformers"] = ModuleType("unused")
+    unused.__getattr__ = lambda name: None
 
 
 class ResumedEpochs:

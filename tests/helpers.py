@@ -34,6 +34,13 @@ def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subpro
         return subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, cwd=ROOT)
 
 
+def split_import_times(stderr: str) -> tuple[set[str], list[str]]:
+    """Return the modules that a `python -X importtime` imported, and what else it printed on stderr, by lines."""
+    lines = stderr.splitlines()
+    times = [line for line in lines if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip() for line in times}, [line for line in lines if line not in times]
+
+
 def history_of(folder: Path, name: str) -> list[float]:
     """Return the values that a training logged under a name, in order."""
     return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]

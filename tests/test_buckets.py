@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler
 import qa.arguments
 import qa.buckets
 import qa.device
+import qa.models
 import run_qa
 import run_seq2seq_qa
 import trainer_qa
@@ -336,7 +337,7 @@ def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
     run(run_qa, tiny_model, tmp_path, *flags, "--throughput_warmup_steps", "3")
     results, evaluated = load(tmp_path / "train_results.json"), load(tmp_path / "eval_results.json")
     rows = read_rows(mixed_lengths / "train.json")
-    tokenizer = run_qa.load_config_and_tokenizer(qa.arguments.ModelArguments(str(tiny_model)))[1]
+    tokenizer = qa.models.load_config_and_tokenizer(qa.arguments.ModelArguments(str(tiny_model)))[1]
     features = run_qa.prepare_features(rows, tokenizer, 96, 16)
     widths = qa.buckets.pad_widths(features.lengths(), [int(word) for word in BUCKETS], 4)
     orders = [qa.buckets.training_order(widths, 4, (42, epoch), drop_last=True) for epoch in (0, 1)]

@@ -83,5 +83,8 @@ def counted() -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    from qa.script import begin_script
+
+    begin_script()
     for job in json.loads(Path(sys.argv[1]).read_text()):
         run(job)

@@ -14,6 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from qa.script import begin_script  # noqa: E402
+
+
+begin_script()
+
 import qa.stages  # noqa: E402
 from qa.stages import train  # noqa: E402
 

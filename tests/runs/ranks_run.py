@@ -47,6 +47,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     from qa.errors import run_or_exit
+    from qa.script import begin_script
 
+    begin_script()
     sys.addaudithook(note_opened)
     run_or_exit(main)

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from helpers import ROOT
+from helpers import ROOT, split_import_times
 
 
 # In order; {out} is the output folder.
@@ -27,16 +27,22 @@ next +python run_qa.py --model_name_or_path {out} --test_file QUESTIONS.json --d
 
 
 def test_a_run_prints_a_line_for_each_stage_and_a_summary(tiny_model, squad_files, tmp_path):
-    """Evaluations during training have lines of their own; the command is run as a user runs it, into a file."""
+    """Evaluations during training have lines of their own; the command is run as a user runs it, into a file.
+
+    It imports no library that it does not use.
+    """
     flags = ["--train_file", squad_files / "train.json", "--validation_file", squad_files / "dev.json", "--do_train"]
     flags += ["--do_eval", "--max_steps", 4, "--logging_steps", 2, "--save_steps", 2, "--eval_strategy", "steps"]
     flags += ["--eval_steps", 2, "--load_best_model_at_end", "--metric_for_best_model", "f1", "--max_seq_length", 256]
     flags += ["--model_name_or_path", tiny_model, "--output_dir", tmp_path / "out", "--doc_stride", 32]
-    command = [sys.executable, ROOT / "run_qa.py", *flags]
+    command = [sys.executable, "-X", "importtime", ROOT / "run_qa.py", *flags]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     printed = done.stdout.splitlines()
-    assert not done.stderr, done.stderr
+    imported, errors = split_import_times(done.stderr)
+    assert not errors, errors
+    assert "transformers.trainer" in imported
+    assert not imported & {"sklearn", "scipy", "datasets", "pandas", "pyarrow", "evaluate", "deepspeed"}
     (padding,) = [line for line in printed if "padding" in line]
     assert re.search(r"WARNING .* \d\d% of the tokens are padding.* add --pad_to_max_length false", padding)
     log = [re.sub(r"^\S+ \S+ - INFO - \S+ - ", "    ", line) for line in printed if line != padding]
