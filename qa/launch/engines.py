@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from qa.launch.hosts import cores_of_sockets, is_this_machine
 RANK = [sys.executable, "-I", str(Path(__file__).with_name("rank.py"))]
 # Environment that the ranks on other nodes need too (those on this node have all of it).
 FORWARDED = re.compile(
-    r"(PATH|LD_LIBRARY_PATH|LD_PRELOAD|VIRTUAL_ENV|LOG_LEVEL_\w+|ENABLE_CONSOLE|SPAWN_SCRIPT|SPAWN_GRACE_SECONDS)\Z|"
+    r"(PATH|LD_LIBRARY_PATH|LD_PRELOAD|VIRTUAL_ENV|LOG_LEVEL_\w+|ENABLE_CONSOLE|SPAWN_SCRIPT|SPAWN_JOB|SPAWN_GRACE_SECONDS)\Z|"
     r"(PYTHON|PT_|HABANA_|HCCL_|HLS_|GC_|GAUDI_|HF_|TRANSFORMERS_|DATASETS_|TOKENIZERS_|ACCELERATE_|DS_|TORCH_|OMP_|MKL_|"
     r"FI_|RDMAV_|MLX5_|GLOO_|MASTER_|WANDB_)"
 )
@@ -41,6 +42,7 @@ class Job:
     master_addr: str = "127.0.0.1"
     master_port: int = 29500
     grace_seconds: int = 60
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)  # that no other job on any machine has
 
     @property
     def ranks_here(self) -> int:
@@ -69,7 +71,8 @@ def environment_of(job: Job) -> dict[str, str]:
     if job.engine:
         if "OMP_NUM_THREADS" not in os.environ:  # Each rank would start as many threads as there are cores.
             added["OMP_NUM_THREADS"] = str(max(1, sum(cores_of_sockets()) // job.ranks_here))
-        added |= {"SPAWN_GRACE_SECONDS": str(job.grace_seconds), "SPAWN_SCRIPT": json.dumps(job.script)}
+        added |= {"SPAWN_GRACE_SECONDS": str(job.grace_seconds), "SPAWN_JOB": job.name}
+        added["SPAWN_SCRIPT"] = json.dumps(job.script)
     return added
 
 

@@ -3,26 +3,32 @@
 This file is what an engine starts, once for each rank. It runs on its own, without the rest of the project:
 
     mpirun or torchrun
-    ├─ python rank.py            rank 0
+    ├─ rank.py                   rank 0
     │  └─ python script ...      in a session of its own, which signals to the engine's process groups do not reach
     │     └─ its own children, such as data loader workers
-    └─ python rank.py            rank 1 ...
+    └─ rank.py                   rank 1 ...
+    guard                        one for each node, below none of these
 
 A script directly below an engine would have no time for a checkpoint. OpenMPI 5 kills it 0.25 s after SIGTERM, which
 no parameter changes, torchrun after 30 s. Both also end all ranks when the first one ends with a status other than
 0: it has written its part of the checkpoint, and another rank still writes.
 
+An engine can kill rank.py at any moment, also before rank.py has seen a signal: a second SIGTERM interrupts the wait of
+OpenMPI 5 for its ranks. The kernel then kills the script, and the guard what the script has started.
+
     event                                       the script gets                  then
     ------------------------------------------  -------------------------------  -------------------------------------
     SIGUSR1, SIGUSR2 (launcher: stop)           SIGTERM, SIGINT                  it has --grace_seconds; exits with 0
-    SIGTERM, SIGINT, SIGHUP (engine: end);      SIGTERM, with all its processes  it has 5 s, with OpenMPI 0.15 s;
+    SIGTERM, SIGINT, SIGHUP (engine: end);      SIGTERM, with all its processes  it has 5 s, with OpenMPI 0.25 s;
     the engine was killed (kernel: SIGTERM)                                      exits with the script's status
     the time is over                            SIGKILL, with all its processes  as above
     the script has ended                        -                                kills what it started; exits with its
                                                                                  status, which the launcher gets too
-    this process was killed                     SIGKILL from the kernel          the launcher kills what it started
+    this process was killed                     SIGKILL from the kernel          the launcher kills what it started;
+                                                                                 without a launcher the guard does
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -36,9 +42,9 @@ from pathlib import Path
 
 STOP = {signal.SIGUSR1: signal.SIGTERM, signal.SIGUSR2: signal.SIGINT}  # signals that mpirun forwards to all ranks
 END = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+NAME = "rank.py"  # of this process, as ps -o comm and top show it
 WATCHED = {*STOP, *END, signal.SIGCHLD}
 SECONDS_TO_END = 5  # for a script whose job has failed
-SECONDS_OF_OPENMPI = 0.15  # less than the 0.25 s after which it kills this process
 NAMES = {  # variables that PyTorch and DeepSpeed read: where OpenMPI or torchrun has the value
     "RANK": "OMPI_COMM_WORLD_RANK",
     "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
@@ -54,9 +60,13 @@ def main() -> int:
     """Run the script that SPAWN_SCRIPT names, and return the exit status for the engine."""
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     die_with_parent(signal.SIGTERM)
-    adopt_orphans()
+    rename_process(NAME)
     os.environ.update({name: os.environ[source] for name, source in NAMES.items() if source in os.environ})
     os.environ["LOCAL_SIZE"] = os.environ["LOCAL_WORLD_SIZE"]
+    job = os.environ["SPAWNED_BY"] = os.environ.pop("SPAWN_JOB")
+    if os.environ["LOCAL_RANK"] == "0":
+        start_guard(job)
+    adopt_orphans()
     words, grace = json.loads(os.environ.pop("SPAWN_SCRIPT")), int(os.environ.pop("SPAWN_GRACE_SECONDS"))
     link = join_launcher()
     script = subprocess.Popen(
@@ -79,12 +89,61 @@ def watch(script: subprocess.Popen, grace: int) -> tuple[bool, bool]:
             stopped, deadline = True, time.monotonic() + grace
             script.send_signal(STOP[number])
         elif number in END and not ended:
-            seconds = SECONDS_OF_OPENMPI if "OMPI_COMM_WORLD_RANK" in os.environ else SECONDS_TO_END
-            ended, deadline = True, time.monotonic() + seconds
+            ended, deadline = True, time.monotonic() + SECONDS_TO_END
             os.killpg(script.pid, signal.SIGTERM)
         elif time.monotonic() > deadline:
             kill_children()
     return stopped, ended
+
+
+def start_guard(job: str) -> None:
+    """Start a process that kills everything of the job on this node once none of its rank.py runs here any more.
+
+    It is no child of this process, is in a session of its own, and holds no output open, which others wait to see end.
+    """
+    lives, _ = os.pipe()  # At its end once this process has ended: no other process has the other side.
+    child = os.fork()
+    if child:
+        os.close(lives)
+        os.waitpid(child, 0)
+        return
+    try:
+        if os.fork() == 0:
+            guard(job, lives)
+    finally:
+        os._exit(0)
+
+
+def guard(job: str, lives: int) -> None:
+    os.setsid()
+    rename_process("guard")
+    os.dup2(lives, 0)
+    os.closerange(1, 1024)
+    os.read(0, 1)
+    end_job(job)
+
+
+def end_job(job: str) -> None:
+    """Wait until no rank.py of a job runs on this node, then kill what it has left."""
+    while NAME in processes_with(f"SPAWN_JOB={job}").values():
+        time.sleep(0.2)
+    while left := processes_with(f"SPAWNED_BY={job}"):
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def processes_with(variable: str) -> dict[int, str]:
+    """Return the ids and names of the processes that were started with an environment variable, as in `NAME=value`."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{variable}\0".encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "comm").read_text().rstrip("\n")
+        except OSError:
+            continue  # It has ended, or is another user's.
+    return found
 
 
 def join_launcher() -> socket.socket | None:
@@ -137,6 +196,11 @@ def die_with_parent(number: int) -> None:
 def adopt_orphans() -> None:
     """Become the parent of every process below this one whose own parent has ended."""
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def rename_process(name: str) -> None:
+    """Give this process another name of at most 15 bytes, as ps -o comm and top show it."""
+    ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME
 
 
 class Prepare:

@@ -34,6 +34,7 @@ NASTY = [
 ]  # fmt: skip
 
 
+GIVE_UP = 90  # seconds to wait for what takes a few at most on an idle machine
 STARTED = []  # launchers, and the ids of what they started
 
 
@@ -92,7 +93,7 @@ def ranks_of(folder: Path, number: int, timeout: float = 100) -> list[dict]:
     return ranks
 
 
-def wait_until_gone(*processes: int, timeout: float = 15) -> None:
+def wait_until_gone(*processes: int, timeout: float = GIVE_UP) -> None:
     give_up = time.monotonic() + timeout
     while left := [process for process in processes if is_running(process)]:
         assert time.monotonic() < give_up, f"still there: {left}"
@@ -109,6 +110,11 @@ def is_running(process: int) -> bool:
 def processes_of(ranks: list[dict]) -> list[int]:
     """Return the scripts, what they started, and what the launcher started for them."""
     return [rank[name] for rank in ranks for name in ("pid", "child", "parent", "engine") if rank[name]]
+
+
+def running_of(ranks: list[dict]) -> list[int]:
+    """Return which processes of the ranks run, for a launcher that has ended: none does then."""
+    return list(filter(is_running, processes_of(ranks)))
 
 
 def free_port_flags() -> list[str]:
@@ -157,13 +163,13 @@ def test_the_dry_run_prints_the_command_and_starts_nothing(engine, tmp_path, mon
     status, out, err = call(tmp_path, "--world_size", 8, *engine, "--dry_run", "--", ECHO, tmp_path, "echo", *words)
     assert status == 0 and script_in(out) == [ECHO, str(tmp_path), "echo", *words]
     assert re.match(
-        r"env MASTER_ADDR=127.0.0.1 MASTER_PORT=\d+ OMP_NUM_THREADS=\d+ SPAWN_GRACE_SECONDS=60 'SPAWN_SCRIPT=", out
+        r"env MASTER_ADDR=127.0.0.1 MASTER_PORT=\d+ OMP_NUM_THREADS=\d+ SPAWN_GRACE_SECONDS=60 SPAWN_JOB=\w+ 'SPAWN_SCRIPT=", out
     )
     assert not list(tmp_path.glob("*.json"))
 
 
 def test_ranks_for_deepspeed_start_with_torchrun():
-    jobs = [gaudi_spawn.Job([ECHO], engine, 8) for engine in ("torchrun", "deepspeed")]
+    jobs = [gaudi_spawn.Job([ECHO], engine, 8, name="job") for engine in ("torchrun", "deepspeed")]
     assert engines.command_of(jobs[0], {}) == engines.command_of(jobs[1], {})
     assert engines.environment_of(jobs[0]) == engines.environment_of(jobs[1])
 
@@ -206,7 +212,7 @@ def test_a_script_may_close_its_outputs_and_leave_a_chatterer(tmp_path):
                       "if os.environ['RANK'] == '1': os.close(1); os.close(2); time.sleep(1); open('end', 'w'); sys.exit()\n"
                       "subprocess.Popen(['sh', '-c', 'while true; do echo chatter; sleep 0.1; done'])\n")  # fmt: skip
     process = start(tmp_path, "--world_size", 2, "--use_mpi", *free_port_flags(), script, cwd=tmp_path)
-    assert result_of(tmp_path, process, timeout=7)[0] == 0 and (tmp_path / "end").exists()
+    assert result_of(tmp_path, process)[0] == 0 and (tmp_path / "end").exists()
 
 
 # Ends
@@ -221,12 +227,12 @@ def test_a_rank_that_dies_ends_the_job(engine, tmp_path):
     }
     ranks = {folder: ranks_of(folder, 3) for folder in jobs}
     os.kill(ranks[killed][1]["pid"], signal.SIGKILL)
-    status, _, err = result_of(fails, jobs[fails], timeout=15)
+    status, _, err = result_of(fails, jobs[fails])
     assert status == 7 and re.search("error: rank 1 on .* ended with exit status 7\n", err)
-    wait_until_gone(*processes_of(ranks[fails]), timeout=0.1)
-    status, _, err = result_of(killed, jobs[killed], timeout=15)
+    assert not running_of(ranks[fails])
+    status, _, err = result_of(killed, jobs[killed])
     assert status == 137 and re.search("error: rank 1 on .* was killed by SIGKILL\n", err)
-    wait_until_gone(*processes_of(ranks[killed]), timeout=0.1)
+    assert not running_of(ranks[killed])
     assert err.count("error: rank") == 1  # those that were ended do not count
 
 
@@ -240,11 +246,11 @@ def test_ranks_have_time_to_save_after_a_signal(engine, tmp_path):
     for number, (_, process) in jobs.items():
         process.send_signal(number)
     for number, (folder, process) in jobs.items():
-        status, out, err = result_of(folder, process, timeout=15)
+        status, out, err = result_of(folder, process)
         assert status == 128 + number and out == "rank 0 has saved\n[rank 1] rank 1 has saved\n"
         assert [(folder / f"{rank}.saved").read_text() for rank in (0, 1)] == [str(int(number))] * 2
         assert "error" not in err.lower() and "Traceback" not in err
-        wait_until_gone(*processes_of(ranks[number]), timeout=0.1)
+        assert not running_of(ranks[number])
 
 
 def test_ranks_have_no_more_time_than_given(tmp_path):
@@ -258,8 +264,8 @@ def test_ranks_have_no_more_time_than_given(tmp_path):
     for number, (_, process) in jobs.items():
         process.send_signal(number)
     for number, (_, process) in jobs.items():
-        assert process.wait(5) == 128 + signal.SIGTERM
-        wait_until_gone(*processes_of(ranks[number]), timeout=0.1)
+        assert process.wait(GIVE_UP) == 128 + signal.SIGTERM
+        assert not running_of(ranks[number])
 
 
 def test_nohup_holds(tmp_path):
@@ -275,19 +281,27 @@ def test_nohup_holds(tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--use_mpi"]])
 def test_no_rank_outlives_its_starter(flags, tmp_path):
-    """The launcher, the engine, and the process above the script of a rank, each killed in a job of its own."""
+    """The launcher, the engine, and the process above the script of a rank, each killed in a job of its own.
+
+    In a fourth job all of them are killed: what the scripts have started is then below none of them.
+    """
     if flags and engines.find_program("mpirun") is None:
         pytest.skip("no mpirun: pip install -r requirements-dev.txt")
     jobs = {}
-    for victim in ("launcher", "engine", "parent"):
+    for victim in ("launcher", "engine", "parent", "all"):
         words = ["--world_size", 2, *flags, *free_port_flags(), ECHO, tmp_path / victim]
-        jobs[victim] = start(tmp_path / victim, *words, "stubborn" if victim == "launcher" else "wait")
+        jobs[victim] = start(tmp_path / victim, *words, "wait" if victim in ("engine", "parent") else "stubborn")
     ranks = {victim: ranks_of(tmp_path / victim, 2) for victim in jobs}
     for victim, process in jobs.items():
-        os.kill(process.pid if victim == "launcher" else ranks[victim][1][victim], signal.SIGKILL)
+        above = {"launcher": process.pid, **{name: ranks[victim][1][name] for name in ("engine", "parent")}}
+        above["rank 0"] = ranks[victim][0]["parent"]
+        for killed in above if victim == "all" else [victim]:
+            os.kill(above[killed], signal.SIGKILL)
     for victim, process in jobs.items():
-        assert process.wait(8) != 0
-        wait_until_gone(*processes_of(ranks[victim]), timeout=15 if victim == "launcher" else 0.1)
+        assert process.wait(GIVE_UP) != 0
+        if victim in ("engine", "parent"):
+            assert not running_of(ranks[victim])
+        wait_until_gone(*processes_of(ranks[victim]))
 
 
 def test_an_output_that_nobody_reads_ends_the_job(tmp_path):
@@ -299,17 +313,20 @@ def test_an_output_that_nobody_reads_ends_the_job(tmp_path):
     STARTED.append(process)
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(10) == 128 + signal.SIGTERM
+    assert process.wait(GIVE_UP) == 128 + signal.SIGTERM
 
 
 def test_a_second_ctrl_c_waits_for_nothing(tmp_path):
-    process = start(tmp_path, "--world_size", 2, *free_port_flags(), ECHO, tmp_path, "stubborn")
+    flags = ["--world_size", 2, "--grace_seconds", 10 * GIVE_UP, *free_port_flags()]
+    process = start(tmp_path, *flags, ECHO, tmp_path, "stubborn")
     ranks = ranks_of(tmp_path, 2)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(4) == 130
-    wait_until_gone(*processes_of(ranks), timeout=0.1)
+    give_up = time.monotonic() + GIVE_UP
+    while process.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)  # Two that wait at the same time are one.
+    assert process.poll() == 130
+    assert not running_of(ranks)
 
 
 def test_one_rank_is_the_script_itself(tmp_path):
@@ -324,7 +341,7 @@ def test_one_rank_is_the_script_itself(tmp_path):
 def test_two_nodes_of_torchrun(tmp_path):
     words = ["--world_size", 2, "--nnodes", 2, "--master_addr", "127.0.0.1", *free_port_flags()]
     jobs = [start(tmp_path, *words, "--node_rank", rank, ECHO, tmp_path, "echo") for rank in (0, 1)]
-    assert [job.wait(60) for job in jobs] == [0, 0]
+    assert [job.wait(GIVE_UP) for job in jobs] == [0, 0]
     environments = [rank["environment"] for rank in ranks_of(tmp_path, 2)]
     assert [(env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) for env in environments] == [
         ("0", "0", "2"), ("1", "0", "2")]  # fmt: skip

@@ -86,10 +86,10 @@ def test_ranks_arguments_and_environment_on_two_nodes(over_nodes, tmp_path, monk
         assert found["HF_TOKEN"] == SECRET
         assert (found["HOME"] == "/nowhere", found["LANG"]) == (not here, "C.UTF-8" if here else None)
     process.send_signal(signal.SIGTERM)
-    status, out, err = result_of(tmp_path, process, timeout=15)
+    status, out, err = result_of(tmp_path, process)
     assert status == 128 + signal.SIGTERM and (tmp_path / "1.saved").read_text() == str(int(signal.SIGTERM))
     assert "rank 0 has saved\n" in out and "[rank 1] rank 1 has saved\n" in out
-    wait_until_gone(*processes_of(ranks), timeout=0.1)
+    wait_until_gone(*processes_of(ranks))
 
 
 @pytest.mark.parametrize("deed", ["fail", "killed"])
@@ -98,7 +98,7 @@ def test_a_rank_that_dies_on_another_node_ends_the_job(over_nodes, deed, tmp_pat
     ranks = ranks_of(tmp_path, 2)
     if deed == "killed":
         os.kill(ranks[1]["pid"], signal.SIGKILL)
-    status, _, err = result_of(tmp_path, process, timeout=15)
+    status, _, err = result_of(tmp_path, process)
     how = {"fail": "ended with exit status 7", "killed": "was killed by SIGKILL"}[deed]
     assert re.search(f"error: rank 1 on .* {how}\n", err) and err.count("error: rank") == 1
     assert status == {"fail": 7, "killed": 137}[deed]
@@ -107,7 +107,7 @@ def test_a_rank_that_dies_on_another_node_ends_the_job(over_nodes, deed, tmp_pat
 
 def test_a_node_that_is_not_reached_ends_the_job(over_nodes, tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=1\ndown-1 slots=1\n")
-    status, _, err = result_of(tmp_path, start(tmp_path, *over_nodes, ECHO, tmp_path, "wait"), timeout=60)
+    status, _, err = result_of(tmp_path, start(tmp_path, *over_nodes, ECHO, tmp_path, "wait"))
     assert status > 0 and "ssh: connect to host down-1 port 22: No route to host" in err
 
 
