@@ -114,8 +114,6 @@ def network_problem(links: list, model_args) -> str | None:
         return f"{hub} has a fault of its own (HTTP {status}); try again later. {offline}"
     if status is not None:
         return None
-    if holds(links, requests.Timeout, TimeoutError):
-        return f"{hub} does not answer in time; check the network and try again. {offline}"
     if holds(links, requests.RequestException, ConnectionError):
         return f"{hub} cannot be reached{words_for(links)}; check the network and try again. {offline}"
     return None
@@ -160,4 +158,6 @@ def text_of(links: list, kind: str) -> str:
 
 def words_for(links: list) -> str:
     """Return the operating system's words for the failure, as in ` (Connection refused)`, if there are any."""
+    if holds(links, requests.Timeout, TimeoutError):
+        return " (no answer in time)"
     return next((f" ({link.strerror})" for link in reversed(links) if getattr(link, "strerror", None)), "")

@@ -57,7 +57,7 @@ def dataset_builder(data_args: DataArguments, model_args: ModelArguments):
 
 def text_files(builder) -> dict[str, list[Path]]:
     """Return the files of each split where they are CSV or JSON on this disk, with no settings in the folder's README.md."""
-    files = {split: [Path(file) for file in named] for split, named in (builder.config.data_files or {}).items()}
+    files = {str(split): [Path(file) for file in named] for split, named in (builder.config.data_files or {}).items()}
     paths = list(itertools.chain(*files.values()))
     readable = paths and all(path.is_file() and kind_of(path) in TEXT_READERS for path in paths)
     return files if readable and not has_settings(builder.config) else {}
