@@ -24,6 +24,7 @@ from pathlib import Path
 
 from qa.arguments import SPLITS, STAGES, DataArguments, ModelArguments
 from qa.errors import UserError, short
+from qa.named_dataset import load_named_dataset, rows_of_split
 from qa.placing import Place, place_answers
 from qa.reading import read_file
 from qa.shapes import answers_problem, check_columns, common_shape, record_problem, says_impossible
@@ -46,7 +47,7 @@ def load_rows(
         UserError: data that cannot be read, missing columns, bad rows (unless `--on_bad_rows skip`), or no row left;
             the problems of all splits together.
     """
-    load_hub = cache(partial(load_hub_dataset, data_args, model_args, training_args))
+    load_named = cache(partial(load_named_dataset, data_args, model_args, training_args))
     rows, counts, problems, read = {}, {}, [], {}
     for split, stage in STAGES.items():
         if not getattr(training_args, f"do_{stage}"):
@@ -55,7 +56,7 @@ def load_rows(
             origin = "train" if split == "validation" and data_args.validation_split is not None else split
             source = getattr(data_args, SPLITS[origin]) or f"{data_args.dataset_name} ({origin})"
             if origin not in read:
-                read[origin] = read_questions(read_records(origin, data_args, load_hub), source, data_args, origin)
+                read[origin] = read_questions(read_records(origin, data_args, load_named), source, data_args, origin)
             questions = read[origin]
             if origin == "train" and data_args.validation_split is not None:
                 questions = part_of(questions, source, split, data_args, training_args)
@@ -73,38 +74,10 @@ def load_rows(
 # Reading
 
 
-def read_records(split: str, data_args: DataArguments, load_hub) -> list[dict]:
+def read_records(split: str, data_args: DataArguments, load_named) -> list[dict]:
     """Return the records of a split with all columns of its file, or else of the hub's dataset."""
     path = getattr(data_args, SPLITS[split])
-    return read_file(Path(path)) if path else rows_of_split(load_hub(), split, data_args.dataset_name)
-
-
-def load_hub_dataset(data_args: DataArguments, model_args: ModelArguments, training_args):
-    """Return the `DatasetDict` of `--dataset_name`: a folder of `save_to_disk` or of data files, or a hub name."""
-    import datasets
-
-    name = data_args.dataset_name
-    try:
-        with training_args.main_process_first():  # it downloads the files, the others find them in the cache
-            if (Path(name) / "dataset_dict.json").is_file():
-                return datasets.load_from_disk(name)
-            return datasets.load_dataset(
-                name,
-                data_args.dataset_config_name,
-                cache_dir=model_args.cache_dir,
-                token=model_args.token,
-                trust_remote_code=model_args.trust_remote_code or None,
-            )
-    except Exception as error:  # datasets raises a dozen kinds, and all of them mean: this cannot be loaded
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--dataset_name {name}: cannot be loaded: {type(error).__name__}: {reason}") from error
-
-
-def rows_of_split(dataset, split: str, name: str) -> list[dict]:
-    if split not in dataset:
-        flag = SPLITS[split]
-        raise UserError(f"--dataset_name {name} has no {split} part, only {', '.join(dataset)}; give it with --{flag}")
-    return dataset[split].to_list()
+    return read_file(Path(path)) if path else rows_of_split(load_named(), split, data_args.dataset_name)
 
 
 @dataclass

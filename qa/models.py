@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from qa.arguments import DataArguments, ModelArguments, hub_arguments
 from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes
-from qa.errors import UserError, in_one_line
+from qa.errors import UserError
+from qa.hub import loading_problem
 from qa.upstream import trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
 from qa.windows import Template
@@ -36,11 +38,8 @@ def load_config_and_tokenizer(model_args: ModelArguments):
     """
     if not getattr(model_args, "use_fast_tokenizer", True):
         logger.warning("--use_fast_tokenizer False has no effect: windows are cut by the offsets of a fast tokenizer")
-    hub = hub_arguments(model_args)
-    config = from_pretrained(AutoConfig, model_args.config_name or model_args.model_name_or_path, hub)
-    tokenizer = from_pretrained(
-        AutoTokenizer, model_args.tokenizer_name or model_args.model_name_or_path, hub | {"use_fast": True}
-    )
+    config = from_pretrained(AutoConfig, "config_name", model_args)
+    tokenizer = from_pretrained(AutoTokenizer, "tokenizer_name", model_args, use_fast=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"--model_name_or_path {model_args.model_name_or_path}: its tokenizer {type(tokenizer).__name__} is a slow one; "
@@ -67,7 +66,7 @@ def check_model(auto_class: type, config, tokenizer, model_args: ModelArguments,
         UserError: with every problem found.
     """
     name = model_args.model_name_or_path
-    with loading_problems(name, auto_class):
+    with loading_problems(auto_class, "model_name_or_path", model_args):
         weightless = build_weightless(auto_class, config, model_args.trust_remote_code)
     omit_surplus_token_types(config, tokenizer)
     problems = vocabulary_problems(weightless, tokenizer)
@@ -132,11 +131,11 @@ def load_seq2seq_model(config, model_args: ModelArguments):
 
 def load_model(auto_class: type, config, model_args: ModelArguments):
     name = model_args.model_name_or_path
-    with loading_problems(name, auto_class):
+    with loading_problems(auto_class, "model_name_or_path", model_args):
         mapping = trunk_mapping(build_weightless(auto_class, config, model_args.trust_remote_code))
     settings = {"config": config, "key_mapping": mapping, "output_loading_info": True}
     with hidden_lines("transformers.modeling_utils", "newly initialized"):
-        loaded, found = from_pretrained(auto_class, name, hub_arguments(model_args) | settings)
+        loaded, found = from_pretrained(auto_class, "model_name_or_path", model_args, **settings)
     if problems := lost_tensors(loaded, found["missing_keys"]):
         raise UserError(*(f"--model_name_or_path {name}: {problem}" for problem in problems))
     if new := sorted(found["missing_keys"]):
@@ -160,19 +159,27 @@ def hidden_lines(name: str, part: str) -> Iterator[None]:
         logging.getLogger(name).removeFilter(hides)
 
 
-def from_pretrained(auto_class: type, name: str, arguments: dict):
-    """Return the result of `auto_class.from_pretrained`; report its failures in one line."""
-    with loading_problems(name, auto_class):
-        return auto_class.from_pretrained(name, **arguments)
+def from_pretrained(auto_class: type, flag: str, model_args: ModelArguments, **settings):
+    """Return `auto_class.from_pretrained` of the name that a flag gives, else --model_name_or_path.
+
+    Raises:
+        UserError: it fails; the reason in one line.
+    """
+    flag = flag if getattr(model_args, flag) else "model_name_or_path"
+    with loading_problems(auto_class, flag, model_args):
+        return auto_class.from_pretrained(getattr(model_args, flag), **hub_arguments(model_args), **settings)
 
 
 @contextmanager
-def loading_problems(name: str, auto_class: type) -> Iterator[None]:
-    """Turn the libraries' errors into a UserError of one line."""
+def loading_problems(auto_class: type, flag: str, model_args: ModelArguments) -> Iterator[None]:
+    """Turn the libraries' errors about the name that a flag gives into a UserError of one line."""
+    name = getattr(model_args, flag)
     try:
+        if auto_class is AutoConfig and Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            raise FileNotFoundError("it has no config.json")  # transformers would guess the type by the folder's name
         yield
     except (OSError, ValueError, ImportError, RuntimeError, TypeError, AssertionError, SafetensorError) as error:
-        raise UserError(f"{name}: cannot be loaded with {auto_class.__name__}: {in_one_line(error)}") from error
+        raise UserError(loading_problem(error, flag, name, model_args, f" with {auto_class.__name__}")) from error
 
 
 def sequence_limit(data_args: DataArguments, weightless: torch.nn.Module, tokenizer, template: Template) -> int:

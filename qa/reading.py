@@ -17,6 +17,8 @@ import itertools
 import json
 import logging
 import re
+import sys
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +34,9 @@ DELIMITERS = ",;\t|"
 # Encodings to try for text that is not Unicode: the code pages of Windows, and those of East Asia and Russia.
 LEGACY_ENCODINGS = [f"cp{page}" for page in (*range(1250, 1259), 932, 949)] + ["gb18030", "big5", "koi8_r"]
 ID_KEYS = ("id", "guid", "qid")
+# A packed file may unpack to this many bytes, and to this many more for each packed byte. Texts reach 10 to 100, files that
+# repeat one row 250, and zeros 1030.
+UNPACKED, RATIO = 2**27, 300
 
 
 def read_file(path: Path) -> list[dict]:
@@ -47,11 +52,33 @@ def read_file(path: Path) -> list[dict]:
         raise UserError(f"{path}: not one of {', '.join(READERS)} (each may end in .gz); rename or convert it")
     try:
         data = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
-        return read_bytes(data, kind, path)
+        return read_bytes(unzip(data) if path.suffix.lower() == ".gz" else data, kind, path)
+    except MemoryError as error:
+        raise UserError(f"{path}: there is not enough memory to read it; split it, or use a larger machine") from error
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         raise UserError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())[:300]}") from error
+
+
+def unzip(data: bytes) -> bytes:
+    """Return the content of a gzip file.
+
+    Raises:
+        ValueError: it unpacks to far more than its size, like a file that was made to fill the memory.
+    """
+    packed, parts, size = io.BytesIO(data), [], 0
+    with gzip.GzipFile(fileobj=packed) as file:
+        while part := file.read(2**20):
+            parts.append(part)
+            size += len(part)
+            check_ratio(size, packed.tell())
+    return b"".join(parts)
+
+
+def check_ratio(unpacked: int, packed: int) -> None:
+    if unpacked > UNPACKED + RATIO * packed:
+        raise ValueError(
+            f"it unpacks to over {RATIO} times its size, as no text does; if it is good, unpack it and name that file"
+        )
 
 
 def kind_of(path: Path) -> str:
@@ -179,8 +206,12 @@ def read_xlsx(data: bytes) -> list[dict]:
             "this needs a package; run `pip install python-calamine`, or save the sheet as CSV"
         ) from error
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            check_ratio(sum(part.file_size for part in archive.infolist()), len(data))
         workbook = python_calamine.load_workbook(io.BytesIO(data))
         header, *rows = workbook.get_sheet_by_index(0).to_python(skip_empty_area=False) or [[]]
+    except ValueError:
+        raise
     except Exception as error:  # a damaged archive ends in many kinds
         raise ValueError(f"{type(error).__name__}: {error}") from error
     names = check_header([str(name).strip() for name in header])
@@ -212,6 +243,9 @@ def json_documents(text: str) -> Iterator:
             raise ValueError(
                 f"line {error.lineno} is no JSON: {error.msg} (column {error.colno}), at {found}"
             ) from error
+        except ValueError as error:  # Python converts no more digits to a number
+            line = text.count("\n", 0, start) + 1
+            raise ValueError(f"line {line} has a number of over {sys.get_int_max_str_digits()} digits") from error
         yield document
         end = blank.match(text, end).end()
 

@@ -19,6 +19,7 @@ from qa.data import gold_answers, load_rows
 from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError
 from qa.files import write_results
+from qa.hub import report_shadowing
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
 from qa.screen import StageLines, print_summary, report_features, report_stage
@@ -54,6 +55,7 @@ def start(
     if problems:
         raise UserError(*problems)
     start_logging(training_args)
+    report_shadowing(model_args, data_args, training_args)
     transformers.set_seed(training_args.seed)
     return model_args, data_args, training_args
 

@@ -1,4 +1,4 @@
-"""Workarounds for defects of PyTorch, transformers, accelerate and optimum-habana, in one place.
+"""Workarounds for defects of PyTorch, transformers, accelerate and other libraries, in one place.
 
 Import this before anything that imports PyTorch. To see whether a workaround is still needed, remove it and run its test.
 The tests whose names say `still` fail without that, as soon as a library is fixed.
@@ -15,6 +15,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps | test_the_corrections_are_still_needed |
 | trunk_mapping | transformers 4.55.4 | Llama for questions loads no tensor of a causal checkpoint | test_the_library_still_loses_causal_weights |
 | patch_bart | optimum-habana 1.21.2 | AttributeError `_shape` in BART's forward | test_bart_still_needs_its_patch |
+| HubAdapter | huggingface_hub 0.36 | HTTP 429, or a connection that breaks in a file, ends the run | test_hub.py |
 | let_threads_finish | PyTorch 2.13 | a finished rank ends with SIGABRT | test_ranks.py |
 
 Workarounds of a line or two stay with the code that needs them, with the version in a comment: `git grep "1\\.21\\.2"`.
@@ -47,8 +48,15 @@ import torch  # noqa: E402
 del os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"]  # other processes may want it
 
 import accelerate.utils.other  # noqa: E402
+import huggingface_hub  # noqa: E402
+import requests  # noqa: E402
 import transformers.utils.import_utils  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR  # noqa: E402
+from urllib3.util.retry import Retry  # noqa: E402
+
+
+logger = logging.getLogger(__name__)
 
 
 # optimum-habana leaves these among the metrics: a time of day, and a duration (misspelt) that it means to subtract from
@@ -218,6 +226,61 @@ def bart_forward(model, *args, use_cache: bool | None = None, token_idx: torch.T
 def reorder_beams(past_key_values: tuple, beams: torch.Tensor) -> tuple:
     """Return the decoder's states of the beams that go on; those of the encoder are the same for all beams of a text."""
     return tuple((*(states.index_select(0, beams) for states in layer[:2]), *layer[2:]) for layer in past_key_values)
+
+
+class PatientRetry(Retry):
+    """Wait, and say so, where the hub limits requests (HTTP 429); other failures are not tried again here."""
+
+    RETRY_AFTER_STATUS_CODES = frozenset({429})
+    MOST, LONGEST_WAIT = 5, 60  # times, seconds
+
+    @classmethod
+    def on_limits(cls) -> "PatientRetry":
+        return cls(cls.MOST, connect=0, read=False, redirect=0, other=0, status_forcelist=[429], raise_on_status=False)
+
+    def sleep(self, response=None) -> None:
+        """Wait as long as the hub asks for, but not longer than LONGEST_WAIT; else 1, 2, 4, 8 and 16 s."""
+        number = len(self.history)
+        asked = self.get_retry_after(response) if response is not None else None
+        seconds = min(2 ** (number - 1) if asked is None else asked, self.LONGEST_WAIT)
+        logger.warning(f"The hub limits requests (HTTP 429); trying again in {seconds:.0f} s [{number}/{self.MOST}]")
+        time.sleep(seconds)
+
+
+class HubAdapter(requests.adapters.HTTPAdapter):
+    """Downloads that huggingface_hub 0.36 tries again, where on its own it would give up at once.
+
+    - HTTP 429: see PatientRetry. huggingface_hub 1.0 waits too: https://github.com/huggingface/huggingface_hub/pull/3437.
+    - A connection that breaks in the middle of a file: huggingface_hub goes on from there after a
+      `requests.ConnectionError`, but requests raises a ChunkedEncodingError.
+    """
+
+    def __init__(self):
+        super().__init__(max_retries=PatientRetry.on_limits())
+
+    def build_response(self, request, response):
+        built = super().build_response(request, response)
+        content = built.iter_content
+
+        def iter_content(*args, **kwargs):
+            try:
+                yield from content(*args, **kwargs)
+            except requests.exceptions.ChunkedEncodingError as error:
+                raise requests.ConnectionError(error, request=request) from error
+
+        built.iter_content = iter_content
+        return built
+
+
+def patient_session() -> requests.Session:
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HubAdapter())
+    return session
+
+
+if not constants.HF_HUB_OFFLINE:
+    huggingface_hub.configure_http_backend(patient_session)
 
 
 def let_threads_finish() -> None:
