@@ -1,4 +1,4 @@
-"""Workarounds for defects of PyTorch, transformers, accelerate and optimum-habana, in one place.
+"""Workarounds for defects of PyTorch, transformers, accelerate, DeepSpeed and optimum-habana, in one place.
 
 Import this before anything that imports PyTorch. To see whether a workaround is still needed, remove it and run its test.
 The tests whose names say `still` fail without that, as soon as a library is fixed.
@@ -15,6 +15,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps | test_the_corrections_are_still_needed |
 | trunk_mapping | transformers 4.55.4 | Llama for questions loads no tensor of a causal checkpoint | test_the_library_still_loses_causal_weights |
 | patch_bart | optimum-habana 1.21.2 | AttributeError `_shape` in BART's forward | test_bart_still_needs_its_patch |
+| exchange_through_gloo | DeepSpeed 0.19.8 | compiles for a minute before it trains on CPUs | test_deepspeed.py |
 | let_threads_finish | PyTorch 2.13 | a finished rank ends with SIGABRT | test_ranks.py |
 
 Workarounds of a line or two stay with the code that needs them, with the version in a comment: `git grep "1\\.21\\.2"`.
@@ -218,6 +219,17 @@ def bart_forward(model, *args, use_cache: bool | None = None, token_idx: torch.T
 def reorder_beams(past_key_values: tuple, beams: torch.Tensor) -> tuple:
     """Return the decoder's states of the beams that go on; those of the encoder are the same for all beams of a text."""
     return tuple((*(states.index_select(0, beams) for states in layer[:2]), *layer[2:]) for layer in past_key_values)
+
+
+def exchange_through_gloo() -> None:
+    """Let DeepSpeed's ranks on CPUs exchange tensors through gloo.
+
+    DeepSpeed 0.19.8 compiles an exchange of its own in the first run: for a minute, and with a traceback where there is
+    no compiler.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def let_threads_finish() -> None:

@@ -163,7 +163,8 @@ def test_the_dry_run_prints_the_command_and_starts_nothing(engine, tmp_path, mon
     status, out, err = call(tmp_path, "--world_size", 8, *engine, "--dry_run", "--", ECHO, tmp_path, "echo", *words)
     assert status == 0 and script_in(out) == [ECHO, str(tmp_path), "echo", *words]
     assert re.match(
-        r"env MASTER_ADDR=127.0.0.1 MASTER_PORT=\d+ OMP_NUM_THREADS=\d+ SPAWN_GRACE_SECONDS=60 SPAWN_JOB=\w+ 'SPAWN_SCRIPT=", out
+        r"env MASTER_ADDR=127.0.0.1 MASTER_PORT=\d+ OMP_NUM_THREADS=\d+ SPAWN_GRACE_SECONDS=60 SPAWN_JOB=\w+ 'SPAWN_SCRIPT=",
+        out,
     )
     assert not list(tmp_path.glob("*.json"))
 
