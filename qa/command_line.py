@@ -110,6 +110,9 @@ class CommandLine(HfArgumentParser):
         self.required = [action.dest for action in self._actions if action.required]
         for action in self._actions:
             action.required = False  # argparse would stop at the first problem of this kind
+            # Of `Optional[dict | str]` transformers 4.55.4 takes the second type, and Python may return an equal union
+            # that another module made, with the types in another order.
+            action.type = str if action.type is dict else action.type
 
     def error(self, message: str):
         raise UserError(*self.problems, f"{message} (see --help)")

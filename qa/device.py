@@ -22,7 +22,7 @@ from qa.preflight import (
     quiet_imports,
     read_gaudi_config,
 )
-from qa.upstream import GaudiCorrections, RankDevice, patch_bart
+from qa.upstream import GaudiCorrections, RankDevice, exchange_through_gloo, patch_bart
 
 
 logger = logging.getLogger(__name__)
@@ -162,6 +162,8 @@ class DeviceChoice:
         if self.use_cpu or self.use_habana:  # DeepSpeed would look for a device, and warn where it finds none
             os.environ["DS_ACCELERATOR"] = "hpu" if self.use_habana else "cpu"
         super().__post_init__()
+        if self.deepspeed and self.use_cpu:
+            exchange_through_gloo()
         if problems := self.deepspeed_mismatches():
             raise UserError(*problems)
         if self.use_habana:

@@ -16,6 +16,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | trunk_mapping | transformers 4.55.4 | Llama for questions loads no tensor of a causal checkpoint | test_the_library_still_loses_causal_weights |
 | patch_bart | optimum-habana 1.21.2 | AttributeError `_shape` in BART's forward | test_bart_still_needs_its_patch |
 | HubAdapter | huggingface_hub 0.36 | HTTP 429, or a connection that breaks in a file, ends the run | test_hub.py |
+| exchange_through_gloo | DeepSpeed 0.19.8 | compiles for a minute before it trains on CPUs | test_deepspeed.py |
 | let_threads_finish | PyTorch 2.13 | a finished rank ends with SIGABRT | test_ranks.py |
 
 Workarounds of a line or two stay with the code that needs them, with the version in a comment: `git grep "1\\.21\\.2"`.
@@ -281,6 +282,17 @@ def patient_session() -> requests.Session:
 
 if not constants.HF_HUB_OFFLINE:
     huggingface_hub.configure_http_backend(patient_session)
+
+
+def exchange_through_gloo() -> None:
+    """Let DeepSpeed's ranks on CPUs exchange tensors through gloo.
+
+    DeepSpeed 0.19.8 compiles an exchange of its own in the first run: for a minute, and with a traceback where there is
+    no compiler.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def let_threads_finish() -> None:

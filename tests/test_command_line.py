@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from typing import Union
 
 import pytest
 from helpers import ROOT, split_import_times
@@ -175,6 +176,12 @@ def test_the_held_out_part_comes_from_the_training_data(tmp_path):
 def test_nothing_to_do_is_an_error():
     """Defect 4: the reference falls through to the test split."""
     assert problems_of("--dataset_name", "squad") == ["nothing to do: add --do_train, --do_eval or --do_predict"]
+
+
+def test_a_text_is_a_value_wherever_a_dict_is_one():
+    union = Union[str, dict, None]  # those of the libraries are `Optional[Union[dict, str]]`, which is equal
+    flags = dataclasses.make_dataclass("Flags", [("file", union, dataclasses.field(default=None))])
+    assert CommandLine([flags]).parse_args(["--file", "zero_2.json"]).file == "zero_2.json"
 
 
 def test_misspelt_flags_and_values():

@@ -45,7 +45,7 @@ def environment(
         folders.append(str(HERE / "torchvision_stub"))
     before = [folder for folder in made.get("PYTHONPATH", "").split(os.pathsep) if folder and not is_ours(folder)]
     made["PYTHONPATH"] = os.pathsep.join(folders + before)
-    # optimum-habana asks `pip list` for the plugin's version: it must be this Python's pip.
+    # optimum-habana asks `pip list` for the plugin's version, and bin/pip this Python's pip for everything else.
     made["PATH"] = os.pathsep.join([str(HERE / "bin"), os.path.dirname(sys.executable), made.get("PATH", os.defpath)])
     made["SIMULATED_GAUDI_LIBRARY"] = str(build_library())
     if cards is not None:

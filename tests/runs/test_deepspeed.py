@@ -128,7 +128,7 @@ def test_the_configuration_is_the_documents():
 
 
 def test_two_ranks_without_a_gaudi(one, still_models, squad_files, tmp_path):
-    """The same configuration, also without --bf16: transformers would refuse it."""
+    """The same configuration, also without --bf16: transformers would refuse it. Nothing is compiled first."""
     run_two(
         tmp_path,
         "deepspeed",
@@ -139,6 +139,7 @@ def test_two_ranks_without_a_gaudi(one, still_models, squad_files, tmp_path):
         history_of(one, "loss"), **TOLERANCES["deepspeed_zero_2"]
     )
     assert load(tmp_path / "deepspeed_zero_2" / "eval_results.json")["eval_f1"] > 20
+    assert "built successfully" not in (tmp_path / "out").read_text() + (tmp_path / "err").read_text()
 
 
 def test_impossible_settings_are_reported_at_once(still_models, squad_files, tmp_path):

@@ -1,8 +1,8 @@
 """The scripts on two ranks, as the launcher starts them: the answers, scores and losses of one rank, and files that are written once.
 
-The same jobs run as one rank in this process, on the CPU, and as two ranks over each engine, in one launch for all jobs
-(see ranks_run.py): over torchrun on the CPU, over MPI and with `--use_deepspeed` on the simulated Gaudi. Models have no
-dropout, since ranks draw other masks; the ranks' batches together are those of one rank.
+The same jobs run as one rank in this process, on the CPU, and as two ranks, in one launch for all jobs (see ranks_run.py):
+over torchrun on the CPU, over MPI on the simulated Gaudi. `--use_deepspeed` starts torchrun (test_gaudi_spawn.py); its runs
+are in test_deepspeed.py. Models have no dropout, since ranks draw other masks; the ranks' batches together are those of one rank.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import oracle
 import pytest
-from helpers import ENGINES, ROOT, golds_of, history_of, load, start_ranks
+from helpers import ROOT, golds_of, history_of, load, start_ranks
 from safetensors.torch import load_file
 from test_hub import NAME, Hub
 
@@ -74,7 +74,7 @@ def one(still_models, squad_files, negatives, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=["torchrun", "mpi"])
 def engine(request):
     problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([], request.param, 2))
     if problems:
@@ -225,7 +225,7 @@ def test_a_killed_rank_ends_a_training(engine, place, still_models, hub, squad_f
             assert process.poll() is None and time.monotonic() < give_up, (tmp_path / "err").read_text()[-6000:]
             time.sleep(0.1)
         started = descendants(process.pid)
-        victim = 0 if engine == "deepspeed" else 1
+        victim = 0 if engine == "torchrun" else 1
         os.kill(rank_among(started, victim), signal.SIGKILL)
         assert process.wait(60) == 137
         assert re.search(f"error: rank {victim} on .* was killed by SIGKILL\n", (tmp_path / "err").read_text())
