@@ -91,8 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         n_best_size=data_args.n_best_size,
         **extras,
     )
-    data = {"features": features, "rows": rows, "counts": counts}
-    run(trainer, data_args, model_args, checkpoint=checkpoint, record=record, **data)
+    run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)
 
 
 def to_answers(data_args: DataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:

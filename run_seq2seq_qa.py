@@ -114,8 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
         **extras,
     )
-    data = {"features": features, "rows": rows, "counts": counts}
-    run(trainer, data_args, model_args, checkpoint=checkpoint, record=record, **data)
+    run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)
 
 
 def set_generation(data_args: Seq2SeqDataArguments, training_args) -> None:

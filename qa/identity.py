@@ -149,7 +149,7 @@ def traits(record: dict) -> dict[str, tuple[object, str]]:
     """Return by name what decides how a training goes: a value to compare, and the text to show."""
     arguments, data, model = record["arguments"], record["data"], record["model"]
     flags = compared_flags(arguments)
-    found = {f"--{name}": (value, short(value)) for name, value in arguments.items() if name in flags}
+    found = {f"--{name}": (value, value_text(value)) for name, value in arguments.items() if name in flags}
     for split in ("train", "validation") if chooses(arguments) else ("train",):
         if split in data:
             found[f"the {split} questions"] = (data[split]["fingerprint"], shown(data[split]))
@@ -158,6 +158,11 @@ def traits(record: dict) -> dict[str, tuple[object, str]]:
     for name in ("tokenizer", "ranks", "devices_per_rank"):
         found[f"the {name}" if name == "tokenizer" else name] = (record[name], short(record[name]))
     return found
+
+
+def value_text(value) -> str:
+    """Return a flag's value; with a fingerprint where only the beginning of a long one is shown."""
+    return f"{short(value)} ({fingerprint_of(value)})" if isinstance(value, dict) else short(value)
 
 
 def compared_flags(arguments: dict) -> frozenset[str]:

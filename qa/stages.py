@@ -220,18 +220,18 @@ def run(
     data_args: DataArguments,
     model_args: ModelArguments,
     checkpoint: str | None,
+    record: dict | None,
     features: dict,
     rows: dict,
     counts: dict,
-    record: dict | None,
 ) -> None:
     """Train, evaluate and predict, as the flags say; write the model card and print the summary.
 
     Args:
         checkpoint: to resume from, None to start with the model.
+        record: of the training, see `qa.identity.identify`.
         features, rows: by split.
         counts: those of `load_rows`, for the results of each stage.
-        record: of the training, see `qa.identity.identify`.
     """
     training_args, metrics = trainer.args, {}
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them

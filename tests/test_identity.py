@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ FREE = """
     profiling_warmup_steps_eval profiling_steps_eval profiling_record_shapes profiling_with_stack debug tpu_metrics_debug
     push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision push_to_hub_model_id
     push_to_hub_organization
-    no_cuda use_cpu use_mps_device use_ipex use_habana local_rank _n_gpu ddp_backend ddp_timeout ddp_find_unused_parameters
+    no_cuda use_cpu use_mps_device use_ipex use_habana local_rank ddp_backend ddp_timeout ddp_find_unused_parameters
     ddp_bucket_cap_mb ddp_broadcast_buffers distribution_strategy mp_parameters tpu_num_cores ray_scope
     dataloader_num_workers dataloader_prefetch_factor dataloader_pin_memory dataloader_persistent_workers
     non_blocking_data_copy torch_empty_cache_steps half_precision_backend fp16_backend full_determinism
@@ -137,5 +136,224 @@ def test_the_library_still_hides_weights(tmp_path):
 def test_a_word_that_may_hold_a_secret_is_not_repeated(tmp_path):
     (message,) = problems_of("m", tmp_path, "--do_train", "--train_file", "x", "--hub_tokn=hf_secretB")[:1]
     assert message == "unknown argument --hub_tokn (did you mean --hub_token?)"
-    for word in ("--hub=hf_secretB", "--no_cuda=hf_secretB"):
-        assert "hf_secret" not in "".join(problems_of("m", tmp_path, word))
+    assert "hf_secret" not in "".join(problems_of("m", tmp_path, "--hub=hf_secretB"))  # ambiguous
+
+
+def test_every_flag_is_known_to_decide_about_a_training_or_not():
+    classes = [ModelArguments, DataArguments, Seq2SeqModelArguments, Seq2SeqDataArguments]
+    classes += [training_arguments(seq2seq) for seq2seq in (False, True)]
+    flags = {field.name for kind in classes for field in dataclasses.fields(kind) if field.init}
+    groups = [TRAINING_FLAGS, EVALUATION_FLAGS, SOMETIMES, FREE, SECRETS]
+    assert sorted(flags) == sorted(name for group in groups for name in group)
+
+
+def test_each_flag_that_decides_is_named_when_it_differs(trained):
+    """Those of evaluations where evaluations decide; and no other flag is named."""
+    record = load(trained / "run.json")
+    decides = record | {"arguments": record["arguments"] | {"load_best_model_at_end": True}}
+    writes = record | {"arguments": record["arguments"] | {"predict_with_generate": True}}
+    for name in [*TRAINING_FLAGS, *EVALUATION_FLAGS, *SOMETIMES, *FREE]:
+        old = {key: run | {"arguments": {name: None} | run["arguments"]} for key, run in
+               (("plain", record), ("decides", decides), ("writes", writes))}  # fmt: skip
+        new = {key: run | {"arguments": run["arguments"] | {name: "another"}} for key, run in old.items()}
+        named = {key for key in old if differences(old[key], new[key])}
+        expected = {"plain", "decides", "writes"} if name in TRAINING_FLAGS else set()
+        expected |= {"decides"} if name in EVALUATION_FLAGS else {"decides", "writes"} if name in SOMETIMES else set()
+        if name in ("load_best_model_at_end", "save_strategy", "lr_scheduler_type", "early_stopping_patience"):
+            continue  # they say whether evaluations decide
+        assert named == expected, name
+        for key in named:
+            (line,) = differences(old[key], new[key])
+            assert line.startswith(f"--{name}: now 'another', was ")
+
+
+def test_other_data_another_model_or_number_of_ranks_is_named(trained):
+    record = load(trained / "run.json")
+    part = record["data"]["train"] | {"fingerprint": "0123", "file": "other.json"}
+    (line,) = differences(record, record | {"data": record["data"] | {"train": part}})
+    assert line.startswith("the train questions: now 12 of other.json (0123), was 12 of ")
+    part = record["data"]["validation"] | {"fingerprint": "0123"}
+    other = record | {"data": record["data"] | {"validation": part}, "ranks": 8}
+    assert differences(record, other) == ["ranks: now 8, was 1"]
+    chooses = [run | {"arguments": run["arguments"] | {"save_strategy": "best"}} for run in (record, other)]
+    assert len(differences(*chooses)) == 2
+
+
+def test_a_resume_of_another_training_names_what_differs(stopped, data, tiny_model, negatives, tmp_path):
+    """And what changes nothing is no reason to stop."""
+    free = "--logging_steps 3 --save_steps 5 --save_total_limit 2 --per_device_eval_batch_size 2 --run_name x".split()
+    run(tiny_model, stopped, *data, "--do_eval", "--check", *free)
+    flags = {"max_seq_length": 80, "doc_stride": 16, "seed": 7, "optim": "adafactor", "learning_rate": 1e-4,
+             "lr_scheduler_type": "constant", "weight_decay": 0.1, "per_device_train_batch_size": 2,
+             "gradient_accumulation_steps": 3, "max_steps": 5}  # fmt: skip
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    *lines, end = problems_of(tiny_model, stopped, *data, "--check", *words)
+    assert [line.partition(":")[0] for line in lines] == sorted(f"--{name}" for name in flags)
+    assert "--seed: now 7, was 42" in lines
+    assert end.startswith(f"{stopped}/checkpoint-2 is of a run that differs") and "--resume_anyway" in end
+
+    other = tmp_path / "other_model"
+    shutil.copytree(tiny_model, other)
+    weights = load_file(other / "model.safetensors")
+    save_file(
+        weights | {"qa_outputs.bias": weights["qa_outputs.bias"] + 1}, other / "model.safetensors", {"format": "pt"}
+    )
+    settings = load(other / "tokenizer_config.json") | {"padding_side": "left"}
+    (other / "tokenizer_config.json").write_text(json.dumps(settings))
+    rows = load(negatives)
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    changed = ["--do_train", "--train_file", negatives, "--version_2_with_negative"]
+    *lines, _ = problems_of(other, stopped, *changed, "--check")
+    names = ["--version_2_with_negative", "the train questions", "the starting weights", "the tokenizer"]
+    assert [line.partition(":")[0] for line in lines] == names
+
+
+def test_a_resume_goes_on_anyway_or_without_a_record(stopped, data, tiny_model, caplog):
+    run(tiny_model, stopped, *data, "--learning_rate", 1e-3, "--resume_anyway")
+    assert "Resuming" in caplog.text and "--learning_rate: now 0.001, was 5e-05" in caplog.text
+    (resumed,) = load(stopped / "run.json")["resumed"]
+    assert resumed["checkpoint"] == str(stopped / "checkpoint-2") and len(resumed["differences"]) == 1
+    assert load(stopped / "trainer_state.json")["log_history"][-2]["step"] == 4
+    assert load(stopped / "checkpoint-4" / "run.json") == load(stopped / "run.json")
+    for content in (b"", b"[]", b'{"arguments": 3}', None):
+        caplog.clear()
+        (stopped / "run.json").write_bytes(content) if content is not None else (stopped / "run.json").unlink()
+        assert read_record(stopped) is None and "nothing was compared" in caplog.text
+
+
+def test_overwriting_removes_the_earlier_run_and_nothing_else(trained, data, tiny_model, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    shutil.copytree(trained, folder)
+    (folder / "checkpoint-precious").mkdir()
+    mine = ["notes.txt", "my_predictions.json", "checkpoint-precious/model.safetensors", "runs.csv"]
+    for name in mine:
+        (folder / name).touch()
+    monkeypatch.setattr(run_qa.QuestionAnsweringTrainer, "train", lambda *_, **__: sys.exit(3))  # killed at its start
+    with pytest.raises(SystemExit):
+        run(tiny_model, folder, *data, "--seed", 7, "--overwrite_output_dir")
+    unlock(folder)
+    kept = {"config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+    assert {path.relative_to(folder).as_posix() for path in files_of(folder)} == kept | {*mine, "run.json"}
+    assert load(folder / "run.json")["arguments"]["seed"] == 7
+
+
+def test_overwriting_keeps_what_the_run_starts_from(trained, tmp_path):
+    for name, gone in (
+        ("checkpoint-2", {"checkpoint-4", "model.safetensors"}),
+        (".", {"checkpoint-2", "checkpoint-4"}),
+    ):
+        folder = tmp_path / name / "out"
+        shutil.copytree(trained, folder)
+        remove_earlier_run(folder, [str(folder / name), "bert-base-uncased"])
+        after = {path.name for path in folder.iterdir()}
+        assert {"checkpoint-2", "checkpoint-4", "model.safetensors"} - after == gone
+
+
+def test_overwriting_leaves_weights_that_no_run_wrote(tmp_path):
+    for name in ("model.safetensors", "README.md", "config.json"):
+        (tmp_path / name).write_text("mine")
+    remove_earlier_run(tmp_path, [])
+    assert len(files_of(tmp_path)) == 3
+
+
+def test_a_run_that_must_not_resume_does_not(stopped, data, tiny_model, tmp_path):
+    (problem,) = problems_of(tiny_model, stopped, *data, "--resume_from_checkpoint", "false")
+    assert problem.endswith("name another folder, or remove them with --overwrite_output_dir")
+    run(tiny_model, tmp_path / "new", *data, "--resume_from_checkpoint", "False", "--check")
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from qa.locks import lock
+lock(Path(sys.argv[1]))
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_second_run_at_a_folder_is_refused_while_the_first_lives(data, tiny_model, tmp_path):
+    """A kill leaves the folder free, also if a worker that the run forked lives on."""
+    folder, environment = tmp_path / "out", os.environ | {"PYTHONPATH": str(ROOT)}
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, folder], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    child = int(holder.stdout.readline())
+    try:
+        (problem,) = problems_of(tiny_model, folder, *data)
+        assert f"another run is writing there (process {holder.pid} on " in problem
+        run(tiny_model, folder, *data, "--check")
+        holder.kill()
+        holder.wait()
+        assert [path.name for path in folder.iterdir()] == [LOCK_FILE]
+        lock(folder)
+        os.kill(child, 0)
+        unlock(folder)
+        assert not any(folder.iterdir())
+    finally:
+        holder.kill()
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    lock(tmp_path)
+    assert "cannot be locked (No locks available)" in caplog.text
+
+
+def test_nothing_of_an_earlier_evaluation_stays(trained, data, negatives, tmp_path):
+    """With negatives, then without: no null odds, and no scores of questions without an answer."""
+    folder, flags = tmp_path / "out", data[1:] + ["--do_eval"]
+    run(trained, folder, "--do_eval", "--validation_file", negatives, "--version_2_with_negative")
+    assert (folder / "eval_null_odds.json").exists() and "eval_NoAns_f1" in load(folder / "all_results.json")
+    run(trained, folder, *flags)
+    assert not (folder / "eval_null_odds.json").exists()
+    assert load(folder / "all_results.json") == load(folder / "eval_results.json")
+
+
+def test_answers_of_an_earlier_evaluation_go_where_the_new_one_writes_none(tiny_writers, squad_files, tmp_path):
+    flags = ["--do_eval", "--validation_file", squad_files / "dev.json"]
+    run(tiny_writers["t5"], tmp_path, *flags, "--predict_with_generate", script=run_seq2seq_qa)
+    assert (tmp_path / "eval_predictions.json").exists()
+    run(tiny_writers["t5"], tmp_path, *flags, script=run_seq2seq_qa)
+    assert {path.name for path in tmp_path.iterdir()} == {"all_results.json", "eval_results.json"}
+
+
+def test_a_models_card_is_neither_lost_to_an_evaluation_nor_to_a_training(trained, data, tiny_model, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(trained, folder)
+    card = (folder / "README.md").read_bytes()
+    run(folder, folder, "--do_eval", *data[1:], "--null_score_diff_threshold", 1)
+    assert (folder / "README.md").read_bytes() == card
+    (folder / "README.md").write_text("My model.")
+    run(tiny_model, folder, *data, "--overwrite_output_dir", "--max_steps", 1)
+    assert (folder / "README.md").read_text() == "My model."
+
+
+def test_no_json_file_holds_nan(tmp_path, trained):
+    trainer_class(False)
+    state = TrainerState(log_history=[{"loss": math.nan, "step": 1}, {"grad_norm": math.inf}], best_metric=1.5)
+    state.save_to_json(str(tmp_path / "trainer_state.json"))
+    refuse = {"parse_constant": lambda word: pytest.fail(word)}
+    state = json.loads((tmp_path / "trainer_state.json").read_text(), **refuse)
+    assert state["log_history"] == [{"loss": None, "step": 1}, {"grad_norm": None}]
+    assert TrainerState.load_from_json(str(tmp_path / "trainer_state.json")).best_metric == 1.5
+    for path in trained.rglob("*.json"):
+        json.loads(path.read_text(), **refuse)
+
+
+def test_a_large_file_of_weights_is_sampled(tmp_path, monkeypatch):
+    monkeypatch.setattr(qa.identity, "WHOLE_FILE", 2**20)
+    path = tmp_path / "a"
+    prints = set()
+    for size, place in ((2**23, 0), (2**23, 2**22), (2**23, 2**23 - 1), (2**23 + 1, 0)):
+        content = bytearray(size)
+        content[place] = 1
+        path.write_bytes(content)
+        prints.add(weights_fingerprint(path))
+    assert len(prints) >= 3
