@@ -25,6 +25,7 @@ from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
+from qa.identity import identify
 from qa.resume import checkpoint_to_resume
 from qa.stages import (
     ScoredForm,
@@ -58,6 +59,9 @@ def main(argv: list[str] | None = None) -> None:
         config, tokenizer = load_config_and_tokenizer(model_args)
     extras = trainer_extras(training_args, model_args)
     weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, remote=data_args.check)
+    record = identify(
+        argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
+    )
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
     features = {
@@ -87,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         n_best_size=data_args.n_best_size,
         **extras,
     )
-    run(trainer, data_args, model_args, checkpoint=checkpoint, features=features, rows=rows, counts=counts)
+    run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)
 
 
 def to_answers(data_args: DataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:

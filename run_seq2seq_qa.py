@@ -27,6 +27,7 @@ from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
+from qa.identity import identify
 from qa.resume import checkpoint_to_resume
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 from qa.stages import (
@@ -67,6 +68,9 @@ def main(argv: list[str] | None = None) -> None:
     set_language(tokenizer, data_args.language_code)
     generation = read_generation_config(config, tokenizer, model_args, training_args)
     weightless = check_model(AutoModelForSeq2SeqLM, config, tokenizer, model_args, remote=data_args.check)
+    record = identify(
+        argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
+    )
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
     features = {
         split: prepare_seq2seq_features(
@@ -110,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
         **extras,
     )
-    run(trainer, data_args, model_args, checkpoint=checkpoint, features=features, rows=rows, counts=counts)
+    run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)
 
 
 def set_generation(data_args: Seq2SeqDataArguments, training_args) -> None:

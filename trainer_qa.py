@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from qa.answers import Candidates, best_positions
 from qa.buckets import EpochOrderSampler, eval_group, evaluation_order, train_group, training_order
 from qa.device import trainer_class
+from qa.earlier import is_generated
+from qa.identity import RunRecord
 from qa.speed import TrainingSpeed, evaluation_speed
-from qa.upstream import STRAY_METRICS, BestCheckpoint, JoinedSaves, ResumedEpochs
+from qa.upstream import STRAY_METRICS, BestCheckpoint, JoinedSaves, ReadableWeights, ResumedEpochs
 from qa.windows import IGNORED, labelled_share
 
 
@@ -195,6 +198,18 @@ class AnswerEvaluation(LengthBuckets):
             self.write_answers(answers, stage)
 
 
+class RunFiles(RunRecord, ReadableWeights):
+    """Mixin for a trainer: the files that it adds to those of a model, and those that it leaves alone."""
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Write the card of a model that was trained, unless a person wrote the one that is there."""
+        card = Path(self.args.output_dir) / "README.md"
+        if card.exists() and not (self.args.do_train and is_generated(card)):
+            logger.info(f"{card} stays as it is")
+            return
+        super().create_model_card(*args, **kwargs)
+
+
 class PreallocatedArrays:
     """Arrays of at most `total` rows that are added in pieces, (batch, ...) each, to memory that is allocated once.
 
@@ -241,7 +256,7 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
 
 
 class QuestionAnsweringTrainer(
-    ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, JoinedSaves, trainer_class(False)
+    ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, JoinedSaves, RunFiles, trainer_class(False)
 ):
     """Train and evaluate models that mark the answer in its context: a subclass of GaudiTrainer or Trainer.
 

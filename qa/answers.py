@@ -432,3 +432,5 @@ def write_answers(answers: Answers, output_dir: str, prefix: str | None = None) 
     write_json(folder / f"{before}predictions.json", [answers.texts])
     if answers.null_odds:
         write_json(folder / f"{before}null_odds.json", [answers.null_odds])
+    else:  # of an earlier evaluation
+        (folder / f"{before}null_odds.json").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ A first argument that ends in `.json`, `.yaml` or `.yml` is a file of arguments.
 
 import argparse
 import json
+import re
 import sys
 from dataclasses import fields
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from qa.errors import UserError
 
 # The flags that `--help` lists, by topic. `--help_all` lists the others too: those that only the libraries define.
 HELP = {
-    "The run": "output_dir overwrite_output_dir do_train do_eval do_predict check resume_from_checkpoint save_strategy "
+    "The run": "output_dir overwrite_output_dir do_train do_eval do_predict check resume_from_checkpoint resume_anyway save_strategy "
     "save_total_limit eval_strategy load_best_model_at_end metric_for_best_model early_stopping_patience logging_steps "
     "report_to seed",
     "Data": "dataset_name dataset_config_name train_file validation_file test_file id_column question_column "
@@ -42,7 +43,7 @@ LIBRARY_HELP = {
     "do_train": "Train on the training questions.",
     "do_eval": "Answer and score the validation questions.",
     "do_predict": "Answer the test questions.",
-    "resume_from_checkpoint": "Checkpoint folder to resume from; by default the last one in --output_dir.",
+    "resume_from_checkpoint": "Checkpoint folder to resume from; by default the last one in --output_dir, with false none.",
     "save_strategy": "When to write checkpoints: no, steps, epoch or best.",
     "save_total_limit": "Number of checkpoints to keep; by default all.",
     "eval_strategy": "When to evaluate during training: no, steps or epoch.",
@@ -115,6 +116,7 @@ class CommandLine(HfArgumentParser):
             action.type = str if action.type is dict else action.type
 
     def error(self, message: str):
+        message = re.sub(r"(--\w[\w-]*)=\S*", r"\1", message)  # the value may be a secret
         raise UserError(*self.problems, f"{message} (see --help)")
 
     def _get_values(self, action, arg_strings):
@@ -207,5 +209,6 @@ def flags_of_file(path: Path) -> list[str]:
 
 def unknown_argument(word: str, known: list[str]) -> str:
     """Return the message for a word that is no flag, with the nearest flag that is one."""
-    nearest = get_close_matches(word.split("=")[0], known, n=1)
+    word = word.split("=")[0]  # without the value, which may be a secret
+    nearest = get_close_matches(word, known, n=1)
     return f"unknown argument {word}" + (f" (did you mean {nearest[0]}?)" if nearest else " (see --help)")

@@ -22,7 +22,7 @@ from qa.preflight import (
     quiet_imports,
     read_gaudi_config,
 )
-from qa.upstream import GaudiCorrections, RankDevice, exchange_through_gloo, patch_bart
+from qa.upstream import GaudiCorrections, RankDevice, exchange_through_gloo, patch_bart, write_finite_states
 
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ GAUDI_FLAGS = {
 
 # Those with an effect on every device: see qa.speed.
 EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput")
+
+
+# Flags whose values no file may hold: neither training_args.bin nor run.json.
+SECRETS = ("token", "hub_token", "push_to_hub_token")
 
 
 # Defaults of TrainingArguments that optimum-habana changes; kept on every device, so that results are the same.
@@ -134,7 +138,13 @@ def training_arguments(seq2seq: bool, /) -> type:
             "help": "End training after N evaluations without a better --metric_for_best_model; by default never."
         },
     )
-    flags.append(("early_stopping_patience", Optional[int], patience))
+    anyway = dataclasses.field(
+        default=False,
+        metadata={
+            "help": "Resume although data, model or flags differ from those of the checkpoint's run, which is an error by default."
+        },
+    )
+    flags += [("early_stopping_patience", Optional[int], patience), ("resume_anyway", bool, anyway)]
     made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, RankDevice, base))
     made.__module__ = __name__
     return made
@@ -170,6 +180,10 @@ class DeviceChoice:
             patch_bart()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
+
+    def __getstate__(self) -> dict:
+        """Return what pickles hold, `training_args.bin` among them: everything except secrets."""
+        return vars(self) | {name: None for name in SECRETS if name in vars(self)}
 
     def choose_defaults(self) -> None:
         """Set defaults of the libraries that suit nobody: every tracker, bars in files, one warning from each rank."""
@@ -213,6 +227,7 @@ class DeviceChoice:
 @quiet_imports()
 def trainer_class(seq2seq: bool, /) -> type:
     """Return the trainer that the scripts' trainers extend: GaudiTrainer where it is usable, else transformers' Trainer."""
+    write_finite_states()
     if gaudi_is_usable():
         from optimum.habana import GaudiSeq2SeqTrainer, GaudiTrainer
 

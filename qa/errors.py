@@ -29,6 +29,21 @@ def in_one_line(error: Exception, most: int = 400) -> str:
     return " ".join(str(error).split())[:most]
 
 
+def on_rank_0(training_args, function: Callable, *args):
+    """Return the result of a function that rank 0 alone calls, None on the others; its UserError is raised on all ranks."""
+    result, problems = None, [()]
+    if training_args.process_index == 0:
+        try:
+            result = function(*args)
+        except UserError as error:
+            problems = [error.problems]
+    if training_args.world_size > 1:
+        importlib.import_module("torch").distributed.broadcast_object_list(problems)
+    if problems[0]:
+        raise UserError(*problems[0])
+    return result
+
+
 def run_or_exit(main: Callable[[], None]) -> None:
     """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback."""
     try:

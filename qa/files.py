@@ -1,11 +1,16 @@
 """Every file of results that a run writes: whole or not at all."""
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import orjson
+
+
+# The beginnings of a stage's metrics: a prediction's scores begin with `test_`, its number of samples does not.
+PREFIXES = {"train": ("train_",), "eval": ("eval_",), "predict": ("predict_", "test_")}
 
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
@@ -31,10 +36,12 @@ def write_json(path: Path, parts: Iterable[dict]) -> None:
 
 
 def write_results(folder: Path, stage: str, metrics: dict) -> None:
-    """Write the metrics of a stage to `{stage}_results.json`, and add them to `all_results.json`; sorted by name."""
+    """Write the metrics of a stage to `{stage}_results.json`, sorted by name; in `all_results.json` they replace its earlier ones."""
     write_json(folder / f"{stage}_results.json", [dict(sorted(metrics.items()))])
     everything = folder / "all_results.json"
     before = json.loads(everything.read_bytes()) if everything.exists() else {}
+    own = PREFIXES[stage]
+    before = {name: value for name, value in before.items() if not name.startswith(own)}
     write_json(everything, [dict(sorted((before | metrics).items()))])
 
 
@@ -54,4 +61,17 @@ def to_json(value: dict) -> bytes:
     try:
         return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError:
-        return json.dumps(value, indent=2).encode()
+        return json.dumps(finite(value), indent=2, allow_nan=False).encode()
+
+
+def finite(value):
+    """Return JSON data with None for each number that is NaN or infinite.
+
+    >>> finite({"losses": [0.5, float("nan")]})
+    {'losses': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

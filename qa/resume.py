@@ -7,6 +7,8 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from qa.errors import UserError
+from qa.identity import RUN_FILE
+from qa.locks import LOCK_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ def checkpoint_to_resume(training_args, buckets: list[str] | None) -> str | None
 
 def named_or_last_checkpoint(training_args) -> str | None:
     named = training_args.resume_from_checkpoint
+    never = named is not None and named.lower() == "false"
     if named is not None and named.lower() not in ("true", "false"):
         if not is_complete(Path(named)):
             raise UserError(f"--resume_from_checkpoint {named}: there is no complete checkpoint (trainer_state.json)")
@@ -40,10 +43,15 @@ def named_or_last_checkpoint(training_args) -> str | None:
     if not training_args.do_train or training_args.overwrite_output_dir or not folder.is_dir():
         return None
     last = last_checkpoint(folder)
+    if last is not None and never:
+        raise UserError(
+            f"--resume_from_checkpoint {named}: --output_dir {folder} holds the checkpoints of an earlier run; name another "
+            "folder, or remove them with --overwrite_output_dir"
+        )
     if last is not None:
         logger.warning(f"Resuming from {last}; add --overwrite_output_dir to start again")
         return str(last)
-    if any(folder.iterdir()):
+    if any(path.name not in (LOCK_FILE, RUN_FILE) for path in folder.iterdir()):
         raise UserError(
             f"--output_dir {folder} holds files but no complete checkpoint to resume from; name another folder, "
             "or start again with --overwrite_output_dir"

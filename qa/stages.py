@@ -17,9 +17,12 @@ from qa.checks import find_problems
 from qa.command_line import build, expand_file, read_command_line
 from qa.data import gold_answers, load_rows
 from qa.device import resolve_lazy_mode, training_arguments
-from qa.errors import UserError
+from qa.earlier import remove_answers, remove_earlier_run
+from qa.errors import UserError, on_rank_0
 from qa.files import write_results
 from qa.hub import report_shadowing
+from qa.identity import write_record
+from qa.locks import lock, unlock
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
 from qa.screen import StageLines, print_summary, report_features, report_stage
@@ -56,6 +59,8 @@ def start(
         raise UserError(*problems)
     start_logging(training_args)
     report_shadowing(model_args, data_args, training_args)
+    if not data_args.check:
+        on_rank_0(training_args, lock, Path(training_args.output_dir))
     transformers.set_seed(training_args.seed)
     return model_args, data_args, training_args
 
@@ -205,7 +210,10 @@ def save_results(trainer, stage: str, metrics: dict, features, most: int | None,
     metrics |= {f"{stage}_{name}": count for name, count in counts.items()}
     report_stage(stage, metrics)
     if trainer.is_world_process_zero():
-        write_results(Path(trainer.args.output_dir), stage, metrics)
+        folder, prefix = Path(trainer.args.output_dir), {"predict": "test"}.get(stage, stage)
+        write_results(folder, stage, metrics)
+        if f"{prefix}_postprocess_runtime" not in metrics:  # there are no answers
+            remove_answers(folder, stage)
     return metrics
 
 
@@ -214,6 +222,7 @@ def run(
     data_args: DataArguments,
     model_args: ModelArguments,
     checkpoint: str | None,
+    record: dict | None,
     features: dict,
     rows: dict,
     counts: dict,
@@ -222,6 +231,7 @@ def run(
 
     Args:
         checkpoint: to resume from, None to start with the model.
+        record: of the training, see `qa.identity.identify`.
         features, rows: by split.
         counts: those of `load_rows`, for the results of each stage.
     """
@@ -229,6 +239,7 @@ def run(
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
     trainer.add_callback(StageLines)
     if training_args.do_train:
+        begin_training(trainer, [model_args, data_args], checkpoint, record)
         lost = getattr(features["train"], "lost_rows", 0)
         without_window = {"questions_without_window": lost} if lost else {}
         metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window)
@@ -238,10 +249,27 @@ def run(
         metrics |= predict(trainer, features["test"], rows["test"], data_args.max_predict_samples, counts["test"])
     write_model_card(trainer, data_args, model_args)
     print_summary(trainer, metrics)
+    unlock(Path(training_args.output_dir))
+
+
+def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict | None) -> None:
+    """Write `run.json` on rank 0, with --overwrite_output_dir in the place of an earlier run.
+
+    Args:
+        named_by: arguments whose paths a training reads, also where they are in the output folder.
+    """
+    if record is None:
+        return
+    folder = Path(trainer.args.output_dir)
+    if trainer.args.overwrite_output_dir:
+        values = [value for arguments in named_by for value in vars(arguments).values()]
+        remove_earlier_run(folder, [value for value in [*values, checkpoint] if isinstance(value, str)])
+    trainer.run_record = record
+    write_record(folder, record)
 
 
 def write_model_card(trainer, data_args: DataArguments, model_args: ModelArguments) -> None:
-    """Write the model card `README.md`, and push everything to the hub where the flags ask for that."""
+    """Write the card of a trained model, and push everything to the hub where the flags ask for that."""
     card = {"tasks": "question-answering"}
     if not Path(model_args.model_name_or_path).exists():  # a hub name; the card looks its licence up there
         card["finetuned_from"] = model_args.model_name_or_path
@@ -254,5 +282,5 @@ def write_model_card(trainer, data_args: DataArguments, model_args: ModelArgumen
         card |= {"dataset_args": config} if config else {}
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
-    else:
+    elif trainer.args.do_train:
         trainer.create_model_card(**card)

@@ -12,6 +12,8 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | ResumedEpochs | transformers 4.55.4 | a resumed epoch loses its last update | test_an_epoch_that_is_resumed_within_... |
 | BestCheckpoint | transformers 4.55.4 | `--save_strategy best` saves the last model | test_save_strategy_best |
 | JoinedSaves | transformers 4.55.4 | ranks disagree about the best checkpoint, and hang | test_ranks.py |
+| write_finite_states | transformers 4.55.4 | a NaN in trainer_state.json, which is no JSON | test_identity.py |
+| ReadableWeights | safetensors 0.8.0 | nobody except the owner can read model.safetensors | test_the_library_still_hides_weights |
 | GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps | test_the_corrections_are_still_needed |
 | trunk_mapping | transformers 4.55.4 | Llama for questions loads no tensor of a causal checkpoint | test_the_library_still_loses_causal_weights |
 | patch_bart | optimum-habana 1.21.2 | AttributeError `_shape` in BART's forward | test_bart_still_needs_its_patch |
@@ -22,11 +24,14 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 Workarounds of a line or two stay with the code that needs them, with the version in a comment: `git grep "1\\.21\\.2"`.
 """
 
+import dataclasses
 import logging
 import os
+import shutil
 import sys
 import time
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 
@@ -58,6 +63,8 @@ from urllib3.util.retry import Retry  # noqa: E402
 
 
 logger = logging.getLogger(__name__)
+
+from qa.files import to_json  # noqa: E402
 
 
 # optimum-habana leaves these among the metrics: a time of day, and a duration (misspelt) that it means to subtract from
@@ -127,6 +134,29 @@ class JoinedSaves:
     def _save_rng_state(self, *args, **kwargs) -> None:
         super()._save_rng_state(*args, **kwargs)
         self.accelerator.wait_for_everyone()
+
+
+class ReadableWeights:
+    """Mixin for a trainer: files of weights can be read by those who can read the files next to them.
+
+    safetensors 0.8.0 creates its files for their owner alone, whatever the umask.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        for weights in folder.glob("model*.safetensors"):
+            shutil.copymode(folder / "training_args.bin", weights)
+
+
+def write_finite_states() -> None:
+    """Let `trainer_state.json` be JSON, with null for numbers that are not finite: transformers writes NaN and Infinity."""
+    from transformers import TrainerState
+
+    def save_to_json(state, json_path: str) -> None:
+        Path(json_path).write_bytes(to_json(dataclasses.asdict(state)))
+
+    TrainerState.save_to_json = save_to_json
 
 
 class RankDevice:

@@ -26,7 +26,7 @@ from trainer_qa import QuestionAnsweringTrainer
 TRAINED_FILES = {
     "README.md", "all_results.json", "config.json", "eval_nbest_predictions.json", "eval_predictions.json",
     "eval_results.json", "model.safetensors", "predict_nbest_predictions.json", "predict_predictions.json",
-    "predict_results.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "train_results.json",
+    "predict_results.json", "run.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "train_results.json",
     "trainer_state.json", "training_args.bin", "vocab.txt",
 }  # fmt: skip
 

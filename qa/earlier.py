@@ -1,0 +1,62 @@
+"""The files of an earlier run in an output folder: which ones are its own, and when they go."""
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from qa.arguments import STAGES
+from qa.identity import RUN_FILE
+
+
+logger = logging.getLogger(__name__)
+
+ANSWERS = ("predictions", "nbest_predictions", "null_odds")  # with the stage before and `.json` after them
+RESULTS = ["all_results.json", "trainer_state.json", RUN_FILE]
+RESULTS += [f"{stage}_{name}.json" for stage in STAGES.values() for name in ("results", *ANSWERS)]
+CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
+WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+# Of transformers 4.55; it asks whoever completes the card to remove this comment.
+CARD_MARK = "This model card has been generated automatically"
+
+
+def remove_answers(folder: Path, stage: str) -> None:
+    """Remove the answers of an earlier evaluation or prediction."""
+    for name in ANSWERS:
+        (folder / f"{stage}_{name}.json").unlink(missing_ok=True)
+
+
+def remove_earlier_run(folder: Path, named: list[str]) -> None:
+    """Remove the checkpoints, results and model of an earlier run, and no file that anybody else put there.
+
+    Args:
+        named: paths that this run reads from; the checkpoint or model that one of them names stays.
+    """
+    needed = [Path(name).resolve() for name in named if Path(name).exists()]
+    found = [path for path in sorted(folder.iterdir()) if is_of_run(path) and path.resolve() not in needed]
+    if folder.resolve() in needed:
+        found = [path for path in found if not is_of_model(path)]
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if found:
+        logger.warning(
+            f"--overwrite_output_dir: removed {len(found)} files and checkpoints of an earlier run in {folder}"
+        )
+
+
+def is_of_run(path: Path) -> bool:
+    """Return whether a run wrote a file or folder in its output folder."""
+    if CHECKPOINT.fullmatch(path.name):
+        return path.is_dir()
+    written = is_of_model(path) and (path.parent / "training_args.bin").is_file()
+    return written or path.name in RESULTS or (path.name == "README.md" and is_generated(path))
+
+
+def is_of_model(path: Path) -> bool:
+    """Return whether a file holds weights, or the arguments that they were trained with."""
+    return path.name == "training_args.bin" or WEIGHTS.fullmatch(path.name) is not None
+
+
+def is_generated(card: Path) -> bool:
+    """Return whether a model card is as transformers wrote it; a person removes its mark."""
+    return CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
