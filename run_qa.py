@@ -25,6 +25,7 @@ from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
+from qa.finished import finished_training, keep_only_missing
 from qa.identity import identify
 from qa.resume import checkpoint_to_resume
 from qa.stages import (
@@ -45,7 +46,8 @@ from utils_qa import PaddingCollator, prepare_features
 
 def main(argv: list[str] | None = None) -> None:
     model_args, data_args, training_args = start(argv, ModelArguments, DataArguments, description=__doc__)
-    checkpoint = checkpoint_to_resume(training_args, data_args.length_buckets)
+    finished = finished_training(training_args)
+    checkpoint = finished or checkpoint_to_resume(training_args, data_args.length_buckets)
     rows, counts = read_rows(data_args, model_args, training_args)
 
     # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.
@@ -62,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
+    if finished and not keep_only_missing(model_args, training_args, rows, record):
+        return
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
     features = {

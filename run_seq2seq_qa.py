@@ -26,6 +26,7 @@ from qa.answer_lengths import report_targets
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
+from qa.finished import finished_training, keep_only_missing
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.identity import identify
 from qa.resume import checkpoint_to_resume
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
         argv, Seq2SeqModelArguments, Seq2SeqDataArguments, seq2seq=True, description=__doc__
     )
     set_generation(data_args, training_args)
-    checkpoint = checkpoint_to_resume(training_args, data_args.length_buckets)
+    finished = finished_training(training_args)
+    checkpoint = finished or checkpoint_to_resume(training_args, data_args.length_buckets)
     rows, counts = read_rows(data_args, model_args, training_args)
 
     # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.
@@ -71,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
+    if finished and not keep_only_missing(model_args, training_args, rows, record):
+        return
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
     features = {
         split: prepare_seq2seq_features(

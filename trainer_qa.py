@@ -18,7 +18,8 @@ from qa.device import trainer_class
 from qa.earlier import is_generated
 from qa.identity import RunRecord
 from qa.speed import TrainingSpeed, evaluation_speed
-from qa.upstream import STRAY_METRICS, BestCheckpoint, JoinedSaves, ReadableWeights, ResumedEpochs
+from qa.totals import WholeRun
+from qa.upstream import STRAY_METRICS, BestCheckpoint, EpochOrder, JoinedSaves, ReadableWeights, Resumable
 from qa.windows import IGNORED, labelled_share
 
 
@@ -27,12 +28,8 @@ logger = logging.getLogger(__name__)
 NOT_FOR_THE_MODEL = ("cls_index", "lengths")  # entries of a batch that only `best_positions` needs
 
 
-class LengthBuckets:
-    """Mixin for a trainer: batches of one width where the features have widths, else the trainer's own.
-
-    The order of an epoch follows the trainer's state. accelerate 1.10.1 counts from 0 again when a run resumes within
-    a later epoch (`skip_first_batches`).
-    """
+class LengthBuckets(EpochOrder):
+    """Mixin for a trainer: batches of one width where the features have widths, else the trainer's own."""
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that collators read in addition to the model's inputs."""
@@ -48,9 +45,7 @@ class LengthBuckets:
         return EpochOrderSampler(order, len(order()))
 
     def order_of_epoch(self, widths: np.ndarray) -> np.ndarray:
-        epoch = int(self.state.epoch or 0)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return training_order(widths, train_group(self.args), (seed, epoch), self.args.dataloader_drop_last)
+        return training_order(widths, train_group(self.args), self.seed_and_epoch(), self.args.dataloader_drop_last)
 
     def _get_eval_sampler(self, eval_dataset):
         """Return the order of the evaluation: without buckets that of the features, also with --group_by_length."""
@@ -149,7 +144,8 @@ class AnswerEvaluation(LengthBuckets):
         start, self.begun, self.kept = time.time(), [], PreallocatedArrays(-(-len(features) // group) * group)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         description = "Evaluation" if stage == "eval" else "Prediction"
-        output = loop(loader, description, ignore_keys=ignore_keys, metric_key_prefix=prefix)
+        with torch.random.fork_rng(devices=[]):  # training goes on as without this evaluation, which a resumed run may lack
+            output = loop(loader, description, ignore_keys=ignore_keys, metric_key_prefix=prefix)
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
         metrics |= evaluation_speed(
             prefix,
@@ -256,7 +252,7 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
 
 
 class QuestionAnsweringTrainer(
-    ResumedEpochs, BestCheckpoint, TrainingSpeed, AnswerEvaluation, JoinedSaves, RunFiles, trainer_class(False)
+    Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, JoinedSaves, RunFiles, trainer_class(False)
 ):
     """Train and evaluate models that mark the answer in its context: a subclass of GaudiTrainer or Trainer.
 

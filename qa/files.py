@@ -39,10 +39,18 @@ def write_results(folder: Path, stage: str, metrics: dict) -> None:
     """Write the metrics of a stage to `{stage}_results.json`, sorted by name; in `all_results.json` they replace its earlier ones."""
     write_json(folder / f"{stage}_results.json", [dict(sorted(metrics.items()))])
     everything = folder / "all_results.json"
-    before = json.loads(everything.read_bytes()) if everything.exists() else {}
     own = PREFIXES[stage]
-    before = {name: value for name, value in before.items() if not name.startswith(own)}
+    before = {name: value for name, value in read_object(everything).items() if not name.startswith(own)}
     write_json(everything, [dict(sorted((before | metrics).items()))])
+
+
+def read_object(path: Path) -> dict:
+    """Return the JSON object in a file; an empty one where there is none, or a file that was cut off."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def json_chunks(parts: Iterable[dict]) -> Iterable[bytes]:

@@ -81,14 +81,14 @@ def scores_of(metrics: dict, prefix: str) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if value is not None) or "done"
 
 
-def summary(trainer, metrics: dict, script: str) -> list[str]:
+def summary(training_args, state, metrics: dict, script: str) -> list[str]:
     """Return the closing lines of a run: scores, the best checkpoint, where the files are, and the next command.
 
     Args:
+        state: the trainer's.
         metrics: of all stages.
         script: the name of the script, for the next command.
     """
-    training_args, state = trainer.args, trainer.state
     lines = []
     for prefix, title in (("eval", ""), ("test", " of the predictions")):
         for key, name in SUMMARY_SCORES.items():
@@ -111,7 +111,7 @@ def summary(trainer, metrics: dict, script: str) -> list[str]:
     return [f"{title:<{width}}  {value}" for title, value in lines]
 
 
-def print_summary(trainer, metrics: dict) -> None:
+def print_summary(training_args, state, metrics: dict) -> None:
     """Print the closing lines of a run on rank 0."""
-    if trainer.is_world_process_zero():
-        print("\n".join(summary(trainer, metrics, Path(sys.argv[0]).name)), flush=True)
+    if training_args.process_index == 0:
+        print("\n".join(summary(training_args, state, metrics, Path(sys.argv[0]).name)), flush=True)

@@ -107,7 +107,7 @@ class TrainingSpeed:
         metrics |= {f"train_{name}_runtime": round(seconds, 4) for name, seconds in self.paused.items()}
         if warm is not first:
             metrics["train_first_steps_runtime"] = round(warm.time - first.time - warm.paused, 4)
-        if not self.args.use_habana and (warm is not first or self.args.adjust_throughput):
+        if warm is not first or self.args.adjust_throughput:
             seconds = steady if self.args.adjust_throughput else seconds  # as GaudiTrainer counts
             metrics["train_samples_per_second"] = round(samples / seconds, 3)
             metrics["train_steps_per_second"] = round((last.updates - warm.updates) / seconds, 3)

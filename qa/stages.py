@@ -20,6 +20,7 @@ from qa.device import resolve_lazy_mode, training_arguments
 from qa.earlier import remove_answers, remove_earlier_run
 from qa.errors import UserError, on_rank_0
 from qa.files import write_results
+from qa.finished import mark_unfinished
 from qa.hub import report_shadowing
 from qa.identity import write_record
 from qa.locks import lock, unlock
@@ -186,10 +187,16 @@ def report_check(features: dict, training_args) -> None:
 
 
 def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, int]) -> dict:
-    """Train, and save the model, the tokenizer, the trainer's state and `train_results.json`; return the metrics."""
+    """Train, and save the model, the tokenizer, `train_results.json` and the trainer's state; return the metrics.
+
+    The state comes last: it marks the training as finished. A training of no step has no results.
+    """
+    if trainer.is_world_process_zero():
+        mark_unfinished(Path(trainer.args.output_dir))
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
-    save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
+    if "train_loss" in metrics:
+        save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
     trainer.save_state()
     return metrics
 
@@ -248,7 +255,7 @@ def run(
     if training_args.do_predict:
         metrics |= predict(trainer, features["test"], rows["test"], data_args.max_predict_samples, counts["test"])
     write_model_card(trainer, data_args, model_args)
-    print_summary(trainer, metrics)
+    print_summary(training_args, trainer.state, metrics)
     unlock(Path(training_args.output_dir))
 
 

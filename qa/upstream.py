@@ -9,7 +9,10 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | skip_unused_libraries | transformers 4.55.4, optimum-habana 1.21.2 | imports libraries that no run uses | test_screen.py |
 | RankDevice | accelerate 1.10.1 | calls the CPU of a rank `cpu:0`, where torch.load fails | test_ranks.py |
 | STRAY_METRICS | optimum-habana 1.21.2 | a time of day among the metrics | test_the_library_still_writes_stray_metrics |
+| EpochOrder | accelerate 1.10.1 | a run resumed in a later epoch takes the first one's batches | test_resume.py |
 | ResumedEpochs | transformers 4.55.4 | a resumed epoch loses its last update | test_an_epoch_that_is_resumed_within_... |
+| RestoredCallbacks | transformers 4.55.4 | a resumed run forgets its evaluations without progress | test_resume.py |
+| FinishedTraining | transformers 4.55.4 | a finished run that resumes takes another step | test_resume.py |
 | BestCheckpoint | transformers 4.55.4 | `--save_strategy best` saves the last model | test_save_strategy_best |
 | JoinedSaves | transformers 4.55.4 | ranks disagree about the best checkpoint, and hang | test_ranks.py |
 | write_finite_states | transformers 4.55.4 | a NaN in trainer_state.json, which is no JSON | test_identity.py |
@@ -25,12 +28,14 @@ Workarounds of a line or two stay with the code that needs them, with the versio
 """
 
 import dataclasses
+import json
 import logging
 import os
 import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -87,6 +92,36 @@ def skip_unused_libraries() -> None:
     unused.__getattr__ = lambda name: None
 
 
+class EpochOrder:
+    """Mixin for a trainer: seed and epoch alone decide the order of the training features, so a resumed epoch has it too.
+
+    accelerate's `skip_first_batches` returns a loader that counts epochs from 0 again. With --group_by_length transformers
+    draws the order from the global random state, which is another one in a resumed run, and on each rank after some dropout.
+    """
+
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        return None if sampler is None else SeededSampler(sampler, lambda: sum(self.seed_and_epoch()))
+
+    def seed_and_epoch(self) -> tuple[int, int]:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return seed, int(self.state.epoch or 0)
+
+
+class SeededSampler(torch.utils.data.Sampler):
+    """Yield the features of a sampler that has a `generator`, which gets the seed of `seed()` each time."""
+
+    def __init__(self, sampler: torch.utils.data.Sampler, seed: Callable[[], int]):
+        self.sampler, self.seed = sampler, seed
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed())
+        return iter(self.sampler)
+
+
 class ResumedEpochs:
     """Mixin for a trainer: an epoch that a run resumes within takes its last update, of fewer batches than the others.
 
@@ -117,6 +152,69 @@ class ResumedEpochs:
         else:
             self.args.gradient_accumulation_steps = self.last_batch
         return loss
+
+
+class RestoredCallbacks:
+    """Mixin for a trainer: callbacks, such as early stopping, go on in a resumed run where they were.
+
+    transformers restores them with --restore_callback_states_from_checkpoint only, and then with the earlier command's
+    settings. It saves no checkpoint in a run that resumed without the state of one of its callbacks (KeyError).
+    """
+
+    def _load_callback_state(self) -> None:
+        for name, callback in self.callbacks_with_state().items():
+            saved = self.state.stateful_callbacks.setdefault(name, callback.state())
+            for attribute, value in saved["attributes"].items():
+                setattr(callback, attribute, value)
+
+    def save_state(self) -> None:
+        """Save the trainer's state with that of the callbacks, which transformers leaves as the last checkpoint has it."""
+        self.state.stateful_callbacks |= {
+            name: callback.state() for name, callback in self.callbacks_with_state().items()
+        }
+        super().save_state()
+
+    def callbacks_with_state(self) -> dict:
+        callbacks = [*self.callback_handler.callbacks, self.control]
+        return {type(callback).__name__: callback for callback in callbacks if hasattr(callback, "state")}
+
+
+class FinishedTraining:
+    """Mixin for a trainer: a training that resumes at its end takes no further step.
+
+    transformers asks whether a training is at its end after a step only, so each resume within an epoch took another one.
+    """
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        self.resumed = None
+        if resume_from_checkpoint is not None:
+            self.args.eval_on_start = False  # early stopping would count it
+            self.resumed = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text())
+        output = super().train(resume_from_checkpoint, **kwargs)
+        self.state.num_train_epochs = self.epochs
+        return output
+
+    def set_initial_training_values(self, *args, **kwargs) -> tuple:
+        self.epochs, *others, steps = super().set_initial_training_values(*args, **kwargs)
+        patience = self.args.early_stopping_patience
+        ended = self.resumed is not None and has_ended(self.resumed, steps=steps, patience=patience)
+        return 0 if ended else self.epochs, *others, steps
+
+
+def has_ended(state: dict, steps: int, patience: int | None) -> bool:
+    """Return whether a training has taken all its `steps`, or was stopped early for want of progress.
+
+    Args:
+        state: the content of a `trainer_state.json`.
+        patience: the value of --early_stopping_patience.
+    """
+    early_stopping = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
+    without_progress = early_stopping.get("early_stopping_patience_counter", 0)
+    return state["global_step"] >= steps or (patience is not None and without_progress >= patience)
+
+
+class Resumable(ResumedEpochs, FinishedTraining, RestoredCallbacks):
+    """Mixin for a trainer: a run that was stopped and resumes is the same run."""
 
 
 class JoinedSaves:

@@ -1,0 +1,115 @@
+"""The same command again after its end: what is finished stays as it is, and only what is missing is done."""
+
+import logging
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerState
+
+from qa.arguments import STAGES
+from qa.files import read_object
+from qa.identity import RUN_FILE, write_record
+from qa.locks import unlock
+from qa.screen import print_summary, report_stage
+from qa.upstream import has_ended
+
+
+logger = logging.getLogger(__name__)
+
+# Flags that change no answer and no score.
+WITHOUT_EFFECT = frozenset(
+    "output_dir overwrite_output_dir resume_from_checkpoint resume_anyway logging_dir logging_steps logging_strategy "
+    "logging_first_step log_level log_level_replica log_on_each_node disable_tqdm report_to run_name local_rank "
+    "max_train_minutes debug_traceback".split()
+)
+
+
+def finished_training(training_args) -> str | None:
+    """Return `output_dir` if it holds the model of the training that the flags ask for, at its end; else None."""
+    anew = training_args.overwrite_output_dir or (training_args.resume_from_checkpoint or "").lower() == "false"
+    folder = Path(training_args.output_dir)
+    weights = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not training_args.do_train or anew or not weights:
+        return None
+    state = read_object(folder / "trainer_state.json")
+    try:
+        totals = state["stateful_callbacks"]["RunTotals"]["attributes"]
+        asked = all(totals[name] == getattr(training_args, name) for name in ("max_steps", "num_train_epochs"))
+        ended = has_ended(state, steps=state["max_steps"], patience=training_args.early_stopping_patience)
+    except (LookupError, TypeError, AttributeError):
+        return None
+    return training_args.output_dir if asked and ended else None
+
+
+def keep_only_missing(model_args, training_args, rows: dict, record: dict | None) -> bool:
+    """Change what a run does whose training is finished to what is missing; if nothing is, show the results.
+
+    The run then evaluates and predicts with the model in `output_dir`.
+
+    Args:
+        rows: by split; those without use are removed.
+        record: of the command, on rank 0, see `qa.identity.identify`.
+
+    Returns:
+        Whether anything is missing.
+    """
+    folder = Path(training_args.output_dir)
+    same = [record is not None and answers_alike(read_object(folder / RUN_FILE), record)]
+    if training_args.world_size > 1:
+        broadcast_object_list(same)
+    asked = [stage for stage in ("eval", "predict") if getattr(training_args, f"do_{stage}")]
+    missing = [stage for stage in asked if not (same[0] and has_results(folder, stage))]
+    state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    logger.warning(
+        f"{folder} holds this training at its end (step {state.global_step:,} of {state.max_steps:,}); "
+        f"left to do: {', '.join(missing) or 'nothing'}; to train again, add --overwrite_output_dir"
+    )
+    if not missing:
+        show_results(training_args, state, ["train", *asked])
+        unlock(folder)
+        return False
+    if record is not None and not same[0]:
+        forget_results(folder, missing)
+        write_record(folder, record)
+    model_args.model_name_or_path, training_args.do_train = training_args.output_dir, False
+    training_args.do_eval, training_args.do_predict = "eval" in missing, "predict" in missing
+    for split in [split for split in rows if STAGES[split] not in missing]:
+        del rows[split]
+    return True
+
+
+def answers_alike(old: dict, new: dict) -> bool:
+    """Return whether the commands of two records answer the same questions with a model in the same way."""
+    return bool(old) and comparable(old) == comparable(new)
+
+
+def comparable(record: dict) -> list:
+    flags = {name: value for name, value in record["arguments"].items() if name not in WITHOUT_EFFECT}
+    return [flags, {split: part["fingerprint"] for split, part in record["data"].items() if split != "train"}]
+
+
+def has_results(folder: Path, stage: str) -> bool:
+    """Return whether the results of a stage were written to their end; they are added to `all_results.json` last."""
+    results = read_object(folder / f"{stage}_results.json")
+    return bool(results) and results.items() <= read_object(folder / "all_results.json").items()
+
+
+def mark_unfinished(folder: Path) -> None:
+    """Remove the trainer's state and the results of all stages in an output folder: its model is trained further."""
+    (folder / "trainer_state.json").unlink(missing_ok=True)
+    forget_results(folder, ["train", "eval", "predict"])
+
+
+def forget_results(folder: Path, stages: list[str]) -> None:
+    for stage in stages:
+        (folder / f"{stage}_results.json").unlink(missing_ok=True)
+
+
+def show_results(training_args, state: TrainerState, stages: list[str]) -> None:
+    """Print the results of finished stages as the run itself has printed them."""
+    metrics = {}
+    for stage in stages:
+        if results := read_object(Path(training_args.output_dir) / f"{stage}_results.json"):
+            report_stage(stage, results)
+            metrics |= results
+    print_summary(training_args, state, metrics)
