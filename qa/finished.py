@@ -1,6 +1,7 @@
 """The same command again after its end: what is finished stays as it is, and only what is missing is done."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -16,12 +17,16 @@ from qa.upstream import has_ended
 
 logger = logging.getLogger(__name__)
 
-# Flags that change no answer and no score.
+# Flags that change no answer and no score, or do so by the questions of a stage, which are compared themselves.
 WITHOUT_EFFECT = frozenset(
     "output_dir overwrite_output_dir resume_from_checkpoint resume_anyway logging_dir logging_steps logging_strategy "
     "logging_first_step log_level log_level_replica log_on_each_node disable_tqdm report_to run_name local_rank "
-    "max_train_minutes debug_traceback".split()
+    "max_train_minutes debug_traceback do_train do_eval do_predict train_file validation_file test_file "
+    "max_train_samples max_eval_samples max_predict_samples".split()
 )
+LATER = {
+    stage: split for split, stage in STAGES.items() if stage != "train"
+}  # the part of the data of each later stage
 
 
 def finished_training(training_args) -> str | None:
@@ -54,11 +59,11 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
         Whether anything is missing.
     """
     folder = Path(training_args.output_dir)
-    same = [record is not None and answers_alike(read_object(folder / RUN_FILE), record)]
+    stale = stale_stages(folder, record)
     if training_args.world_size > 1:
-        broadcast_object_list(same)
-    asked = [stage for stage in ("eval", "predict") if getattr(training_args, f"do_{stage}")]
-    missing = [stage for stage in asked if not (same[0] and has_results(folder, stage))]
+        broadcast_object_list(stale)
+    asked = [stage for stage in LATER if getattr(training_args, f"do_{stage}")]
+    missing = [stage for stage in asked if stage in stale or not has_results(folder, stage)]
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     logger.warning(
         f"{folder} holds this training at its end (step {state.global_step:,} of {state.max_steps:,}); "
@@ -68,8 +73,8 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
         show_results(training_args, state, ["train", *asked])
         unlock(folder)
         return False
-    if record is not None and not same[0]:
-        forget_results(folder, missing)
+    if record is not None:
+        forget_results(folder, filter(None, stale))
         write_record(folder, record)
     model_args.model_name_or_path, training_args.do_train = training_args.output_dir, False
     training_args.do_eval, training_args.do_predict = "eval" in missing, "predict" in missing
@@ -78,14 +83,18 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
     return True
 
 
-def answers_alike(old: dict, new: dict) -> bool:
-    """Return whether the commands of two records answer the same questions with a model in the same way."""
-    return bool(old) and comparable(old) == comparable(new)
+def stale_stages(folder: Path, record: dict | None) -> list[str | None]:
+    """Return the later stages whose results, if there are any, are not of the command with a record; None for the others."""
+    old = read_object(folder / RUN_FILE)
+    now = {} if record is None else record["data"]
+    return [stage if LATER[stage] in now and not answers_alike(old, record, LATER[stage]) else None for stage in LATER]
 
 
-def comparable(record: dict) -> list:
-    flags = {name: value for name, value in record["arguments"].items() if name not in WITHOUT_EFFECT}
-    return [flags, {split: part["fingerprint"] for split, part in record["data"].items() if split != "train"}]
+def answers_alike(old: dict, new: dict, split: str) -> bool:
+    """Return whether the commands of two records answer the same questions of a split in the same way."""
+    flags = [record.get("arguments", {}).items() for record in (old, new)]
+    before, now = ({name: value for name, value in part if name not in WITHOUT_EFFECT} for part in flags)
+    return before == now and old.get("data", {}).get(split) == new["data"][split]
 
 
 def has_results(folder: Path, stage: str) -> bool:
@@ -100,7 +109,7 @@ def mark_unfinished(folder: Path) -> None:
     forget_results(folder, ["train", "eval", "predict"])
 
 
-def forget_results(folder: Path, stages: list[str]) -> None:
+def forget_results(folder: Path, stages: Iterable[str]) -> None:
     for stage in stages:
         (folder / f"{stage}_results.json").unlink(missing_ok=True)
 

@@ -32,7 +32,9 @@ class RunTotals(TrainerCallback, ExportableState):
         if self.step != state.global_step:  # the checkpoint has no sums
             vars(self).update(vars(RunTotals()))
             self.step = self.first_step = self.logged_step = state.global_step
-        self.loss, self.unlogged_loss = (math.nan if loss is None else loss for loss in (self.loss, self.unlogged_loss))
+        self.loss, self.unlogged_loss = (
+            math.nan if loss is None else loss for loss in (self.loss, self.unlogged_loss)
+        )
         self.num_train_epochs, self.max_steps = args.num_train_epochs, args.max_steps
         self.resumed_step, self.start = state.global_step, time.time() - self.seconds
 

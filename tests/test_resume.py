@@ -85,7 +85,11 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(models, mixed_lengths, tm
 
 
 def content_of(folder) -> dict:
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file() and path.name != ".run.lock"}
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".run.lock"
+    }
 
 
 ENDS = {
@@ -97,78 +101,81 @@ ENDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=ENDS)
-def ended(request, models, mixed_lengths, tmp_path_factory):
-    """Return the flags and the output folder of a run that has ended."""
-    folder = tmp_path_factory.mktemp("ended") / "out"
-    run(run_qa, models, mixed_lengths, folder, *ENDS[request.param])
-    assert load(folder / "trainer_state.json")["global_step"] == (6 if request.param == "early" else 5)
-    return ENDS[request.param], folder
+@pytest.fixture(scope="module")
+def ended(models, mixed_lengths, tmp_path_factory):
+    """Return the output folder with the runs that have ended, by name."""
+    folder = tmp_path_factory.mktemp("ended")
+    for name, flags in ENDS.items():
+        run(run_qa, models, mixed_lengths, folder / name, *flags)
+    return folder
 
 
-def test_a_run_that_has_ended_does_nothing(models, mixed_lengths, ended, caplog):
-    flags, folder = ended
-    before = content_of(folder)
+@pytest.mark.parametrize("name, step", {"within an epoch": 5, "early": 6}.items())
+def test_a_run_that_has_ended_does_nothing(models, mixed_lengths, ended, caplog, name, step):
+    before = content_of(ended / name)
     caplog.clear()
-    run(run_qa, models, mixed_lengths, folder, *flags)
-    assert content_of(folder) == before
-    (line,) = [record.getMessage() for record in caplog.records if "holds this training" in record.getMessage()]
-    step, steps = (load(folder / "trainer_state.json")[name] for name in ("global_step", "max_steps"))
-    assert line.startswith(f"{folder} holds this training at its end (step {step} of {steps}); left to do: nothing")
+    run(run_qa, models, mixed_lengths, ended / name, *ENDS[name])
+    assert content_of(ended / name) == before
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    steps = load(ended / name / "trainer_state.json")["max_steps"]
+    assert line.startswith(
+        f"{ended / name} holds this training at its end (step {step} of {steps}); left to do: nothing"
+    )
 
 
-def test_results_that_are_missing_are_made(models, mixed_lengths, ended, tmp_path):
-    """With the trained model, which stays as it is; those of another command too, and each once."""
-    flags, folder = ended
-    out, scored = tmp_path / "out", tmp_path / "scored"
-    shutil.copytree(folder, out)
+def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_lengths, ended, tmp_path):
+    """Results of another command are replaced; each is made once."""
+    out, flags = tmp_path / "out", ENDS["within an epoch"]
+    shutil.copytree(ended / "within an epoch", out)
     before = content_of(out)
-    flags = [*flags, "--do_eval", "--n_best_size", 3]
-    run(run_qa, models, mixed_lengths, out, *flags)
-    run(run_qa, models, mixed_lengths, scored, *flags[-3:], "--do_train", False, "--model_name_or_path", folder)
-    results, expected = (load(place / "eval_results.json") for place in (out, scored))
-    assert without_times(results) == without_times(expected)
-    texts, expected = (load(place / "eval_nbest_predictions.json") for place in (out, scored))
-    assert texts == expected and all(len(rows) <= 3 for rows in texts.values())
-    after = content_of(out)
-    changed = {path.name for path in before | after if before.get(path) != after.get(path)}
-    evaluation = {"eval_results.json", "eval_predictions.json", "eval_nbest_predictions.json"}
-    assert changed == evaluation | {"all_results.json", "run.json"}
-    run(run_qa, models, mixed_lengths, out, *flags)
-    assert content_of(out) == after
+    for more in (["--do_eval"], ["--do_eval", "--n_best_size", 3]):
+        run(run_qa, models, mixed_lengths, out, *flags, *more)
+        again = ["--do_train", False, "--model_name_or_path", out]
+        run(run_qa, models, mixed_lengths, tmp_path / "scored", *flags, *more, *again)
+        for name in ("eval_results.json", "eval_nbest_predictions.json"):
+            assert without_times(load(out / name)) == without_times(load(tmp_path / "scored" / name))
+    assert max(len(rows) for rows in load(out / name).values()) == 3
+    made = content_of(out)
+    run(run_qa, models, mixed_lengths, out, *flags, *more)
+    assert content_of(out) == made
+    evaluation = {out / f"eval_{name}.json" for name in ("results", "predictions", "nbest_predictions")}
+    assert {path for path in made if made[path] != before.get(path)} == evaluation | {
+        out / "all_results.json",
+        out / "run.json",
+    }
 
 
-def test_a_run_that_was_killed_at_its_end_takes_no_step(models, mixed_lengths, ended, tmp_path):
+@pytest.mark.parametrize("name", ENDS)
+def test_a_run_that_was_killed_at_its_end_takes_no_step(models, mixed_lengths, ended, tmp_path, name):
     """After its last checkpoint, before it wrote the model: the records are those of all its steps."""
-    flags, folder = ended
-    step = steps_of(folder)[-1]
-    shutil.copytree(folder, tmp_path / "out", ignore=lambda where, names: [name for name in names if where == str(folder)
-                                                                        and not name.startswith("checkpoint-")])  # fmt: skip
-    run(run_qa, models, mixed_lengths, tmp_path / "out", *flags)
-    check_same_run(tmp_path / "out", folder, step)
-    assert steps_of(tmp_path / "out") == steps_of(folder)
+    for step in steps_of(ended / name):
+        resume(ended / name, step, tmp_path)
+    run(run_qa, models, mixed_lengths, tmp_path, *ENDS[name])
+    check_same_run(tmp_path, ended / name, step)
+    assert steps_of(tmp_path) == steps_of(ended / name)
 
 
-def test_early_stopping_goes_on_counting(models, mixed_lengths, tmp_path, ended):
+def test_early_stopping_goes_on_counting(models, mixed_lengths, ended, tmp_path):
     """After one of the two evaluations without progress."""
-    flags, folder = ended
-    if flags is not ENDS["early"]:
-        pytest.skip("the other run has no evaluations")
     for step in (2, 4):
-        shutil.copytree(folder / f"checkpoint-{step}", tmp_path / "out" / f"checkpoint-{step}")
-    run(run_qa, models, mixed_lengths, tmp_path / "out", *flags)
-    check_same_run(tmp_path / "out", folder, 4)
+        resume(ended / "early", step, tmp_path)
+    run(run_qa, models, mixed_lengths, tmp_path, *ENDS["early"])
+    check_same_run(tmp_path, ended / "early", 4)
 
 
-def test_sums_that_a_checkpoint_lacks_begin_there(models, mixed_lengths, tmp_path, ended):
-    """As one of an earlier version lacks them. A training of no step has no records."""
-    flags, folder = ended
-    if flags is ENDS["early"]:
-        pytest.skip("one run is enough")
-    checkpoint = tmp_path / "out" / "checkpoint-5"
-    shutil.copytree(folder / "checkpoint-5", checkpoint)
-    state = load(checkpoint / "trainer_state.json")
+@pytest.mark.parametrize("steps", [5, 6])
+def test_sums_that_a_checkpoint_lacks_begin_there(models, mixed_lengths, ended, tmp_path, steps):
+    """As one of an earlier version lacks them. A training of no step has no record."""
+    resume(ended / "within an epoch", 5, tmp_path)
+    path = tmp_path / "checkpoint-5" / "trainer_state.json"
+    state = load(path)
     del state["stateful_callbacks"]["RunTotals"]
-    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
-    run(run_qa, models, mixed_lengths, tmp_path / "out", *flags)
-    assert not (tmp_path / "out" / "train_results.json").exists()
+    path.write_text(json.dumps(state))
+    flags = [*ENDS["within an epoch"], "--max_steps", steps, "--resume_anyway"]
+    run(run_qa, models, mixed_lengths, tmp_path, *flags)
+    assert (tmp_path / "train_results.json").exists() == (steps == 6)
+    if steps == 6:
+        record = load(tmp_path / "train_results.json")
+        assert record["train_counted_from_step"] == record["train_resumed_step"] == 5
+        assert record["train_loss"] > 3  # of one step, not divided by six
+        assert record["train_steps_per_second"] == pytest.approx(1 / record["train_runtime"], rel=0.01)
