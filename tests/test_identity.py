@@ -19,6 +19,7 @@ from transformers import TrainerState
 import qa.identity
 import run_qa
 import run_seq2seq_qa
+import trainer_qa
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import SECRETS, trainer_class, training_arguments
 from qa.earlier import remove_earlier_run
@@ -228,7 +229,9 @@ def test_overwriting_removes_the_earlier_run_and_nothing_else(trained, data, tin
     mine = ["notes.txt", "my_predictions.json", "checkpoint-precious/model.safetensors", "runs.csv"]
     for name in mine:
         (folder / name).touch()
-    monkeypatch.setattr(run_qa.QuestionAnsweringTrainer, "train", lambda *_, **__: sys.exit(3))  # killed at its start
+    monkeypatch.setattr(
+        trainer_qa.QuestionAnsweringTrainer, "train", lambda *_, **__: sys.exit(3)
+    )  # killed at its start
     with pytest.raises(SystemExit):
         run(tiny_model, folder, *data, "--seed", 7, "--overwrite_output_dir")
     unlock(folder)
