@@ -18,7 +18,6 @@ from pathlib import Path
 import orjson
 
 from qa.arguments import SPLITS
-from qa.checkpoints import weight_files
 from qa.device import SECRETS, deepspeed_settings
 from qa.errors import UserError, on_rank_0, short
 from qa.files import to_json, write_json
@@ -233,6 +232,8 @@ def model_record(model_args, config) -> dict:
     own = {name: value for name, value in config.to_diff_dict().items() if name not in PASSING}
     weights = getattr(config, "_commit_hash", None)
     if Path(model_args.model_name_or_path).is_dir():
+        from qa.checkpoints import weight_files  # it imports all of transformers' models
+
         weights = fingerprint_of([weights_fingerprint(file) for file in weight_files(model_args) or ()])
     return {"name": model_args.model_name_or_path, "config": fingerprint_of(own), "weights": weights}
 
