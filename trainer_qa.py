@@ -19,7 +19,15 @@ from qa.earlier import is_generated
 from qa.identity import RunRecord
 from qa.speed import TrainingSpeed, evaluation_speed
 from qa.totals import WholeRun
-from qa.upstream import STRAY_METRICS, BestCheckpoint, EpochOrder, JoinedSaves, ReadableWeights, Resumable
+from qa.upstream import (
+    STRAY_METRICS,
+    BestCheckpoint,
+    EpochOrder,
+    GivenBatchSize,
+    JoinedSaves,
+    ReadableWeights,
+    Resumable,
+)
 from qa.windows import IGNORED, labelled_share
 
 
@@ -196,7 +204,7 @@ class AnswerEvaluation(LengthBuckets):
             self.write_answers(answers, stage)
 
 
-class RunFiles(RunRecord, ReadableWeights):
+class RunFiles(RunRecord, GivenBatchSize, ReadableWeights):
     """Mixin for a trainer: the files that it adds to those of a model, and those that it leaves alone."""
 
     def create_model_card(self, *args, **kwargs) -> None:

@@ -4,6 +4,7 @@ This uses the standard library alone.
 """
 
 import atexit
+import errno
 import fcntl
 import logging
 import os
@@ -15,7 +16,7 @@ from qa.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".run.lock"
+LOCK_FILE = "_run.lock"  # transformers 4.55 uploads no file to the hub whose name begins with _
 HELD: dict[Path, int] = {}  # the open lock file of each folder that this process has locked
 
 
@@ -41,6 +42,8 @@ def lock(folder: Path) -> None:
                 "name another folder"
             ) from error
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             logger.warning(f"--output_dir {folder} cannot be locked ({error.strerror}); start no other run there")
 
 

@@ -16,6 +16,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | BestCheckpoint | transformers 4.55.4 | `--save_strategy best` saves the last model | test_save_strategy_best |
 | JoinedSaves | transformers 4.55.4 | ranks disagree about the best checkpoint, and hang | test_ranks.py |
 | write_finite_states | transformers 4.55.4 | a NaN in trainer_state.json, which is no JSON | test_identity.py |
+| GivenBatchSize | transformers 4.55.4 | a resumed run keeps its checkpoint's batch size, whatever the flag | test_identity.py |
 | ReadableWeights | safetensors 0.8.0 | nobody except the owner can read model.safetensors | test_the_library_still_hides_weights |
 | GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps | test_the_corrections_are_still_needed |
 | trunk_mapping | transformers 4.55.4 | Llama for questions loads no tensor of a causal checkpoint | test_the_library_still_loses_causal_weights |
@@ -232,6 +233,18 @@ class JoinedSaves:
     def _save_rng_state(self, *args, **kwargs) -> None:
         super()._save_rng_state(*args, **kwargs)
         self.accelerator.wait_for_everyone()
+
+
+class GivenBatchSize:
+    """Mixin for a trainer: a run that resumes has the batch size of its flags.
+
+    transformers, and optimum-habana's copy, takes the one of the checkpoint's `trainer_state.json`. That is right only for
+    --auto_find_batch_size.
+    """
+
+    def _inner_training_loop(self, batch_size: int | None = None, *args, **kwargs):
+        given = batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
+        return super()._inner_training_loop(given, *args, **kwargs)
 
 
 class ReadableWeights:

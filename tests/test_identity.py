@@ -210,11 +210,12 @@ def test_a_resume_of_another_training_names_what_differs(stopped, data, tiny_mod
 
 
 def test_a_resume_goes_on_anyway_or_without_a_record(stopped, data, tiny_model, caplog):
-    run(tiny_model, stopped, *data, "--learning_rate", 1e-3, "--resume_anyway")
+    run(tiny_model, stopped, *data, "--learning_rate", 1e-3, "--per_device_train_batch_size", 2, "--resume_anyway")
     assert "Resuming" in caplog.text and "--learning_rate: now 0.001, was 5e-05" in caplog.text
     (resumed,) = load(stopped / "run.json")["resumed"]
-    assert resumed["checkpoint"] == str(stopped / "checkpoint-2") and len(resumed["differences"]) == 1
-    assert load(stopped / "trainer_state.json")["log_history"][-2]["step"] == 4
+    assert resumed["checkpoint"] == str(stopped / "checkpoint-2") and len(resumed["differences"]) == 2
+    last = load(stopped / "trainer_state.json")["log_history"][-2]
+    assert last["step"] == 4 and last["epoch"] == pytest.approx(4 / 15, abs=0.01)  # of 30 features, in batches of 2
     assert load(stopped / "checkpoint-4" / "run.json") == load(stopped / "run.json")
     for content in (b"", b"[]", b'{"arguments": 3}', None):
         caplog.clear()
