@@ -34,6 +34,7 @@ def test_the_content_is_that_of_json(tmp_path_factory, parts):
 def test_nan_and_infinity_are_null_and_other_keys_are_texts():
     """NaN is no JSON: other programs refuse the file."""
     assert json.loads(to_json({7: [float("nan"), float("inf"), 1e16]})) == {"7": [None, None, 1e16]}
+    assert json.loads(to_json({"\ud800": [float("nan")]})) == {"\ud800": [None]}  # no text for orjson
 
 
 def test_a_file_that_fails_half_way_is_unchanged(tmp_path):
