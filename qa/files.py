@@ -61,7 +61,7 @@ def json_chunks(parts: Iterable[dict]) -> Iterable[bytes]:
     yield b"{}\n" if before == b"{\n" else b"\n}\n"
 
 
-def to_json(value: dict) -> bytes:
+def to_json(value: dict | list) -> bytes:
     """Return indented JSON in UTF-8: floats with the fewest digits that read back the same, null for NaN and infinity.
 
     orjson refuses half a surrogate pair, which an id may hold; `json` writes it.

@@ -209,7 +209,7 @@ def questions_fingerprint(rows: list[dict]) -> str:
     """Return a fingerprint of contexts, questions and answers in their order; ids and titles decide nothing."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(orjson.dumps([row["context"], row["question"], row["answers"]]))
+        digest.update(to_json([row["context"], row["question"], row["answers"], row.get("gold_answers")]))
     return digest.hexdigest()[:LENGTH]
 
 
@@ -230,12 +230,13 @@ def model_record(model_args, config) -> dict:
     The weights of the hub are identified by their commit, those of a folder by their files.
     """
     own = {name: value for name, value in config.to_diff_dict().items() if name not in PASSING}
-    weights = getattr(config, "_commit_hash", None)
-    if Path(model_args.model_name_or_path).is_dir():
+    name, commit = model_args.model_name_or_path, model_args.config_name is None and config._commit_hash
+    weights = f"{name} at {commit or model_args.model_revision}"
+    if Path(name).is_dir():
         from qa.checkpoints import weight_files  # it imports all of transformers' models
 
         weights = fingerprint_of([weights_fingerprint(file) for file in weight_files(model_args) or ()])
-    return {"name": model_args.model_name_or_path, "config": fingerprint_of(own), "weights": weights}
+    return {"name": name, "config": fingerprint_of(own), "weights": weights}
 
 
 def fingerprint_of(value) -> str:

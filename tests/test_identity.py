@@ -24,7 +24,14 @@ from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Se
 from qa.device import SECRETS, trainer_class, training_arguments
 from qa.earlier import remove_earlier_run
 from qa.errors import UserError
-from qa.identity import EVALUATION_FLAGS, TRAINING_FLAGS, differences, read_record, weights_fingerprint
+from qa.identity import (
+    EVALUATION_FLAGS,
+    TRAINING_FLAGS,
+    differences,
+    questions_fingerprint,
+    read_record,
+    weights_fingerprint,
+)
 from qa.locks import LOCK_FILE, lock, unlock
 
 
@@ -349,6 +356,13 @@ def test_no_json_file_holds_nan(tmp_path, trained):
     assert TrainerState.load_from_json(str(tmp_path / "trainer_state.json")).best_metric == 1.5
     for path in trained.rglob("*.json"):
         json.loads(path.read_text(), **refuse)
+
+
+def test_ids_decide_nothing_and_any_text_has_a_fingerprint():
+    """An answer to score may hold half a surrogate pair, which has no bytes."""
+    row = {"id": "a", "context": "c", "question": "q", "answers": {"text": ["\ud800"], "answer_start": [-1]}}
+    other = row | {"answers": {"text": ["\ud801"], "answer_start": [-1]}}
+    assert questions_fingerprint([row]) == questions_fingerprint([row | {"id": "b"}]) != questions_fingerprint([other])
 
 
 def test_a_large_file_of_weights_is_sampled(tmp_path, monkeypatch):
