@@ -55,13 +55,18 @@ def run_online(port: int, home: Path, *flags) -> subprocess.CompletedProcess:
 
 
 def test_a_model_comes_by_its_name(hub, tiny_model, squad_files, tmp_path):
+    """The training's record has the model's commit, and no file has the token."""
     questions = ["--validation_file", squad_files / "dev.json", "--max_eval_samples", "4"]
+    questions += ["--do_train", "--train_file", squad_files / "dev.json", "--max_steps", "1", "--token", TOKEN]
     done = run_online(hub.server_port, tmp_path, *questions)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     assert re.search(r"^F1 +\d", done.stdout, re.MULTILINE)
     snapshot = tmp_path / "cache" / "hub" / f"models--{NAME}" / "snapshots" / COMMIT
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         assert (snapshot / file).read_bytes() == (tiny_model / file).read_bytes()
+    assert load(tmp_path / "out" / "run.json")["model"]["weights"] == f"{NAME} at {COMMIT}"
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert files and not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
 def test_an_unreachable_hub_is_reported_in_one_line(squad_files, tmp_path):
