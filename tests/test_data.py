@@ -3,15 +3,18 @@
 import csv
 import gzip
 import json
+import logging
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import datasets
+import pandas
 import pytest
 
 from qa.arguments import STAGES, DataArguments, ModelArguments
 from qa.data import gold_answers, load_rows
 from qa.errors import UserError
+from qa.hub import report_shadowing
 
 
 CONTEXT = "The Nile flows through Egypt.\nEgypt lies in Africa; \u2028 the Rhône does not."
@@ -111,10 +114,83 @@ def test_local_dataset_folders(tmp_path, save):
         load("validation", dataset_name=str(folder))
 
 
-def test_a_hub_that_cannot_be_reached_is_reported_in_one_line():
-    with pytest.raises(UserError, match="--dataset_name squad: cannot be loaded") as caught:
+def test_a_dataset_that_is_not_there_is_reported_in_one_line():
+    with pytest.raises(UserError) as caught:
         load(dataset_name="squad")
-    assert len(caught.value.problems) == 1 and "\n" not in caught.value.problems[0]
+    (problem,) = caught.value.problems
+    assert (
+        problem.startswith("--dataset_name squad: it is neither a folder nor in the cache (") and "\n" not in problem
+    )
+
+
+NOT_NUMBERS = ["NA", "None", "null", "n/a", "nan", "1.10", "007", "True", "2019-01-01"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "csv.gz"])
+def test_files_of_a_folder_are_read_as_files_are(tmp_path, ending):
+    """The readers of the library datasets take NA for nothing, 1.10 for 1.1 and dates for dates."""
+    rows = [{"context": f"It is {text}.", "question": "Which?", "answers": text} for text in NOT_NUMBERS]
+    content = "\n".join(map(json.dumps, rows)) if ending == "jsonl" else pandas.DataFrame(rows).to_csv(index=False)
+    path = tmp_path / f"train.{ending}"
+    path.write_bytes(gzip.compress(content.encode()) if ending.endswith("gz") else content.encode())
+    read = load(dataset_name=str(tmp_path))
+    assert [row["answers"]["text"] for row in read] == [[text] for text in NOT_NUMBERS]
+    assert read == load(train_file=str(path))
+
+
+def test_a_bad_file_of_a_folder_is_reported_as_files_are(tmp_path):
+    """Arrow's reader ends the process with a segmentation fault on the first of these."""
+    cases = {
+        '{"a":' * 20_000 + "1" + "}" * 20_000: "train.json: cannot be read as .json: line 1 is nested too deeply",
+        '[{"context": "c", "question": "q", "answers": "c", "answer_start": Infinity}]': "row 1, id '0': the answer_start inf",
+    }
+    for content, message in cases.items():
+        (tmp_path / "train.json").write_text(content)
+        with pytest.raises(UserError) as caught:
+            load(dataset_name=str(tmp_path))
+        assert message in caught.value.problems[0]
+
+
+def test_a_folder_says_how_its_files_are_read(tmp_path):
+    """In its README.md, which the library datasets knows; texts such as NA stay texts there too."""
+    settings = {"config_name": "default", "data_files": "*.csv", "column_names": ["context", "question", "answers"]}
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps([settings])}\n---\n")
+    (tmp_path / "rows.csv").write_text("It is NA.,Which?,NA\nIt is None.,Which?,None\n")
+    assert [row["answers"]["text"] for row in load(dataset_name=str(tmp_path))] == [["NA"], ["None"]]
+
+
+def test_nothing_asks_whether_to_run_the_code_of_a_dataset(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.py").write_text("raise SystemExit('the code was run')\n")
+    with pytest.raises(UserError) as caught:
+        load(dataset_name=str(tmp_path / "mine"))
+    (problem,) = caught.value.problems
+    assert problem.endswith(
+        "it needs Python code of its repository, which is not run; read that code, and add --trust_remote_code if you "
+        "trust its authors"
+    )
+    assert not asked
+
+
+def test_a_folder_that_shadows_a_name_of_the_hub_is_reported(tmp_path, monkeypatch, caplog):
+    """Only where the value could be a name of the hub, which paths such as ./squad are not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "squad").mkdir()
+    with caplog.at_level(logging.INFO):
+        report_shadowing(DataArguments(dataset_name="squad"), ModelArguments(model_name_or_path="bert"))
+    assert [record.message for record in caplog.records] == [
+        f"--dataset_name squad is read from the folder {tmp_path}/squad, not from the hub"
+    ]
+    with pytest.raises(
+        UserError, match=f"--dataset_name squad .the folder {tmp_path}/squad, not the hub's.: cannot be"
+    ):
+        load(dataset_name="squad")
+    caplog.clear()
+    for name in ("./squad", str(tmp_path / "squad"), "nowhere", None):
+        report_shadowing(DataArguments(dataset_name=name), ModelArguments(model_name_or_path="bert"))
+    assert not caplog.records
 
 
 def test_other_columns_and_plain_answers(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import shutil
 import struct
 
 import pytest
@@ -23,7 +24,7 @@ import run_qa
 import run_seq2seq_qa
 from qa.arguments import ModelArguments
 from qa.errors import UserError
-from qa.models import is_causal
+from qa.models import is_causal, load_config_and_tokenizer
 from qa.weightless import build_weightless
 from qa.windows import read_template
 
@@ -67,6 +68,28 @@ def check(script, folder, output, *flags) -> None:
     """Run a script up to where it would load the weights."""
     settings = ["--max_seq_length", "64", "--doc_stride", "16", "--report_to", "none", "--check"]
     script.main(["--model_name_or_path", str(folder), "--output_dir", str(output), *settings, *map(str, flags)])
+
+
+@pytest.mark.parametrize("part", ["config", "config elsewhere", "tokenizer"])
+def test_nothing_asks_whether_to_run_the_code_of_a_model(tiny_model, tmp_path, monkeypatch, part):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "n")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "own.py").write_text("raise SystemExit('the code was run')\n")
+    place = "other/name--own.Own" if part == "config elsewhere" else "own.Own"
+    if part == "tokenizer":
+        change = {"auto_map": {"AutoTokenizer": [place, None]}, "tokenizer_class": "OwnTokenizer"}
+        path = tmp_path / "model" / "tokenizer_config.json"
+    else:
+        change, path = {"auto_map": {"AutoConfig": place}, "model_type": "own"}, tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(load(path) | change))
+    with pytest.raises(UserError) as caught:
+        load_config_and_tokenizer(ModelArguments(model_name_or_path=str(tmp_path / "model")))
+    assert caught.value.problems == (
+        f"--model_name_or_path {tmp_path}/model: it needs Python code of its repository, which is not run; read that code, "
+        "and add --trust_remote_code if you trust its authors",
+    )
+    assert not asked
 
 
 # ---------------------------------------------------------------------------------------------------------------------

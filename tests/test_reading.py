@@ -149,6 +149,7 @@ REFUSED = {
     "Excel in CSV": ("csv", b"PK\x03\x04....", "it holds what .xlsx files do; rename"),
     "gzip without its ending": ("json", gzip.compress(b"[]"), "it holds what .gz files do; rename"),
     "gzip cut short": ("json.gz", gzip.compress(json.dumps([record()]).encode())[:40], "ended before"),
+    "a number without end": ("json", '\n[{"answer_start":' + "9" * 5000 + "}]", "line 2 has a number of over 4300 digits"),
     "gzip damaged": ("json.gz", gzip.compress(bytes(random.Random(0).randbytes(400)))[:-30] + bytes(30), "cannot be read as .json"),
     "empty": ("jsonl", b" \n", "the file is empty"),
     "another kind": ("txt", b"x", "not one of .json, .jsonl, .csv, .tsv, .parquet, .xlsx"),
@@ -174,6 +175,20 @@ def test_a_mistake_is_reported_in_one_line_with_the_value_found(tmp_path, case):
     (problem,) = caught.value.problems
     assert problem.startswith(f"{path}: ") and part in problem
     assert "\n" not in problem and len(problem) < len(str(path)) + 340
+
+
+def test_files_that_fill_the_memory_are_refused_and_rows_that_repeat_are_not(tmp_path, monkeypatch):
+    """The limit is higher than what any rows reach: here the same one each time."""
+    monkeypatch.setattr("qa.reading.UNPACKED", 2**17)
+    bomb, sheet, good = (tmp_path / name for name in ("bomb.json.gz", "sheet.xlsx", "good.jsonl.gz"))
+    bomb.write_bytes(gzip.compress(bytes(2**20)))
+    with zipfile.ZipFile(sheet, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/worksheets/sheet1.xml", bytes(2**20))
+    good.write_bytes(gzip.compress((json.dumps(record()) + "\n").encode() * 3_000, compresslevel=9))
+    for path in (bomb, sheet):
+        with pytest.raises(UserError, match="it unpacks to over 300 times its size, as no text does; if it is good,"):
+            read_file(path)
+    assert len(read_file(good)) == 3_000
 
 
 def test_columns_that_no_row_has_are_named_with_those_that_are_there(tmp_path):
