@@ -8,11 +8,28 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A run that cannot be done as asked; `problems` holds the reasons, one line each, and what to do."""
+    """A run that cannot be done as asked; `problems` holds the reasons, one line each, and what to do.
+
+    Values from the command line and from files may contain anything: characters that do not print are escaped.
+    """
 
     def __init__(self, *problems: str):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(map(printable, problems))
+        super().__init__("\n".join(self.problems))
+
+
+LONGEST = 2000  # characters of a problem
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without its middle where it is too long to be read.
+
+    >>> printable("a\\nb")
+    'a\\\\nb'
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 SHORT = reprlib.Repr()

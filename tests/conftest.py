@@ -19,9 +19,14 @@ pytest.register_assert_rewrite("helpers", "oracle")
 import corpus  # noqa: E402
 import torch  # noqa: E402
 from helpers import CAUSAL_KINDS, corpus_texts, load, sentence_of  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E402
 
 
+# Random cases: the same ones each time; with FUZZ=1, as in `make fuzz`, others each time. `helpers.examples` sets how many.
+settings.register_profile("test", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
+settings.load_profile("fuzz" if os.environ.get("FUZZ") else "test")
 torch.set_num_threads(1)  # faster for tiny models, also on a busy machine
 
 

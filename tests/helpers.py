@@ -1,6 +1,7 @@
 """Functions that tests share: flags of runs, starts of ranks, readers of the files of a run. Fixtures are in conftest.py."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import corpus
 import oracle
 import pytest
+from hypothesis import settings
 from safetensors.torch import load_file
 
 
@@ -15,6 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
 CAUSAL_KINDS = {"llama": "llama", "qwen3": "qwen2", "mistral": "llama"}  # decoder-only models, and their tokenizers
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def examples(number: int) -> settings:
+    """Return the setting for N random cases of a test; with FUZZ=2 for 40 times as many."""
+    return settings(max_examples=number * max(1, 20 * int(os.environ.get("FUZZ") or 0)))
 
 
 def learning_flags(rows: Path) -> list:

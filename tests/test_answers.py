@@ -6,8 +6,8 @@ import datasets
 import numpy as np
 import oracle
 import pytest
-from helpers import SHARED_DATA, as_dicts, load, nbest_of, real_questions, rows_of
-from hypothesis import given, settings
+from helpers import SHARED_DATA, as_dicts, examples, load, nbest_of, real_questions, rows_of
+from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
 
@@ -70,7 +70,7 @@ def test_answers_and_their_files_equal_the_oracles(windows, tmp_path_factory, ki
         assert_same_answers(tmp_path_factory, rows, features, listed, logits, **options)
 
 
-@settings(max_examples=2000, deadline=None)
+@examples(2000)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 12),
@@ -133,6 +133,7 @@ def test_more_pairs_than_are_taken_at_once(windows, monkeypatch):
     assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
 
 
+@examples(100)
 @given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 9))
 def test_the_number_of_features_answered_at_once_is_bounded(windows_of_each, most):
     bounds = np.cumsum([0, *windows_of_each])

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from helpers import load, read_rows
-from hypothesis import given, settings
+from helpers import examples, load, read_rows
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
@@ -36,7 +36,7 @@ def padded_tokens(lengths, boundaries) -> int:
     return sum(min(boundary for boundary in boundaries if boundary >= length) for length in lengths)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(LENGTHS, st.integers(1, 4))
 def test_no_other_boundaries_pad_less(lengths, number):
     chosen = qa.buckets.choose_boundaries(lengths, number, 56)
@@ -45,7 +45,7 @@ def test_no_other_boundaries_pad_less(lengths, number):
     assert padded_tokens(lengths, chosen) == min(padded_tokens(lengths, other) for other in others)
 
 
-@settings(deadline=None)
+@examples(100)
 @given(LENGTHS, st.integers(1, 9))
 def test_every_bucket_but_the_longest_holds_whole_groups(lengths, group):
     boundaries = [16, 32, 56]
@@ -62,7 +62,7 @@ def test_every_bucket_but_the_longest_holds_whole_groups(lengths, group):
     ).all()
 
 
-@settings(deadline=None)
+@examples(100)
 @given(LENGTHS, st.integers(1, 5), st.integers(1, 3), st.booleans())
 def test_all_ranks_of_a_step_see_one_width_and_every_feature_once(lengths, batch, ranks, drop_last):
     """Through accelerate's own sharding."""
@@ -108,7 +108,7 @@ def test_the_trainers_order_is_that_of_the_epoch_it_is_in():
     assert orders[0] == orders[1] != orders[2] == orders[3] != orders[4] != orders[0]
 
 
-@settings(deadline=None)
+@examples(100)
 @given(LENGTHS, st.integers(1, 9))
 def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
     widths = qa.buckets.pad_widths(lengths, [16, 32, 56], group)
@@ -121,6 +121,7 @@ def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
     assert (trainer_qa.in_order(said[order], widths, group) == said).all()
 
 
+@examples(100)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 3))
 def test_rows_come_in_pieces(sizes, spare):
     """No rows are invented for those that never came, and surplus rows are not dropped."""

@@ -5,6 +5,7 @@ import os
 import weakref
 
 import pytest
+from helpers import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ class Part(dict):
     """A part that can be watched."""
 
 
+@examples(100)
 @given(st.lists(st.dictionaries(names, st.one_of(numbers, names, rows)), max_size=3))
 def test_the_content_is_that_of_json(tmp_path_factory, parts):
     path = tmp_path_factory.mktemp("content") / "a.json"

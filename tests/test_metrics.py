@@ -5,7 +5,8 @@ import math
 import numpy as np
 import oracle
 import pytest
-from hypothesis import given, settings
+from helpers import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import qa.metrics
@@ -33,7 +34,7 @@ def references_of(golds: dict[str, list[str]]) -> list[dict]:
     ]
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(st.lists(st.tuples(answers, st.lists(answers, min_size=1, max_size=4)), min_size=1, max_size=12))
 def test_version_1_equals_the_official_evaluator(cases):
     texts = {str(number): text for number, (text, _) in enumerate(cases)}
@@ -42,7 +43,7 @@ def test_version_1_equals_the_official_evaluator(cases):
     assert scores == pytest.approx(oracle.squad_v1(texts, golds), abs=1e-9)
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(
     st.lists(st.tuples(answers, st.lists(answers, max_size=4), st.integers(0, 5)), min_size=1, max_size=12),
     st.sampled_from([1.0, 0.5, 0.2]),
@@ -76,7 +77,7 @@ ODDS = [
 ]  # the sigmoids of those from 37 up are all 1.0
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(
     st.lists(
         st.tuples(

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
-from helpers import ROOT
-from hypothesis import example, given, settings
+from helpers import ROOT, examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qa.errors import UserError
@@ -371,7 +371,7 @@ def folder(tmp_path_factory):
 SEEDS = [to_bytes(content) for ending, content, *_ in READ.values() if not ending.endswith("gz")]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.sampled_from(sorted(READERS)), st.sampled_from(SEEDS), st.binary(max_size=40), st.integers(0, 400), st.integers(0, 9))  # fmt: skip
 def test_any_bytes_are_rows_or_refused_in_one_line(folder, ending, seed, inserted, place, length):
     """Files of all kinds with some bytes replaced by any others."""
@@ -391,7 +391,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(VALUES, VALUES, VALUES)
 @example([[]], {"text": "a", "answer_start": []}, None)
 def test_any_json_is_rows_or_refused_in_one_line(folder, value, answers, start):

@@ -7,8 +7,8 @@ import logging
 import oracle
 import pytest
 import torch
-from helpers import SHARED_DATA, as_dicts, real_questions, rows_of
-from hypothesis import given, settings
+from helpers import SHARED_DATA, as_dicts, examples, real_questions, rows_of
+from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
 from tokenizers import Tokenizer, processors
@@ -59,7 +59,7 @@ def test_features_are_the_tokenizers_own(tokenizers, kind, max_seq_length, doc_s
 texts = st.text(st.sampled_from("ab é—京🙂\n\u00a0\u0301.,'$9"), min_size=1, max_size=80).filter(str.strip)
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(st.data(), st.sampled_from(KINDS), st.integers(0, 12))
 def test_features_of_random_text(tokenizers, data, kind, doc_stride):
     context = data.draw(texts)
