@@ -61,6 +61,12 @@ def on_rank_0(training_args, function: Callable, *args):
     return result
 
 
+def reason_of(error: Exception) -> str:
+    """Return an error as text for a message; with its type, unless it is of one that is written for users."""
+    written = isinstance(error, (OSError, ValueError, ImportError, RuntimeError)) and str(error).strip()
+    return in_one_line(error) if written else f"{type(error).__name__}: {in_one_line(error)}"
+
+
 def run_or_exit(main: Callable[[], None]) -> None:
     """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback."""
     try:

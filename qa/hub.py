@@ -19,8 +19,6 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from qa.errors import in_one_line
-
 
 logger = logging.getLogger(__name__)
 
@@ -47,22 +45,19 @@ def report_shadowing(*arguments) -> None:
                 logger.info(f"--{flag} {name} is read from the folder {folder}, not from the hub")
 
 
-def loading_problem(error: Exception, flag: str, name: str, model_args, how: str = "") -> str:
+def loading_problem(error: Exception, flag: str, name: str, model_args, failure: str) -> str:
     """Return in one line why the name that a flag gives cannot be loaded, and how to go on.
 
     Args:
         error: of transformers or datasets, whose causes are looked through.
         flag: the flag that names it, as in `model_name_or_path`.
-        how: with which class.
+        failure: the line's words where the hub is not the reason.
     """
     if problem := hub_problem(error, flag, name, model_args):
         return f"--{flag} {name}: {problem}"
     folder = shadowing_folder(name)
     place = f" (the folder {folder}, not the hub's)" if folder else ""
-    if type(error).__name__ == "DatasetGenerationError" and error.__cause__:  # its own text has no reason
-        error = error.__cause__
-    kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-    return f"--{flag} {name}{place}: cannot be loaded{how}: {kind}{in_one_line(error)}"
+    return f"--{flag} {name}{place}: {failure}"
 
 
 def hub_problem(error: Exception, flag: str, name: str, model_args) -> str | None:

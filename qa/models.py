@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from qa.arguments import DataArguments, ModelArguments, hub_arguments
 from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes
-from qa.errors import UserError
+from qa.errors import UserError, reason_of
 from qa.hub import loading_problem
 from qa.upstream import trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
@@ -179,7 +179,8 @@ def loading_problems(auto_class: type, flag: str, model_args: ModelArguments) ->
             raise FileNotFoundError("it has no config.json")  # transformers would guess the type by the folder's name
         yield
     except (OSError, ValueError, ImportError, RuntimeError, TypeError, AssertionError, SafetensorError) as error:
-        raise UserError(loading_problem(error, flag, name, model_args, f" with {auto_class.__name__}")) from error
+        failure = f"cannot be loaded with {auto_class.__name__}: {reason_of(error)}"
+        raise UserError(loading_problem(error, flag, name, model_args, failure)) from error
 
 
 def sequence_limit(data_args: DataArguments, weightless: torch.nn.Module, tokenizer, template: Template) -> int:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from qa.arguments import SPLITS, DataArguments, ModelArguments
-from qa.errors import UserError
+from qa.errors import UserError, reason_of
 from qa.hub import loading_problem
 from qa.reading import TEXT_READERS, kind_of, read_file
 
@@ -19,6 +19,7 @@ def load_named_dataset(data_args: DataArguments, model_args: ModelArguments, tra
     `--train_file` reads them; the library datasets chooses those of each split.
     """
     import datasets
+    from datasets.exceptions import DatasetGenerationError  # which does not say why
 
     name = data_args.dataset_name
     try:
@@ -31,7 +32,9 @@ def load_named_dataset(data_args: DataArguments, model_args: ModelArguments, tra
             builder.download_and_prepare()
             return {split: part.to_list for split, part in builder.as_dataset().items()}
     except Exception as error:  # datasets raises a dozen kinds, and all of them mean: this cannot be loaded
-        raise UserError(loading_problem(error, "dataset_name", name, model_args)) from error
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        failure = f"cannot be loaded: {reason_of(reason)}"
+        raise UserError(loading_problem(error, "dataset_name", name, model_args, failure)) from error
 
 
 def dataset_builder(data_args: DataArguments, model_args: ModelArguments):
