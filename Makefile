@@ -2,12 +2,14 @@
 # make quickstart-seq2seq   the same for a model that writes its answers
 # make setup        build .venv alone            make style       lint and reformat
 # make check        lint, change nothing         make test        run all tests, two files at a time
+# make fuzz         run the tests with random cases, with 20 times as many; FUZZ=5 for 100 times as many
 # make test-fast    run the tests outside tests/runs, which start no trainings in other processes
 # make bench        print the benchmark tables, the short ones; make bench-full   in full, an hour
 
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= .out/quickstart
+FUZZ ?= 1
 # A real model and dataset of the hub in place of the project's own:
 # make quickstart QUICKSTART_MODEL=bert-base-uncased QUICKSTART_DATA=squad
 QUICKSTART_MODEL ?=
@@ -26,7 +28,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no
 PAGES := $(wildcard *.md */*.md */*/*.md *.py qa/*.py qa/*/*.py)
 PAGES += $(shell find tests quickstart benchmarks -name "*.py")
 
-.PHONY: setup quickstart quickstart-seq2seq test test-fast check style bench bench-full
+.PHONY: setup quickstart quickstart-seq2seq test test-fast fuzz check style bench bench-full
 
 setup: .venv/installed
 
@@ -59,6 +61,9 @@ test: .venv/installed-dev
 
 test-fast: .venv/installed-dev
 	$(PYTEST) --ignore tests/runs tests
+
+fuzz: .venv/installed-dev
+	FUZZ=$(FUZZ) $(PYTEST) -m hypothesis tests
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

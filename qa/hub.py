@@ -46,7 +46,7 @@ def report_shadowing(*arguments) -> None:
 
 
 def loading_problem(error: Exception, flag: str, name: str, model_args, failure: str) -> str:
-    """Return in one line why the name that a flag gives cannot be loaded, and how to go on.
+    """Return in one line why the value of a flag cannot be loaded, and how to go on.
 
     Args:
         error: of transformers or datasets, whose causes are looked through.

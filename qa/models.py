@@ -160,7 +160,7 @@ def hidden_lines(name: str, part: str) -> Iterator[None]:
 
 
 def from_pretrained(auto_class: type, flag: str, model_args: ModelArguments, **settings):
-    """Return `auto_class.from_pretrained` of the name that a flag gives, else --model_name_or_path.
+    """Return `auto_class.from_pretrained` of the value of a flag, else of --model_name_or_path.
 
     Raises:
         UserError: it fails; the reason in one line.
@@ -172,7 +172,7 @@ def from_pretrained(auto_class: type, flag: str, model_args: ModelArguments, **s
 
 @contextmanager
 def loading_problems(auto_class: type, flag: str, model_args: ModelArguments) -> Iterator[None]:
-    """Turn the libraries' errors about the name that a flag gives into a UserError of one line."""
+    """Turn the libraries' errors about the value of a flag into a UserError of one line."""
     name = getattr(model_args, flag)
     try:
         if auto_class is AutoConfig and Path(name).is_dir() and not (Path(name) / "config.json").is_file():

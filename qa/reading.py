@@ -70,7 +70,7 @@ def unzip(data: bytes) -> bytes:
         while part := file.read(2**20):
             parts.append(part)
             size += len(part)
-            check_ratio(size, packed.tell())
+            check_ratio(size, packed.tell())  # right English
     return b"".join(parts)
 
 

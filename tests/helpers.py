@@ -20,7 +20,7 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def examples(number: int) -> settings:
-    """Return the setting for N random cases of a test; with FUZZ=2 for 40 times as many."""
+    """Return the setting for N random cases of a test; in `make fuzz` for 20 times as many, with FUZZ=5 for 100."""
     return settings(max_examples=number * max(1, 20 * int(os.environ.get("FUZZ") or 0)))
 
 
