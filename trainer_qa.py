@@ -152,9 +152,8 @@ class AnswerEvaluation(LengthBuckets):
         start, self.begun, self.kept = time.time(), [], PreallocatedArrays(-(-len(features) // group) * group)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         description = "Evaluation" if stage == "eval" else "Prediction"
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # training goes on as without this evaluation, which a resumed run may lack
+        # A run that resumes where this evaluation was takes the same dropout without it.
+        with torch.random.fork_rng(devices=[]):
             output = loop(loader, description, ignore_keys=ignore_keys, metric_key_prefix=prefix)
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
         metrics |= evaluation_speed(

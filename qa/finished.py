@@ -31,10 +31,10 @@ LATER = {
 
 def finished_training(training_args) -> str | None:
     """Return `output_dir` if it holds the model of the training that the flags ask for, at its end; else None."""
-    anew = training_args.overwrite_output_dir or (training_args.resume_from_checkpoint or "").lower() == "false"
+    starts_again = training_args.overwrite_output_dir or str(training_args.resume_from_checkpoint).lower() == "false"
     folder = Path(training_args.output_dir)
     weights = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if not training_args.do_train or anew or not weights:
+    if not training_args.do_train or starts_again or not weights:
         return None
     state = read_object(folder / "trainer_state.json")
     try:

@@ -1,6 +1,5 @@
 """Length buckets: boundaries, widths and orders against obvious solutions, then the scripts that train and answer with them."""
 
-import shutil
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -10,7 +9,6 @@ from accelerate.data_loader import BatchSamplerShard
 from helpers import examples, load, read_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
 import qa.arguments
@@ -251,32 +249,6 @@ def test_dropping_last_batches_drops_no_answers(tiny_model, mixed_lengths, tmp_p
     run(run_qa, tiny_model, tmp_path / "kept", *flags)
     run(run_qa, tiny_model, tmp_path / "dropped", *flags, "--dataloader_drop_last")
     check_same_answers(tmp_path / "dropped", tmp_path / "kept")
-
-
-@pytest.mark.parametrize("accumulated", [1, 2, 4])
-def test_a_run_resumed_within_its_second_epoch_goes_on_with_the_right_batches(
-    tiny_model, mixed_lengths, tmp_path, seen, accumulated
-):
-    """accelerate 1.10.1 forgets the epoch there, and transformers 4.55 an epoch's last update of fewer batches.
-
-    Every loss is that of a run which was not stopped, and so the weights.
-    """
-    flags = [*training_flags(mixed_lengths), "--num_train_epochs", "3", "--length_buckets", *BUCKETS]
-    flags += ["--max_train_samples", "60", "--gradient_accumulation_steps", accumulated]
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run(run_qa, tiny_model, whole, *flags, "--save_strategy", "steps", "--save_steps", "0.5")
-    (checkpoint,) = (path for path in whole.glob("checkpoint-*") if 1 < load(path / "trainer_state.json")["epoch"] < 2)
-    assert accumulated == 1 or len(seen["training_step"]) // 3 % accumulated
-    shutil.copytree(checkpoint, resumed / checkpoint.name)
-    run(run_qa, tiny_model, resumed, *flags, "--save_strategy", "no")
-    losses, expected = (
-        [entry["loss"] for entry in load(folder / "trainer_state.json")["log_history"] if "loss" in entry]
-        for folder in (resumed, whole)
-    )
-    assert losses == expected
-    assert len({load(folder / "trainer_state.json")["global_step"] for folder in (resumed, whole)}) == 1
-    weights, expected = load_file(resumed / "model.safetensors"), load_file(whole / "model.safetensors")
-    assert all((weights[name] == expected[name]).all() for name in expected)
 
 
 def test_a_run_is_not_resumed_with_batches_of_another_size(tiny_model, mixed_lengths, tmp_path):

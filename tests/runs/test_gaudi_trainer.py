@@ -12,6 +12,7 @@ from importlib.metadata import distribution
 
 import pytest
 from helpers import ROOT, load
+from safetensors.torch import load_file
 
 import gaudi_spawn
 import qa.speed
@@ -103,11 +104,11 @@ def on_gaudi(simulated_gaudi, steady_models, squad_files, tmp_path_factory):
     flags = flags_of("run_qa", steady_models, squad_files, folder / str(len(runs))) + gaudi
     runs[len(runs)] = {"script": "run_qa", "flags": [*flags, "--gaudi_config_name", str(folder), "--bf16"]}
     # Epochs of three batches, the last of which is an update of its own.
-    epochs = "--max_train_samples 12 --length_buckets 256 --save_strategy steps --save_steps 1".split()
+    epochs = "--max_train_samples 12 --save_strategy steps --save_steps 1".split()
     whole = folder / str(len(runs))
     for name, without in (("whole", None), ("resumed", None), ("resumed", UPDATES)):
         flags = flags_of("run_qa", steady_models, squad_files, folder / str(len(runs)), 2) + gaudi + epochs
-        flags += ["--resume_from_checkpoint", str(whole / "checkpoint-1")] if name == "resumed" else []
+        flags += ["--resume_from_checkpoint", str(whole / "checkpoint-3")] if name == "resumed" else []
         cases.append(("run_qa", name, without))
         runs[len(runs)] = {"script": "run_qa", "flags": flags, "without": [without] if without else []}
     (folder / "runs.json").write_text(json.dumps(runs))
@@ -179,14 +180,16 @@ def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
 
 
 def test_an_epoch_that_is_resumed_within_takes_its_last_update(on_gaudi):
-    """transformers' trainer has the same defect (test_buckets.py)."""
+    """Here its second epoch, whose order is not that of the first; transformers' trainer has the same defects."""
     whole, resumed, lost = (
         on_gaudi["run_qa", name, without]
         for name, without in (("whole", None), ("resumed", None), ("resumed", UPDATES))
     )
     assert [load(folder / "trainer_state.json")["epoch"] for folder in (whole, resumed)] == [2, 2]
-    assert load(whole / "checkpoint-1" / "trainer_state.json")["epoch"] == pytest.approx(2 / 3)
+    assert load(whole / "checkpoint-3" / "trainer_state.json")["epoch"] == pytest.approx(1 + 2 / 3)
     assert losses_of(resumed) == losses_of(whole)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert all(found[name].equal(expected[name]) for name in expected)
     assert losses_of(lost) != losses_of(whole), f"optimum-habana takes the last update: {UPDATES} can go"
 
 

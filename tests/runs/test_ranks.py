@@ -31,6 +31,8 @@ BATCH = 8  # of all ranks together
 SHARED_FLAGS = """--do_train --do_eval --do_predict --max_train_samples 64 --max_eval_samples 33 --max_predict_samples 31
     --doc_stride 32 --logging_steps 1 --report_to none --disable_tqdm True"""
 READS_FLAGS = "--max_seq_length 192 --learning_rate 1.5e-3 --num_train_epochs 4 --save_strategy epoch"
+STOPPED_FLAGS = """--max_seq_length 192 --learning_rate 1.5e-3 --num_train_epochs 2 --save_steps 12 --group_by_length
+    --pad_to_max_length False"""
 BEST_FLAGS = "--eval_strategy epoch --load_best_model_at_end --metric_for_best_model f1 --early_stopping_patience 1"
 WRITES_FLAGS = """--version_2_with_negative --null_score_diff_threshold 3 --predict_with_generate --val_max_answer_length 8
     --max_seq_length 128 --learning_rate 3e-4 --max_steps 8 --save_strategy no --pad_to_max_length False"""
@@ -39,36 +41,45 @@ LOSS_TOLERANCE = 5e-4  # sums of floats in another order, and the log rounds to 
 PROCESS_SECONDS = 600
 
 
-def jobs_of(folder: Path, still_models: Path, squad_files: Path, negatives: Path, ranks: int) -> dict[str, list[str]]:
-    """Return script and arguments by name. `best` stops early and returns to its best checkpoint, `resumed` resumes from its first.
+def jobs_of(
+    folder: Path, still_models: Path, tiny_model: Path, squad_files: Path, negatives: Path, ranks: int
+) -> dict[str, list[str]]:
+    """Return script and arguments by name. `best` stops early and returns to its best checkpoint.
+
+    `resumed` resumes from a checkpoint of `whole` within its second epoch, and `again` is the same command after its end.
+    Their model has dropout.
 
     64 questions to train on, which the ranks divide, as one rank has no batch that repeats questions; 33 to score, which
     they do not.
     """
     shared = ["--train_file", squad_files / "train.json", "--test_file", squad_files / "dev.json"]
     shared += ["--per_device_train_batch_size", BATCH // ranks, *SHARED_FLAGS.split()]
-    reads = [
-        "run_qa",
-        "--model_name_or_path",
-        still_models / "bert",
-        "--validation_file",
-        squad_files / "dev.json",
-        *shared,
+    shared += ["--validation_file", squad_files / "dev.json"]
+    best = ["--model_name_or_path", still_models / "bert", *shared, *READS_FLAGS.split(), *BEST_FLAGS.split()]
+    stopped = ["--model_name_or_path", tiny_model, *shared, *STOPPED_FLAGS.split()]
+    resumed = [
+        *stopped,
+        "--resume_from_checkpoint",
+        folder / "whole" / "checkpoint-12",
+        "--output_dir",
+        folder / "resumed",
     ]
-    reads += READS_FLAGS.split()
-    best = [*BEST_FLAGS.split(), "--output_dir", folder / "best"]
-    resumed = ["--resume_from_checkpoint", folder / "best" / "checkpoint-8", "--output_dir", folder / "resumed"]
-    writes = ["run_seq2seq_qa", "--model_name_or_path", still_models / "t5", "--validation_file", negatives, *shared]
-    writes += [*WRITES_FLAGS.split(), "--output_dir", folder / "writes"]
-    jobs = {"best": [*reads, *best], "resumed": [*reads, *resumed], "writes": writes}
+    writes = ["--model_name_or_path", still_models / "t5", *shared, "--validation_file", negatives]
+    jobs = {
+        "best": ["run_qa", *best, "--output_dir", folder / "best"],
+        "whole": ["run_qa", *stopped, "--output_dir", folder / "whole"],
+        "resumed": ["run_qa", *resumed],
+        "again": ["run_qa", *resumed],
+        "writes": ["run_seq2seq_qa", *writes, *WRITES_FLAGS.split(), "--output_dir", folder / "writes"],
+    }
     return {name: list(map(str, words)) for name, words in jobs.items()}
 
 
 @pytest.fixture(scope="module")
-def one(still_models, squad_files, negatives, tmp_path_factory) -> Path:
+def one(still_models, tiny_model, squad_files, negatives, tmp_path_factory) -> Path:
     """Return the output folder of the jobs as one rank."""
     folder = tmp_path_factory.mktemp("one")
-    jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=1)
+    jobs = jobs_of(folder, still_models, tiny_model, squad_files, negatives, ranks=1)
     for name, module in SCRIPTS.items():
         module.main(jobs[name][1:])
     return folder
@@ -92,11 +103,11 @@ def place(engine, request) -> tuple[dict, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def two(engine, place, still_models, squad_files, negatives, tmp_path_factory) -> Path:
+def two(engine, place, still_models, tiny_model, squad_files, negatives, tmp_path_factory) -> Path:
     """Return the output folder of the jobs as two ranks, with what they printed, `out` and `err`."""
     environment, flags = place
     folder = tmp_path_factory.mktemp(engine)
-    jobs = jobs_of(folder, still_models, squad_files, negatives, ranks=2)
+    jobs = jobs_of(folder, still_models, tiny_model, squad_files, negatives, ranks=2)
     (folder / "jobs.json").write_text(json.dumps({name: [*words, *flags] for name, words in jobs.items()}))
     process = start_ranks(folder, engine, environment, ROOT / "tests" / "runs" / "ranks_run.py", folder / "jobs.json")
     assert process.wait(PROCESS_SECONDS) == 0, (folder / "err").read_text()[-6000:]
@@ -128,13 +139,17 @@ def test_the_scores_mean_something(one, squad_files):
 
 
 def test_ranks_resume_where_they_were(two):
-    expected, found = (load_file(two / name / "checkpoint-16" / "model.safetensors") for name in ("best", "resumed"))
+    """Within an epoch whose batches are grouped by length, with their own random states."""
+    expected, found = (load_file(two / name / "model.safetensors") for name in ("whole", "resumed"))
     assert all(expected[name].equal(found[name]) for name in expected)
+    losses = [load(two / name / "train_results.json")["train_loss"] for name in ("whole", "resumed")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_files_are_written_once_by_rank_0(two):
     """Those that Python opens; answers are computed where files are written, so the other ranks computed none."""
     first, other = (load(two / f"written_by_{rank}.json") for rank in (0, 1))
+    assert {Path(file).name for file in first.pop("again")} <= {".run.lock", Path(os.devnull).name}
     for job in first:
         assert not [file for file in other[job] if file != os.devnull], job
         evaluations = 1 + (len(history_of(two / job, "eval_loss")) if job == "best" else 0)
