@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import run_qa
 import run_seq2seq_qa
+from qa.locks import LOCK_FILE
 
 
 CASES = {
@@ -88,7 +89,7 @@ def content_of(folder) -> dict:
     return {
         path: (path.stat().st_mtime_ns, path.read_bytes())
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".run.lock"
+        if path.is_file() and path.name != LOCK_FILE
     }
 
 

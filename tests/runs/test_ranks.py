@@ -24,6 +24,7 @@ from test_hub import NAME, Hub
 import gaudi_spawn
 import run_qa
 import run_seq2seq_qa
+from qa.locks import LOCK_FILE
 
 
 SCRIPTS = {"best": run_qa, "writes": run_seq2seq_qa}
@@ -149,7 +150,7 @@ def test_ranks_resume_where_they_were(two):
 def test_files_are_written_once_by_rank_0(two):
     """Those that Python opens; answers are computed where files are written, so the other ranks computed none."""
     first, other = (load(two / f"written_by_{rank}.json") for rank in (0, 1))
-    assert {Path(file).name for file in first.pop("again")} <= {".run.lock", Path(os.devnull).name}
+    assert {Path(file).name for file in first.pop("again")} <= {LOCK_FILE, Path(os.devnull).name}
     for job in first:
         assert not [file for file in other[job] if file != os.devnull], job
         evaluations = 1 + (len(history_of(two / job, "eval_loss")) if job == "best" else 0)
