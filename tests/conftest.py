@@ -1,5 +1,6 @@
 """Fixtures of all tests: the project on the path, no hub, and tiny real models and data made here."""
 
+import gc
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 
+gc.disable()  # until all tests are imported
 CACHE = tempfile.TemporaryDirectory()  # in the user's own, the tests' "squad" would later pass for the hub's
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,12 @@ settings.register_profile("test", derandomize=True, deadline=None, print_blob=Tr
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("fuzz" if os.environ.get("FUZZ") else "test")
 torch.set_num_threads(1)  # faster for tiny models, also on a busy machine
+
+
+def pytest_collection_finish():
+    """Collect garbage from now on, but not among the modules, whose objects are millions."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
