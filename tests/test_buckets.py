@@ -257,6 +257,7 @@ def test_a_run_is_not_resumed_with_batches_of_another_size(tiny_model, mixed_len
     run(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
     flags[flags.index("--per_device_train_batch_size") + 1] = "8"
     flags[flags.index("--max_steps") + 1] = "2"
+    flags.append("--resume_anyway")
     with pytest.raises(UserError) as error:
         run(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
     (problem,) = error.value.problems
