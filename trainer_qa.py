@@ -17,6 +17,7 @@ from qa.buckets import EpochOrderSampler, eval_group, evaluation_order, train_gr
 from qa.device import trainer_class
 from qa.earlier import is_generated
 from qa.identity import RunRecord
+from qa.saving import WholeSaves
 from qa.speed import TrainingSpeed, evaluation_speed
 from qa.totals import WholeRun
 from qa.upstream import (
@@ -24,7 +25,6 @@ from qa.upstream import (
     BestCheckpoint,
     EpochOrder,
     GivenBatchSize,
-    JoinedSaves,
     ReadableWeights,
     Resumable,
 )
@@ -203,7 +203,7 @@ class AnswerEvaluation(LengthBuckets):
             self.write_answers(answers, stage)
 
 
-class RunFiles(RunRecord, GivenBatchSize, ReadableWeights):
+class RunFiles(RunRecord, GivenBatchSize, ReadableWeights, WholeSaves):
     """Mixin for a trainer: the files that it adds to those of a model, and those that it leaves alone."""
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -261,7 +261,7 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
 
 
 class QuestionAnsweringTrainer(
-    Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, JoinedSaves, RunFiles, trainer_class(False)
+    Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, RunFiles, trainer_class(False)
 ):
     """Train and evaluate models that mark the answer in its context: a subclass of GaudiTrainer or Trainer.
 

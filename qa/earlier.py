@@ -1,12 +1,12 @@
 """The files of an earlier run in an output folder: which ones are its own, and when they go."""
 
 import logging
-import re
 import shutil
 from pathlib import Path
 
 from qa.arguments import STAGES
 from qa.identity import RUN_FILE
+from qa.saving import CHECKPOINT, WEIGHTS
 
 
 logger = logging.getLogger(__name__)
@@ -14,8 +14,6 @@ logger = logging.getLogger(__name__)
 ANSWERS = ("predictions", "nbest_predictions", "null_odds")  # with the stage before and `.json` after them
 RESULTS = ["all_results.json", "trainer_state.json", RUN_FILE]
 RESULTS += [f"{stage}_{name}.json" for stage in STAGES.values() for name in ("results", *ANSWERS)]
-CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
-WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 # Of transformers 4.55; it asks whoever completes the card to remove this comment.
 CARD_MARK = "This model card has been generated automatically"
 

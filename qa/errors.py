@@ -1,5 +1,6 @@
-"""How a user's mistake ends: a line for each problem on stderr, and exit status 2."""
+"""How a user's mistake ends: a line for each problem on stderr, and exit status 2; a full disk with 1."""
 
+import errno
 import gc
 import importlib
 import reprlib
@@ -32,6 +33,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
@@ -68,7 +70,10 @@ def reason_of(error: Exception) -> str:
 
 
 def run_or_exit(main: Callable[[], None]) -> None:
-    """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback."""
+    """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback.
+
+    A disk without room is one line too, with exit status 1: the same command goes on once there is room.
+    """
     try:
         main()
         torch = sys.modules.get("torch")
@@ -78,5 +83,15 @@ def run_or_exit(main: Callable[[], None]) -> None:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: the disk is full{where}: {error.strerror}; free some room and start the same command again, "
+            "which goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     finally:
         gc.freeze()  # Python looks at every object once more when it ends, which takes half a second

@@ -1,33 +1,91 @@
-"""Every file of results that a run writes: whole or not at all."""
+"""Every file and folder that a run writes: whole or not at all, also after a kill or a loss of power."""
 
+import errno
 import json
 import math
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
 
+from qa.errors import DISK_FULL
 
+
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP)  # of some network file systems, for folders
 # The beginnings of a stage's metrics: a prediction's scores begin with `test_`, its number of samples does not.
 PREFIXES = {"train": ("train_",), "eval": ("eval_",), "predict": ("predict_", "test_")}
 
 
-def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write a file under another name, and rename it when all of it is on the disk.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield another name to write a file under, and rename it to `path` when all of it is on the disk.
 
     If anything fails before, `path` keeps its old content.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        sync(partial)
         partial.replace(path)
+        sync(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file, whole or not at all."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.writelines(chunks)
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Wait until a folder and everything below it are on the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync(path)
+    sync(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, as far as that is possible; do nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Return whether an error of writing in a folder means that there is no room.
+
+    The libraries' errors do not always say so: PyTorch 2.13 reports "file write failed". Then writing is tried.
+    """
+    if getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error):
+        return True
+    probe = folder / ".room.partial"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(1 << 20))
+    except OSError as failure:
+        return failure.errno in DISK_FULL
+    finally:
+        remove(probe)
+    return False
 
 
 def write_json(path: Path, parts: Iterable[dict]) -> None:

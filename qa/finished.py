@@ -11,6 +11,7 @@ from qa.arguments import STAGES
 from qa.files import read_object
 from qa.identity import RUN_FILE, write_record
 from qa.locks import unlock
+from qa.saving import end
 from qa.screen import print_summary, report_stage
 from qa.upstream import has_ended
 
@@ -71,6 +72,8 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
     )
     if not missing:
         show_results(training_args, state, ["train", *asked])
+        if training_args.process_index == 0:
+            end(folder)
         unlock(folder)
         return False
     if record is not None:

@@ -1,25 +1,32 @@
-"""Which checkpoint a run resumes from."""
+"""Which checkpoint a run resumes from, and which files in its output folder are those of a killed run."""
 
 import json
 import logging
+import re
 from pathlib import Path
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
+from qa.checkpoint_files import damage, refusal
 from qa.errors import UserError
 from qa.identity import RUN_FILE
 from qa.locks import LOCK_FILE
+from qa.saving import CHECKPOINT, UNFINISHED, checkpoints_of
 
 
 logger = logging.getLogger(__name__)
 
+# What a run may have written before its first checkpoint is whole.
+OWN_FILES = re.compile(
+    r"\..+\.partial|(all|train|eval|predict)_results\.json|(eval|predict)_(nbest_predictions|predictions|null_odds)\.json"
+)
+
 
 def checkpoint_to_resume(training_args, buckets: list[str] | None) -> str | None:
-    """Return the checkpoint to resume from: the one that the flags name, else the last complete one in `output_dir`.
+    """Return the checkpoint to resume from: the one that the flags name, else the last whole one in `output_dir`.
 
     Raises:
-        UserError: `output_dir` holds something else, and --overwrite_output_dir is not given; or with length `buckets` the
-            checkpoint's run had batches of another size, which transformers 4.55 would keep.
+        UserError: `output_dir` holds something else, and --overwrite_output_dir is not given; the checkpoint is not one
+            that this run can resume from; or with length `buckets` its run had batches of another size, which
+            transformers 4.55 would keep.
     """
     checkpoint = named_or_last_checkpoint(training_args)
     if checkpoint is not None and buckets is not None and training_args.do_train:
@@ -36,13 +43,15 @@ def named_or_last_checkpoint(training_args) -> str | None:
     named = training_args.resume_from_checkpoint
     never = named is not None and named.lower() == "false"
     if named is not None and named.lower() not in ("true", "false"):
-        if not is_complete(Path(named)):
-            raise UserError(f"--resume_from_checkpoint {named}: there is no complete checkpoint (trainer_state.json)")
+        if problem := damage(Path(named), training_args):
+            raise UserError(f"--resume_from_checkpoint {named} is no complete checkpoint: {problem}; name another one")
+        if problem := refusal(Path(named), training_args):
+            raise UserError(f"--resume_from_checkpoint {named}: {problem}")
         return named
     folder = Path(training_args.output_dir)
     if not training_args.do_train or training_args.overwrite_output_dir or not folder.is_dir():
         return None
-    last = last_checkpoint(folder)
+    last = last_checkpoint(folder, training_args)
     if last is not None and never:
         raise UserError(
             f"--resume_from_checkpoint {named}: --output_dir {folder} holds the checkpoints of an earlier run; name another "
@@ -51,25 +60,36 @@ def named_or_last_checkpoint(training_args) -> str | None:
     if last is not None:
         logger.warning(f"Resuming from {last}; add --overwrite_output_dir to start again")
         return str(last)
-    if any(path.name not in (LOCK_FILE, RUN_FILE) for path in folder.iterdir()):
+    if foreign := foreign_files(folder, Path(training_args.logging_dir)):
         raise UserError(
-            f"--output_dir {folder} holds files but no complete checkpoint to resume from; name another folder, "
-            "or start again with --overwrite_output_dir"
+            f"--output_dir {folder} holds files but no complete checkpoint to resume from ({foreign[0]}); "
+            "name another folder, or start again with --overwrite_output_dir"
         )
     return None
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the complete checkpoint with the highest step."""
-    numbered = {path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"): path for path in folder.iterdir()}
-    complete = [(int(step), path) for step, path in numbered.items() if step.isdigit() and is_complete(path)]
-    return max(complete)[1] if complete else None
+def last_checkpoint(folder: Path, training_args) -> Path | None:
+    """Return the whole checkpoint with the highest step; warn of each later one, with the reason.
+
+    Raises:
+        UserError: the run cannot resume from the last one, although it is no remains of a kill.
+    """
+    for _, checkpoint in sorted(checkpoints_of(folder).items(), reverse=True):
+        if checkpoint.is_dir() and (problem := refusal(checkpoint, training_args)):
+            raise UserError(f"--output_dir {folder}: its last checkpoint is {checkpoint.name}; {problem}")
+        problem = damage(checkpoint, training_args)
+        if problem is None:
+            return checkpoint
+        logger.warning(f"{checkpoint} is not complete and is not used: {problem}")
+    return None
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was written to its end: the trainer's state is its last file."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return True
+def foreign_files(folder: Path, logging_dir: Path) -> list[str]:
+    """Return the names in an output folder that no run wrote before its end; none where a run has not come to its end."""
+    names = {path.name for path in folder.iterdir()}
+    if UNFINISHED in names:
+        return []
+    own = {LOCK_FILE, RUN_FILE, "runs"}  # the last one of TensorBoard, by default
+    if logging_dir.absolute().is_relative_to(folder.absolute()):
+        own.update(logging_dir.absolute().relative_to(folder.absolute()).parts[:1])
+    return sorted(name for name in names - own if not OWN_FILES.fullmatch(name) and not CHECKPOINT.fullmatch(name))

@@ -26,6 +26,7 @@ from qa.identity import write_record
 from qa.locks import lock, unlock
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
+from qa.saving import begin, end
 from qa.screen import StageLines, print_summary, report_features, report_stage
 
 
@@ -186,8 +187,8 @@ def report_check(features: dict, training_args) -> None:
         print(f"checked, a run could start: {counts}")
 
 
-def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, int]) -> dict:
-    """Train, and save the model, the tokenizer, `train_results.json` and the trainer's state; return the metrics.
+def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, int], card: dict[str, str]) -> dict:
+    """Train, and save the model, the tokenizer, `train_results.json`, a card and the trainer's state; return the metrics.
 
     The state comes last: it marks the training as finished. A training of no step has no results.
     """
@@ -197,6 +198,7 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
     trainer.save_model()
     if "train_loss" in metrics:
         save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
+    trainer.create_model_card(**card)  # for a run that is killed in its evaluation; it gets the scores at the end
     trainer.save_state()
     return metrics
 
@@ -242,25 +244,30 @@ def run(
         features, rows: by split.
         counts: those of `load_rows`, for the results of each stage.
     """
-    training_args, metrics = trainer.args, {}
+    training_args, metrics, card = trainer.args, {}, model_card(data_args, model_args)
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
     trainer.add_callback(StageLines)
     if training_args.do_train:
         begin_training(trainer, [model_args, data_args], checkpoint, record)
         lost = getattr(features["train"], "lost_rows", 0)
         without_window = {"questions_without_window": lost} if lost else {}
-        metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window)
+        metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window, card)
     if training_args.do_eval:
         metrics |= evaluate(trainer, data_args.max_eval_samples, counts["validation"])
     if training_args.do_predict:
         metrics |= predict(trainer, features["test"], rows["test"], data_args.max_predict_samples, counts["test"])
-    write_model_card(trainer, data_args, model_args)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    elif training_args.do_train:
+        trainer.create_model_card(**card)
+    if trainer.is_world_process_zero():
+        end(Path(training_args.output_dir))
     print_summary(training_args, trainer.state, metrics)
     unlock(Path(training_args.output_dir))
 
 
 def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict | None) -> None:
-    """Write `run.json` on rank 0, with --overwrite_output_dir in the place of an earlier run.
+    """Begin an unfinished run on rank 0 and write `run.json`, with --overwrite_output_dir in the place of an earlier run.
 
     Args:
         named_by: arguments whose paths a training reads, also where they are in the output folder.
@@ -268,6 +275,7 @@ def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict
     if record is None:
         return
     folder = Path(trainer.args.output_dir)
+    begin(folder)
     if trainer.args.overwrite_output_dir:
         values = [value for arguments in named_by for value in vars(arguments).values()]
         remove_earlier_run(folder, [value for value in [*values, checkpoint] if isinstance(value, str)])
@@ -275,8 +283,8 @@ def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict
     write_record(folder, record)
 
 
-def write_model_card(trainer, data_args: DataArguments, model_args: ModelArguments) -> None:
-    """Write the card of a trained model, and push everything to the hub where the flags ask for that."""
+def model_card(data_args: DataArguments, model_args: ModelArguments) -> dict[str, str]:
+    """Return what the trainer's model card says of data and starting model."""
     card = {"tasks": "question-answering"}
     if not Path(model_args.model_name_or_path).exists():  # a hub name; the card looks its licence up there
         card["finetuned_from"] = model_args.model_name_or_path
@@ -287,7 +295,4 @@ def write_model_card(trainer, data_args: DataArguments, model_args: ModelArgumen
             "dataset": " ".join(filter(None, (data_args.dataset_name, config))),
         }
         card |= {"dataset_args": config} if config else {}
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(**card)
-    elif trainer.args.do_train:
-        trainer.create_model_card(**card)
+    return card

@@ -14,7 +14,6 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | RestoredCallbacks | transformers 4.55.4 | a resumed run forgets its evaluations without progress | test_resume.py |
 | FinishedTraining | transformers 4.55.4 | a finished run that resumes takes another step | test_resume.py |
 | BestCheckpoint | transformers 4.55.4 | `--save_strategy best` saves the last model | test_save_strategy_best |
-| JoinedSaves | transformers 4.55.4 | ranks disagree about the best checkpoint, and hang | test_ranks.py |
 | write_finite_states | transformers 4.55.4 | a NaN in trainer_state.json, which is no JSON | test_identity.py |
 | GivenBatchSize | transformers 4.55.4 | a resumed run keeps its checkpoint's batch size, whatever the flag | test_identity.py |
 | ReadableWeights | safetensors 0.8.0 | nobody except the owner can read model.safetensors | test_the_library_still_hides_weights |
@@ -64,7 +63,6 @@ import huggingface_hub  # noqa: E402
 import requests  # noqa: E402
 import transformers.utils.import_utils  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR  # noqa: E402
 from urllib3.util.retry import Retry  # noqa: E402
 
 
@@ -218,23 +216,6 @@ class Resumable(ResumedEpochs, FinishedTraining, RestoredCallbacks):
     """Mixin for a trainer: a run that was stopped and resumes is the same run."""
 
 
-class JoinedSaves:
-    """Mixin for a trainer: all ranks leave a save together.
-
-    transformers lets each rank look for the folder of the best model. A rank that looks before rank 0 has made it goes on
-    without the best model, or waits forever; fixed later by https://github.com/huggingface/transformers/pull/40923.
-    The trainer's state, which rank 0 writes last, marks a checkpoint as complete: the other ranks' files come before it.
-    """
-
-    def save_model(self, *args, **kwargs) -> None:
-        super().save_model(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
-
-    def _save_rng_state(self, *args, **kwargs) -> None:
-        super()._save_rng_state(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
-
-
 class GivenBatchSize:
     """Mixin for a trainer: a run that resumes has the batch size of its flags.
 
@@ -282,15 +263,13 @@ class RankDevice:
 class BestCheckpoint:
     """Mixin for a trainer: with --save_strategy best, --load_best_model_at_end does load the best model.
 
-    transformers notes the best checkpoint with the strategies `steps` and `epoch` only.
+    transformers notes the best step with the strategies `steps` and `epoch` only.
     """
 
     def _determine_best_metric(self, metrics, trial):
         better = super()._determine_best_metric(metrics, trial)
-        if better and self.args.save_strategy == "best":  # the checkpoint is written next
+        if better and self.args.save_strategy == "best":  # the checkpoint is written next, see `qa.saving`
             self.state.best_global_step = self.state.global_step
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.state.best_model_checkpoint = os.path.join(self._get_output_dir(trial), name)
         return better
 
 

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
 
-import qa.resume
 import run_qa
 import utils_qa
 from qa.device import training_arguments
@@ -82,7 +81,6 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_model, squad_files, trai
     shutil.copytree(trained / f"checkpoint-{steps[0]}", tmp_path / f"checkpoint-{steps[0]}")
     shutil.copytree(trained / f"checkpoint-{steps[1]}", tmp_path / f"checkpoint-{steps[1]}")
     (tmp_path / f"checkpoint-{steps[1]}" / "trainer_state.json").unlink()
-    assert qa.resume.last_checkpoint(tmp_path) == tmp_path / f"checkpoint-{steps[0]}"
     run(tiny_model, tmp_path, *training_flags(squad_files))
     expected, found = load_file(trained / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)

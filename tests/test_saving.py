@@ -1,0 +1,85 @@
+"""Which checkpoints are deleted, and how files get their names; kills at every moment are in runs/test_kills.py."""
+
+import errno
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from qa.files import is_disk_full, read_object
+from qa.saving import UNFINISHED, WholeSaves, checkpoints_of, discard, publish_files, remove_weights, workplace
+
+
+@pytest.mark.parametrize(
+    ("steps", "step", "best", "limit", "deleted"),
+    [
+        ([3, 6, 9], 9, None, None, []),
+        ([3, 6, 9], 9, None, 2, [3]),
+        ([3, 6, 9], 9, None, 1, [3, 6]),
+        ([3, 6, 9], 9, 3, 2, [6]),
+        ([3, 6, 9], 9, 3, 1, [6]),  # the best and the last one stay
+        ([3, 6, 9], 9, 9, 1, [3, 6]),
+        ([3, 6, 12], 6, None, 2, [12]),  # the run resumed from 3, as 12 was damaged
+        ([100, 9], 100, None, 1, [9]),
+    ],
+)
+def test_which_checkpoints_are_deleted(tmp_path, steps, step, best, limit, deleted):
+    """As transformers does, by number and not by time, and none of the user's."""
+    for name in [
+        *(f"checkpoint-{number}" for number in steps),
+        "checkpoint-precious",
+        "checkpoint-²",
+        "checkpoint-3.old",
+    ]:
+        (tmp_path / name).mkdir()
+    trainer = WholeSaves()
+    trainer.args = SimpleNamespace(save_total_limit=limit)
+    trainer.state = SimpleNamespace(global_step=step, best_global_step=best)
+    assert sorted(trainer.surplus_checkpoints(tmp_path)) == sorted(tmp_path / f"checkpoint-{n}" for n in deleted)
+
+
+def test_a_link_to_a_checkpoint_elsewhere_goes_alone(tmp_path):
+    (tmp_path / "disk" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "checkpoint-3").symlink_to(tmp_path / "disk" / "checkpoint-3")
+    with workplace(tmp_path):
+        discard(checkpoints_of(tmp_path)[3])
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"] and (tmp_path / "disk" / "checkpoint-3").is_dir()
+
+
+def test_weights_of_an_earlier_model_do_not_stay_next_to_new_ones(tmp_path):
+    """transformers would load model.safetensors, and not the shards that were saved later."""
+    new = tmp_path / "new"
+    new.mkdir()
+    for name in ("model.safetensors", "pytorch_model.bin", "model_of_mine.bin", "config.json"):
+        (tmp_path / name).write_text("old")
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"):
+        (new / name).write_text("new")
+    remove_weights(tmp_path, kept=new)
+    publish_files(new, tmp_path)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    assert found.pop("model_of_mine.bin") == "old" and set(found.values()) == {"new"} and len(found) == 3
+
+
+def test_nothing_half_written_stays_when_a_save_fails(tmp_path):
+    with pytest.raises(RuntimeError, match="of the library"), workplace(tmp_path) as unfinished:
+        (unfinished / "checkpoint-3").mkdir()
+        raise RuntimeError("of the library")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / UNFINISHED).mkdir()  # a run has begun
+    with workplace(tmp_path) as unfinished:
+        (unfinished / "checkpoint-3").mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == [UNFINISHED]
+
+
+def test_a_full_disk_is_recognized(tmp_path):
+    """By the number or the text of the error; a bare `file write failed` means it only where nothing can be written."""
+    assert is_disk_full(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tmp_path)
+    assert is_disk_full(ValueError("I/O error: No space left on device (os error 28)"), tmp_path)
+    assert not is_disk_full(RuntimeError("file write failed"), tmp_path) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", '{"eval_f1": 1', "[1]", "null", None])
+def test_results_that_were_cut_off_count_as_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "all_results.json").write_text(content)
+    assert read_object(tmp_path / "all_results.json") == {}
