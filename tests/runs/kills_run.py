@@ -2,18 +2,18 @@
 
     python kills_run.py JOB.json
 
-PyTorch and the libraries are imported once; every run is a fork. Where the library of kills.c is preloaded, `arm` makes it
+PyTorch and the libraries are imported once; every run is a fork. The library of kills.c is preloaded: its `arm` makes it
 count the changes in the output folder of a fork. `JOB.json` holds an object:
 
     script      run_qa or run_seq2seq_qa
     flags       of the script, without --output_dir
     ranks       number of processes of a run
     folder      to work in
-    kills       pairs of what happens and how often, or "all": [["before", 10], ["half", "all"], ["full", 5], ["any", 25]]
+    kills       what happens and how often, or "all" for each of the changes: {"before": 10, "half": "all"}
                 before: a kill at a change of a file; half: within a write; full: no room from a change on;
-                any: a kill at any time
+                any: a kill of all ranks at any time
 
-The result is `result.json` in the folder: the changes of an undisturbed run, and for each kill its problems.
+`result.json` in the folder then holds the changes of an undisturbed run, the numbers of kills, and what was wrong.
 """
 
 import ctypes
@@ -28,14 +28,18 @@ import socket
 import sys
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import run_qa  # noqa: E402
 import run_seq2seq_qa  # noqa: E402
+from qa.checkpoint_files import damage  # noqa: E402
 from qa.errors import run_or_exit  # noqa: E402
+from qa.saving import checkpoints_of  # noqa: E402
 
 
 SCRIPTS = {"run_qa": run_qa, "run_seq2seq_qa": run_seq2seq_qa}
@@ -45,14 +49,13 @@ GIVE_UP_SECONDS = 300
 
 
 class Runs:
-    """Runs of one command, each in a fork."""
+    """Runs of one command, each in a fork for each rank."""
 
     def __init__(self, job: dict):
         self.job, self.folder = job, Path(job["folder"])
-        self.seconds = 0.0
 
-    def start(self, output: Path, how: str | None = None, at: int = 0) -> list[int]:
-        """Start the ranks of a run; the last one is armed."""
+    def start(self, output: Path, how: str | None = None, at: int = 0, armed: int | None = None) -> list[int]:
+        """Start the ranks of a run, of which one is armed, or all if `armed` is None."""
         ranks, processes = self.job["ranks"], []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -60,20 +63,22 @@ class Runs:
         for rank in range(ranks):
             process = os.fork()
             if process == 0:
-                self.be_rank(rank, ranks, port, output, how if rank == at % ranks else None, at)
+                self.be_rank(rank, port, output, how if armed in (None, rank) else None, at)
             processes.append(process)
         return processes
 
-    def be_rank(self, rank: int, ranks: int, port: int, output: Path, how: str | None, at: int) -> None:
+    def be_rank(self, rank: int, port: int, output: Path, how: str | None, at: int) -> None:
+        """Run the script and end this process."""
         log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        if ranks > 1:
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        if self.job["ranks"] > 1:
+            size = self.job["ranks"]
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in places.items()})
         if how in HOW:
-            trace = os.open(f"{output}.trace", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) if how == "count" else -1
+            trace = os.open(f"{output}.trace_{rank}", os.O_WRONLY | os.O_CREAT, 0o644) if how == "count" else -1
             ctypes.CDLL(None).arm(str(output).encode(), ctypes.c_long(at), HOW[how], trace)
         status = 1
         try:
@@ -87,67 +92,66 @@ class Runs:
             sys.stdout.flush()
             os._exit(status)
 
-    def wait(self, processes: list[int], give_up: float = GIVE_UP_SECONDS) -> list[int]:
-        """Return the exit statuses; -9 of all ranks that are alive after one was killed, as the launcher ends them."""
-        waiting, statuses, end = set(processes), {}, time.time() + give_up
+    def wait(self, processes: list[int]) -> list[int]:
+        """Return the exit statuses. When a rank fails, the others are killed, as the launcher does."""
+        waiting, statuses, end = set(processes), {}, time.time() + GIVE_UP_SECONDS
         while waiting:
             for process in list(waiting):
                 found, status = os.waitpid(process, os.WNOHANG)
                 if found:
                     waiting.discard(process)
                     statuses[process] = os.waitstatus_to_exitcode(status)
-                    if statuses[process] != 0 or time.time() > end:
-                        for other in waiting:
-                            os.kill(other, signal.SIGKILL)
-            if time.time() > end:
+            if any(statuses.values()) or time.time() > end:
                 for other in waiting:
                     os.kill(other, signal.SIGKILL)
             time.sleep(0.01)
         return [statuses[process] for process in processes]
 
-    def run(self, output: Path, how: str | None = None, at: int = 0) -> list[int]:
-        return self.wait(self.start(output, how, at))
-
-    def undisturbed(self) -> tuple[dict, list[str]]:
-        """Return results of the first run, and its changes of files."""
+    def undisturbed(self) -> tuple[dict, list[list[str]], float]:
+        """Return the results of a whole run, each rank's changes of files, and the seconds that it took."""
         output = self.folder / "undisturbed"
         start = time.time()
-        statuses = self.run(output, "count")
+        statuses = self.wait(self.start(output, "count"))
         assert not any(statuses), Path(f"{output}.log").read_text()[-6000:]
-        self.seconds = time.time() - start
-        return results_of(output), Path(f"{output}.trace").read_text().splitlines()
+        traces = [Path(f"{output}.trace_{rank}").read_text().splitlines() for rank in range(self.job["ranks"])]
+        return results_of(output), traces, time.time() - start
 
-    def disturbed(self, how: str, at: int, expected: dict) -> list[str]:
+    def disturbed(self, how: str, armed: int, at: float, expected: dict) -> list[str]:
         """Disturb a run, start it again, and return what is wrong."""
-        output, problems = self.folder / f"{how}_{at}", []
-        log = Path(f"{output}.log")
-        processes = self.start(output, how, at)
+        output = self.folder / f"{how}_{armed}_{at}"
+        processes = self.start(output, how, int(at), armed)
         if how == "any":
-            time.sleep(random.Random(at).uniform(0, self.seconds))
+            time.sleep(at)
             for process in processes:
                 os.kill(process, signal.SIGKILL)
-        statuses = self.wait(processes)
-        if how == "full" and (1 not in statuses or not re.search("^error: the disk is full", log.read_text(), re.M)):
+        statuses, log = self.wait(processes), Path(f"{output}.log").read_text()
+        problems = []
+        if how == "full" and (statuses[armed] != 1 or not re.search("^error: the disk is full", log, re.M)):
             problems.append(f"a full disk: status {statuses}")
-        if how in ("before", "half") and -signal.SIGKILL not in statuses:
+        if how in ("before", "half") and statuses[armed] != -signal.SIGKILL:
             problems.append(f"it was not killed: status {statuses}")
-        user_folder = output.is_dir() and any(output.iterdir())
-        if user_folder:
-            (output / "checkpoint-precious").mkdir()
-        statuses = self.run(output)
+        problems += [f"{path.name} is not whole: {why}" for path, why in damages(output)]
+        users = output / "checkpoint-precious"
+        if output.is_dir() and any(output.iterdir()):
+            users.mkdir()
+        statuses = self.wait(self.start(output))
         if any(statuses):
             problems.append(f"the same command again: status {statuses}")
         else:
             found = results_of(output)
             problems += [f"other {name}" for name in expected if found[name] != expected[name]]
-            if (output / "checkpoint-precious").is_dir() != user_folder:
-                problems.append("a folder of the user's is gone")
         if problems:
-            problems.append(log.read_text()[-2000:])
-        else:
-            shutil.rmtree(output)
-            log.unlink()
-        return problems
+            return [*problems, Path(f"{output}.log").read_text()[-2000:]]
+        shutil.rmtree(output)
+        Path(f"{output}.log").unlink()
+        return []
+
+
+def damages(output: Path) -> list[tuple[Path, str]]:
+    """Return the checkpoints that are not whole, with the reason."""
+    plain = SimpleNamespace(deepspeed=None, fsdp=None, load_best_model_at_end=False)
+    found = [(path, damage(path, plain)) for path in checkpoints_of(output).values()] if output.is_dir() else []
+    return [(path, why) for path, why in found if why]
 
 
 def results_of(output: Path) -> dict:
@@ -163,31 +167,38 @@ def results_of(output: Path) -> dict:
 
 def places(changes: int, often: int | str) -> list[int]:
     """Return which of the changes are disturbed, spread evenly."""
-    if often == "all" or often > changes:
+    if often == "all" or often >= changes:
         return list(range(1, changes + 1))
     return [round(1 + (changes - 1) * number / max(1, often - 1)) for number in range(often)]
+
+
+def count(trace: list[str], how: str) -> int:
+    """Return how many changes of a trace kills.c counts."""
+    kinds = Counter(line.split()[0] for line in trace)
+    if how == "half":
+        return kinds["write"]
+    if how == "full":
+        return kinds["write"] + kinds["open"] + kinds["mkdir"]
+    return kinds.total() - kinds["fsync"] - kinds["from"]
 
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     gc.freeze()
     runs = Runs(job)
-    expected, trace = runs.undisturbed()
-    changes = [line.split()[0] for line in trace]
-    counts = {
-        "before": sum(kind not in ("fsync", "from") for kind in changes),
-        "half": changes.count("write"),
-        "full": sum(kind in ("write", "open", "mkdir") for kind in changes),
-    }
-    problems, done = {}, {}
-    for how, often in job["kills"]:
-        chosen = places(counts.get(how, often), often)
+    expected, traces, seconds = runs.undisturbed()
+    problems, done, draw = {}, {}, random.Random(0)
+    for how, often in job["kills"].items():
+        if how == "any":
+            chosen = [(0, round(draw.uniform(0, seconds), 3)) for _ in range(often)]
+        else:
+            chosen = [(rank, at) for rank, trace in enumerate(traces) for at in places(count(trace, how), often)]
         done[how] = len(chosen)
-        for at in chosen:
-            if found := runs.disturbed(how, at, expected):
-                problems[f"{how} {at}"] = found
-                print(how, at, *found, sep="\n", flush=True)
-    result = {"trace": trace, "counts": counts, "done": done, "seconds": runs.seconds, "problems": problems}
+        for armed, at in chosen:
+            if found := runs.disturbed(how, armed, at, expected):
+                problems[f"{how} {armed} {at}"] = found
+                print(how, armed, at, *found, sep="\n", flush=True)
+    result = {"trace": traces[0], "kept": expected["state"], "done": done, "problems": problems}
     (runs.folder / "result.json").write_text(json.dumps(result, indent=1))
 
 
