@@ -2,7 +2,7 @@
 
     python kills_run.py JOB.json
 
-PyTorch and the libraries are imported once; every run is a fork. The library of kills.c is preloaded: its `arm` makes it
+PyTorch and the libraries are imported once, by a run with --check; every other run is a fork. The library of kills.c is preloaded: its `arm` makes it
 count the changes in the output folder of a fork. `JOB.json` holds an object:
 
     script      run_qa or run_seq2seq_qa
@@ -35,7 +35,9 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import run_qa  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
+
+import run_qa  # noqa: E402  before anything that imports PyTorch
 import run_seq2seq_qa  # noqa: E402
 from qa.checkpoint_files import damage  # noqa: E402
 from qa.errors import run_or_exit  # noqa: E402
@@ -184,6 +186,9 @@ def count(trace: list[str], how: str) -> int:
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
+    SCRIPTS[job["script"]].main([*job["flags"], "--check", "--output_dir", str(Path(job["folder"]) / "unused")])
+    AcceleratorState._reset_state(reset_partial_state=True)  # a rank of several makes it anew
+    gc.collect()
     gc.freeze()
     runs = Runs(job)
     expected, traces, seconds = runs.undisturbed()
