@@ -158,9 +158,11 @@ def test_files_are_written_once_by_rank_0(two):
         counts = {
             Path(file).relative_to(two / job).as_posix(): count
             for file, count in first[job].items()
-            if file != os.devnull
+            if file != os.devnull and count  # 0 for those that others wrote and Python renamed
         }
         assert "predict_predictions.json" in counts
+        states = [file for file in counts if Path(file).match(".unfinished/checkpoint-*/trainer_state.json")]
+        often |= dict.fromkeys(states, 2)  # the second time with the final name of the best checkpoint
         assert counts == {file: often.get(file, 1) for file in counts}
 
 
