@@ -19,7 +19,6 @@ from transformers import TrainerState
 import qa.identity
 import run_qa
 import run_seq2seq_qa
-import trainer_qa
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import SECRETS, trainer_class, training_arguments
 from qa.earlier import remove_earlier_run
@@ -33,6 +32,7 @@ from qa.identity import (
     weights_fingerprint,
 )
 from qa.locks import LOCK_FILE, lock, unlock
+from qa.screen import StageLines
 
 
 TOKENS = {"token": "hf_secretA", "hub_token": "hf_secretB", "push_to_hub_token": "hf_secretC"}
@@ -231,21 +231,33 @@ def test_a_resume_goes_on_anyway_or_without_a_record(stopped, data, tiny_model, 
 
 
 def test_overwriting_removes_the_earlier_run_and_nothing_else(trained, data, tiny_model, tmp_path, monkeypatch):
-    folder = tmp_path / "out"
+    """A kill before the new run's first checkpoint leaves none of the old run, and one after it the new run's."""
+    folder, expected = tmp_path / "out", tmp_path / "expected"
     shutil.copytree(trained, folder)
     (folder / "checkpoint-precious").mkdir()
     mine = ["notes.txt", "my_predictions.json", "checkpoint-precious/model.safetensors", "runs.csv"]
     for name in mine:
         (folder / name).touch()
-    monkeypatch.setattr(
-        trainer_qa.QuestionAnsweringTrainer, "train", lambda *_, **__: sys.exit(3)
-    )  # killed at its start
-    with pytest.raises(SystemExit):
-        run(tiny_model, folder, *data, "--seed", 7, "--overwrite_output_dir")
-    unlock(folder)
-    kept = {"config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
-    assert {path.relative_to(folder).as_posix() for path in files_of(folder)} == kept | {*mine, "run.json"}
-    assert load(folder / "run.json")["arguments"]["seed"] == 7
+    killed_at = 1
+
+    def kill(callback, args, state, control, **_):
+        if state.global_step == killed_at:
+            sys.exit(3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageLines, "on_step_end", kill)
+        for killed_at in (1, 3):
+            with pytest.raises(SystemExit):
+                run(tiny_model, folder, *data, "--seed", 7, "--overwrite_output_dir")
+            unlock(folder)
+            kept = {"config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+            found = {path.relative_to(folder).as_posix() for path in files_of(folder)}
+            new = {name for name in found if name.startswith("checkpoint-2/")}
+            assert found - new == kept | {*mine, "run.json"} and bool(new) == (killed_at == 3)
+    run(tiny_model, folder, *data, "--seed", 7)
+    run(tiny_model, expected, *data, "--seed", 7)
+    weights = [load_file(path / "model.safetensors") for path in (folder, expected)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
 
 
 def test_overwriting_keeps_what_the_run_starts_from(trained, tmp_path):
