@@ -100,7 +100,7 @@ def refusal(links: list, flag: str, model_args) -> str | None:
 
 
 def network_problem(links: list, model_args) -> str | None:
-    """Return why the hub does not answer."""
+    """Return why the hub does not answer, or was not asked."""
     hub, status = constants.ENDPOINT, status_of(links)
     offline = "Without the hub, name a local folder, or set HF_HUB_OFFLINE=1 to use what the cache has"
     if status == 429:
@@ -109,6 +109,8 @@ def network_problem(links: list, model_args) -> str | None:
         return f"{hub} has a fault of its own (HTTP {status}); try again later. {offline}"
     if status is not None:
         return None
+    if holds(links, requests.exceptions.InvalidHeader, UnicodeEncodeError):  # whose texts contain the token
+        return "the token has characters that no token has; copy it again, without blanks and line breaks"
     if holds(links, requests.RequestException, ConnectionError):
         return f"{hub} cannot be reached{words_for(links)}; check the network and try again. {offline}"
     return None

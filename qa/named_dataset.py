@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,9 @@ from qa.arguments import SPLITS, DataArguments, ModelArguments
 from qa.errors import UserError, reason_of
 from qa.hub import loading_problem
 from qa.reading import TEXT_READERS, kind_of, read_file
+
+
+KEEP_TEXTS = {"keep_default_na": False, "na_values": ""}  # for CSV: only an empty cell is nothing, not NA or None
 
 
 def load_named_dataset(data_args: DataArguments, model_args: ModelArguments, training_args) -> dict[str, Callable]:
@@ -52,10 +56,14 @@ def dataset_builder(data_args: DataArguments, model_args: ModelArguments):
         token=model_args.token,
         trust_remote_code=model_args.trust_remote_code,
     )
-    builder = load()
-    if text_files(builder) or not hasattr(builder.config, "keep_default_na"):
-        return builder
-    return load(keep_default_na=False, na_values="")
+    try:
+        builder = load()
+    except ValueError:
+        with suppress(ValueError):  # the cache has CSV of the hub together with its settings
+            return load(**KEEP_TEXTS)
+        raise
+    is_hub_csv = hasattr(builder.config, "keep_default_na") and not text_files(builder)
+    return load(**KEEP_TEXTS) if is_hub_csv else builder
 
 
 def text_files(builder) -> dict[str, list[Path]]:

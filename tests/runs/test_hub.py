@@ -125,6 +125,8 @@ def outcomes(tiny_model, dataset, tmp_path_factory):
     config = load(tiny_model / "config.json") | {"num_hidden_layers": 3}  # the checkpoint has 2
     (deeper / "config.json").write_text(json.dumps(config))
     jobs["model deeper"] = {"model_name_or_path": NAME, "config_name": str(deeper)}
+    jobs["model misspelt"] = {"model_name_or_path": NAME, "token": f"{TOKEN}\n{TOKEN}"}
+    jobs["dataset misspelt"] = {"dataset_name": NAME, "token": f"{TOKEN}京"}
     for title in WITH_TOKEN:
         jobs[title]["token"] = TOKEN
     (home / "jobs.json").write_text(json.dumps(jobs))
@@ -184,3 +186,11 @@ def test_a_check_asks_for_the_names_of_tensors_alone(outcomes):
         if (method, name, file) == ("GET", NAME, "model.safetensors")
     ]
     assert set(asked) == {206}  # a part of it
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_a_token_that_cannot_be_sent_is_not_printed(outcomes, kind):
+    (problem,) = outcomes[1][f"{kind} misspelt"]["problems"]
+    assert problem.endswith(
+        f"{NAME}: the token has characters that no token has; copy it again, without blanks and line breaks"
+    )
