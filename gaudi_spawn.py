@@ -16,8 +16,8 @@ All words after the script go to the script, byte for byte. One rank without an 
 
 Every engine: lines of output are whole and begin with `[rank 3]`, except those of rank 0. When a rank fails, the
 others end, and the exit status is that rank's; 2 is a mistake in the command line or the data, printed once. SIGTERM,
-SIGINT, SIGHUP and SIGUSR1 reach every rank as SIGTERM or SIGINT; it then has --grace_seconds to write a checkpoint.
-A second signal ends all ranks at once. No process outlives the launcher.
+SIGINT, SIGHUP and SIGUSR1 reach every rank as SIGTERM or SIGINT; it then has --grace_seconds to write a checkpoint, and
+the exit status is 143, or 130 for SIGINT. A second signal ends all ranks at once. No process outlives the launcher.
 """
 
 import glob
@@ -33,6 +33,7 @@ from qa.errors import UserError, run_or_exit
 from qa.launch.engines import Job, command_of, environment_of, host_name, missing_programs
 from qa.launch.hosts import free_port, is_this_machine, port_trouble, read_hostfile
 from qa.launch.supervisor import supervise, write_all
+from qa.secret_flags import hide_secrets, without_secrets
 
 
 FLAGS = {  # name: (its value, or None for a switch; help)
@@ -64,12 +65,15 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         UserError: every problem that can be known before anything is started.
     """
+    hide_secrets()
     argv = sys.argv[1:] if argv is None else argv
     flags, script, problems = read_flags(argv)
     if "--help" in flags:
         print(__doc__, "\nFlags, before the script:", *map(help_line, FLAGS), sep="\n")
         return
     job = make_job(flags, script, problems)
+    if "--dry_run" in flags:
+        job.script = without_secrets(job.script)
     added = environment_of(job)
     command, environment = command_of(job, os.environ | added), os.environ | added
     if "--dry_run" in flags:

@@ -19,6 +19,7 @@ from qa.earlier import is_generated
 from qa.identity import RunRecord
 from qa.saving import WholeSaves
 from qa.speed import TrainingSpeed, evaluation_speed
+from qa.stopping import StoppableTraining
 from qa.totals import WholeRun
 from qa.upstream import (
     STRAY_METRICS,
@@ -261,7 +262,14 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
 
 
 class QuestionAnsweringTrainer(
-    Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, RunFiles, trainer_class(False)
+    StoppableTraining,
+    Resumable,
+    WholeRun,
+    BestCheckpoint,
+    TrainingSpeed,
+    AnswerEvaluation,
+    RunFiles,
+    trainer_class(False),
 ):
     """Train and evaluate models that mark the answer in its context: a subclass of GaudiTrainer or Trainer.
 

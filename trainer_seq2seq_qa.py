@@ -10,13 +10,21 @@ from transformers.modeling_outputs import BaseModelOutput
 from qa.device import trainer_class
 from qa.generation import end_tokens, shift_right
 from qa.speed import TrainingSpeed
+from qa.stopping import StoppableTraining
 from qa.totals import WholeRun
 from qa.upstream import BestCheckpoint, Resumable
 from trainer_qa import AnswerEvaluation, RunFiles
 
 
 class QuestionAnsweringSeq2SeqTrainer(
-    Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, RunFiles, trainer_class(True)
+    StoppableTraining,
+    Resumable,
+    WholeRun,
+    BestCheckpoint,
+    TrainingSpeed,
+    AnswerEvaluation,
+    RunFiles,
+    trainer_class(True),
 ):
     """Train and evaluate models that write the answer: a subclass of GaudiSeq2SeqTrainer or Seq2SeqTrainer.
 

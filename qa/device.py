@@ -22,6 +22,7 @@ from qa.preflight import (
     quiet_imports,
     read_gaudi_config,
 )
+from qa.secret_flags import SECRETS
 from qa.upstream import GaudiCorrections, RankDevice, exchange_through_gloo, patch_bart, write_finite_states
 
 
@@ -74,10 +75,6 @@ GAUDI_FLAGS = {
 EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput")
 
 
-# Flags whose values no file may hold: neither training_args.bin nor run.json.
-SECRETS = ("token", "hub_token", "push_to_hub_token")
-
-
 # Defaults of TrainingArguments that optimum-habana changes; kept on every device, so that results are the same.
 GAUDI_DEFAULTS = {
     "optim": (str, "adamw_torch"),
@@ -86,6 +83,28 @@ GAUDI_DEFAULTS = {
     "ddp_bucket_cap_mb": (Optional[int], 230),
     "ddp_find_unused_parameters": (Optional[bool], False),
     "half_precision_backend": (str, "hpu_amp"),
+}
+
+
+# The scripts' own flags of the training.
+OWN_FLAGS = {
+    "early_stopping_patience": (
+        Optional[int],
+        None,
+        "End training after N evaluations without a better --metric_for_best_model; by default never.",
+    ),
+    "max_train_minutes": (
+        Optional[float],
+        None,
+        "Minutes after the start of the command at which training stops: with a checkpoint and exit status 75, and the "
+        "same command goes on. By default never.",
+    ),
+    "resume_anyway": (
+        bool,
+        False,
+        "Resume although data, model or flags differ from those of the checkpoint's run, which is an error by default.",
+    ),
+    "nan_patience": (int, 3, "End training after N steps in a row whose loss is NaN or infinite, with exit status 1."),
 }
 
 
@@ -132,19 +151,8 @@ def training_arguments(seq2seq: bool, /) -> type:
     for name, _, flag in flags[: len(GAUDI_FLAGS)]:
         where = "every device" if name in EVERYWHERE else "a Gaudi (--use_habana), ignored elsewhere"
         flag.metadata = {"help": f"Flag of optimum-habana for {where}."}
-    patience = dataclasses.field(
-        default=None,
-        metadata={
-            "help": "End training after N evaluations without a better --metric_for_best_model; by default never."
-        },
-    )
-    anyway = dataclasses.field(
-        default=False,
-        metadata={
-            "help": "Resume although data, model or flags differ from those of the checkpoint's run, which is an error by default."
-        },
-    )
-    flags += [("early_stopping_patience", Optional[int], patience), ("resume_anyway", bool, anyway)]
+    for name, (kind, default, text) in OWN_FLAGS.items():
+        flags.append((name, kind, dataclasses.field(default=default, metadata={"help": text})))
     made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, RankDevice, base))
     made.__module__ = __name__
     return made

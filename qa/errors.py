@@ -3,6 +3,7 @@
 import errno
 import gc
 import importlib
+import os
 import reprlib
 import sys
 from collections.abc import Callable
@@ -34,6 +35,21 @@ def printable(text: str) -> str:
 
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Stopped(Exception):
+    """A training that ended before its last step.
+
+    Attributes:
+        status: the exit status.
+        line: what is printed; one that begins with `error: ` is printed by every rank.
+    """
+
+    def __init__(self, status: int, line: str):
+        super().__init__(line)
+        self.status, self.line = status, line
+
+
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
@@ -73,12 +89,16 @@ def run_or_exit(main: Callable[[], None]) -> None:
     """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback.
 
     A disk without room is one line too, with exit status 1: the same command goes on once there is room.
+    A `Stopped` ends in its line and its exit status.
     """
     try:
         main()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.distributed.is_initialized():
-            importlib.import_module("qa.upstream").let_threads_finish()
+        finish_ranks()
+    except Stopped as stop:
+        if stop.line.startswith("error: ") or os.environ.get("RANK", "0") == "0":
+            print(stop.line, file=sys.stderr)
+        finish_ranks()
+        sys.exit(stop.status)
     except UserError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -95,3 +115,10 @@ def run_or_exit(main: Callable[[], None]) -> None:
         sys.exit(1)
     finally:
         gc.freeze()  # Python looks at every object once more when it ends, which takes half a second
+
+
+def finish_ranks() -> None:
+    """Let the threads of a rank among several come to their end."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        importlib.import_module("qa.upstream").let_threads_finish()

@@ -18,9 +18,10 @@ from pathlib import Path
 import orjson
 
 from qa.arguments import SPLITS
-from qa.device import SECRETS, deepspeed_settings
+from qa.device import deepspeed_settings
 from qa.errors import UserError, on_rank_0, short
 from qa.files import to_json, write_json
+from qa.secret_flags import SECRETS, without_secrets
 
 
 logger = logging.getLogger(__name__)
@@ -109,26 +110,6 @@ def make_record(
         "devices_per_rank": max(1, training_args.n_gpu),
     }
     return json.loads(to_json(record))
-
-
-def without_secrets(words: list[str]) -> list[str]:
-    """Return a command line with a mark in the place of each secret.
-
-    >>> without_secrets(["--push_to_hub", "True", "--token", "hf_x", "--hub-tok=hf_y"])
-    ['--push_to_hub', 'True', '--token', '***', '--hub-tok=***']
-    """
-    shown, after_flag = [], False
-    for word in words:
-        flag, equals, _ = word.partition("=")
-        shown.append("***" if after_flag else f"{flag}=***" if equals and is_secret(flag) else word)
-        after_flag = not equals and is_secret(flag)
-    return shown
-
-
-def is_secret(flag: str) -> bool:
-    """Return whether a word is a flag with a secret, or the beginning of one, which argparse takes for it."""
-    name = flag.removeprefix("--").replace("-", "_")
-    return flag.startswith("--") and name != "push_to_hub" and any(secret.startswith(name) for secret in SECRETS)
 
 
 def differences(old: dict, new: dict) -> list[str]:

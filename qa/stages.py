@@ -28,6 +28,8 @@ from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
 from qa.saving import begin, end
 from qa.screen import StageLines, print_summary, report_features, report_stage
+from qa.signals import signals_can_wait
+from qa.stopping import weights_not_finite
 
 
 logger = logging.getLogger(__name__)
@@ -194,8 +196,9 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
     """
     if trainer.is_world_process_zero():
         mark_unfinished(Path(trainer.args.output_dir))
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    trainer.save_model()
+    with signals_can_wait():
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        trainer.save_model()
     if "train_loss" in metrics:
         save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
     trainer.create_model_card(**card)  # for a run that is killed in its evaluation; it gets the scores at the end
@@ -247,6 +250,7 @@ def run(
     training_args, metrics, card = trainer.args, {}, model_card(data_args, model_args)
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
     trainer.add_callback(StageLines)
+    check_weights(trainer.model, model_args.model_name_or_path)
     if training_args.do_train:
         begin_training(trainer, [model_args, data_args], checkpoint, record)
         lost = getattr(features["train"], "lost_rows", 0)
@@ -281,6 +285,15 @@ def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict
         remove_earlier_run(folder, [value for value in [*values, checkpoint] if isinstance(value, str)])
     trainer.run_record = record
     write_record(folder, record)
+
+
+def check_weights(model, name: str) -> None:
+    """Raise a UserError for a model that nothing can be computed with: weights are NaN or infinite."""
+    if bad := weights_not_finite(model):
+        raise UserError(
+            f"--model_name_or_path {name}: {len(bad)} of its weights are NaN or infinite, the first one is {bad[0]}; name "
+            "another checkpoint"
+        )
 
 
 def model_card(data_args: DataArguments, model_args: ModelArguments) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import corpus
@@ -46,6 +48,36 @@ def split_import_times(stderr: str) -> tuple[set[str], list[str]]:
     lines = stderr.splitlines()
     times = [line for line in lines if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in times}, [line for line in lines if line not in times]
+
+
+def addresses_listening(port: int) -> list[str]:
+    """Return the addresses, in hexadecimal digits, on which a TCP port of this machine is listened to."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return [words[1].split(":")[0] for words in lines if words[3] == "0A" and words[1].endswith(f":{port:04X}")]
+
+
+@contextmanager
+def signal_at_step(number: int, step: int):
+    """Let trainings within send their process a signal at the beginning of a step, and handle signals as a script does."""
+    from transformers import TrainerCallback, trainer
+
+    from qa.signals import REQUEST, STATUS, handle_signals
+
+    class Sender(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step - 1:
+                os.kill(os.getpid(), number)
+
+    handlers = {each: signal.getsignal(each) for each in STATUS}
+    handle_signals()
+    trainer.DEFAULT_CALLBACKS.append(Sender)
+    try:
+        yield
+    finally:
+        trainer.DEFAULT_CALLBACKS.remove(Sender)
+        REQUEST.__init__()
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
 
 
 def history_of(folder: Path, name: str) -> list[float]:

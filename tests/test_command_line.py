@@ -13,7 +13,7 @@ from helpers import ROOT, split_import_times
 
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.command_line import HELP, LIBRARY_HELP, CommandLine
-from qa.device import GAUDI_DEFAULTS, GAUDI_FLAGS, training_arguments
+from qa.device import GAUDI_DEFAULTS, GAUDI_FLAGS, OWN_FLAGS, training_arguments
 from qa.errors import UserError
 from qa.stages import start
 
@@ -230,7 +230,7 @@ def test_help_explains_flags_that_exist():
     own = {field.name for kind in (Seq2SeqModelArguments, Seq2SeqDataArguments) for field in dataclasses.fields(kind)}
     listed = [name for names in HELP.values() for name in names.split()]
     assert len(listed) == len(set(listed)) and set(listed) <= known | own
-    assert set(LIBRARY_HELP) == set(listed) - own - {"early_stopping_patience", "resume_anyway"}
+    assert set(LIBRARY_HELP) == set(listed) - own - set(OWN_FLAGS)
 
 
 def test_a_run_reports_to_no_tracker_and_draws_no_bar_into_a_file_unless_asked():

@@ -20,7 +20,7 @@ import qa.identity
 import run_qa
 import run_seq2seq_qa
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
-from qa.device import SECRETS, trainer_class, training_arguments
+from qa.device import trainer_class, training_arguments
 from qa.earlier import remove_earlier_run
 from qa.errors import UserError
 from qa.identity import (
@@ -33,6 +33,7 @@ from qa.identity import (
 )
 from qa.locks import LOCK_FILE, lock, unlock
 from qa.screen import StageLines
+from qa.secret_flags import SECRETS
 
 
 TOKENS = {"token": "hf_secretA", "hub_token": "hf_secretB", "push_to_hub_token": "hf_secretC"}
@@ -51,7 +52,8 @@ FREE = """
     restore_callback_states_from_checkpoint run_name
     eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches eval_use_gather_object
     batch_eval_metrics include_inputs_for_metrics include_for_metrics per_device_eval_batch_size per_gpu_eval_batch_size
-    use_legacy_prediction_loop jit_mode_eval load_best_model_at_end early_stopping_patience generation_config ignore_eos
+    use_legacy_prediction_loop jit_mode_eval load_best_model_at_end early_stopping_patience max_train_minutes nan_patience
+    generation_config ignore_eos
     save_strategy save_steps save_total_limit save_safetensors save_on_each_node save_only_model
     log_level log_level_replica log_on_each_node logging_dir logging_strategy logging_first_step logging_steps
     logging_nan_inf_filter report_to disable_tqdm include_tokens_per_second include_num_input_tokens_seen

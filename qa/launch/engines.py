@@ -172,12 +172,13 @@ def binding(ranks: int, sockets: list[int], version: int, even: bool = True) -> 
 
 
 def torchrun_command(job: Job) -> list[str]:
-    """Return torch.distributed.run for the ranks of this node, also for DeepSpeed, as accelerate starts it.
+    """Return torchrun for the ranks of this node, also for DeepSpeed, as accelerate starts it.
 
     DeepSpeed's own launcher kills a rank 30 s after SIGTERM, one after the other, and sets HABANA_VISIBLE_MODULES to
     0, 1, ... whichever cards the job has. On other nodes its end is `pkill -f`, which ends all jobs of the user.
     """
-    command = [sys.executable, "-u", "-m", "torch.distributed.run", "--nproc_per_node", str(job.ranks_here)]
+    command = [sys.executable, "-u", str(Path(__file__).with_name("torchrun.py"))]
+    command += ["--nproc_per_node", str(job.ranks_here)]
     command += ["--nnodes", str(job.nnodes), "--node_rank", str(job.node_rank)]
     command += ["--master_addr", job.master_addr, "--master_port", str(job.master_port)]
     return [*command, "--no_python", *RANK]

@@ -45,6 +45,7 @@ END = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 NAME = "rank.py"  # of this process, as ps -o comm and top show it
 WATCHED = {*STOP, *END, signal.SIGCHLD}
 SECONDS_TO_END = 5  # for a script whose job has failed
+HAS_SPOKEN = {2, 75}  # statuses of a script that has printed a line itself: a user's mistake, --max_train_minutes
 NAMES = {  # variables that PyTorch and DeepSpeed read: where OpenMPI or torchrun has the value
     "RANK": "OMPI_COMM_WORLD_RANK",
     "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
@@ -165,10 +166,10 @@ def join_launcher() -> socket.socket | None:
 
 
 def report(status: int, link: socket.socket | None) -> None:
-    """Print how the script failed, unless it has printed the user's mistake itself, and send its exit status."""
+    """Print how the script failed, unless it has printed that itself, and send its exit status."""
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
     try:
-        if status != 2:
+        if status not in HAS_SPOKEN:
             print(f"error: rank {os.environ['RANK']} on {socket.gethostname()} {how}", file=sys.stderr, flush=True)
         if link is not None:
             link.send(str(exit_status(status)).encode())

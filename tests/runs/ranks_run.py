@@ -3,19 +3,22 @@
     python gaudi_spawn.py --world_size 2 tests/runs/ranks_run.py JOBS_JSON
 
 `JOBS_JSON` is {name: [script, argument, ...]}. The first run that fails ends the process, as it would end the script.
+In a run whose name begins with `stopped`, rank 1 gets SIGTERM at its third step, and all ranks have to end with that.
 Next to it, `written_by_{rank}.json` holds {name: {file: how often this rank opened it for writing}}.
 """
 
 import importlib
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
 
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "quickstart")]
 
 OPENED = Counter()
 
@@ -34,14 +37,45 @@ def run(script: str, argv: list[str]) -> dict[str, int]:
     before = os.environ.copy()
     OPENED.clear()
     importlib.import_module(script).main(argv)
+    restore(before)
+    return dict(OPENED)
+
+
+def run_to_stop(script: str, argv: list[str]) -> None:
+    """Run a script that a signal to rank 1 stops; print what rank 0 would print."""
+    from helpers import signal_at_step  # It imports PyTorch, before which the script sets the Gaudi's mode.
+
+    import qa.stopping
+    from qa.errors import Stopped
+
+    before = os.environ.copy()
+    qa.stopping.SECONDS_BETWEEN_LOOKS = 0  # A simulated Gaudi would take all steps before the second look.
+    try:
+        with signal_at_step(signal.SIGTERM, step=3 if os.environ["RANK"] == "1" else 0):
+            importlib.import_module(script).main(argv)
+        raise AssertionError("the run was not stopped")
+    except Stopped as stop:
+        print(f"exit status {stop.status}: {stop.line}")
+    restore(before)
+
+
+def restore(before: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(before)
-    return dict(OPENED)
 
 
 def main() -> None:
     jobs = Path(sys.argv[1])
-    written = {name: run(script, argv) for name, (script, *argv) in json.loads(jobs.read_text()).items()}
+    written = {}
+    for name, (script, *argv) in json.loads(jobs.read_text()).items():
+        if name.startswith("stopped"):
+            run_to_stop(script, argv)
+        else:
+            written[name] = run(script, argv)
+    if os.environ["RANK"] == "0":
+        from helpers import addresses_listening
+
+        (jobs.parent / "listening.json").write_text(json.dumps(addresses_listening(int(os.environ["MASTER_PORT"]))))
     (jobs.parent / f"written_by_{os.environ['RANK']}.json").write_text(json.dumps(written))
 
 

@@ -50,6 +50,8 @@ def jobs_of(
     `resumed` resumes from a checkpoint of `whole` within its second epoch, and `again` is the same command after its end.
     Their model has dropout.
 
+    On two ranks `writes` goes on from the checkpoint of `stopped_writes`, which a signal to rank 1 stops.
+
     64 questions to train on, which the ranks divide, as one rank has no batch that repeats questions; 33 to score, which
     they do not.
     """
@@ -65,13 +67,15 @@ def jobs_of(
         "--output_dir",
         folder / "resumed",
     ]
-    writes = ["--model_name_or_path", still_models / "t5", *shared, "--validation_file", negatives]
+    writes = ["run_seq2seq_qa", "--model_name_or_path", still_models / "t5", *shared, "--validation_file", negatives]
+    writes += [*WRITES_FLAGS.split(), "--output_dir", folder / "writes"]
     jobs = {
         "best": ["run_qa", *best, "--output_dir", folder / "best"],
         "whole": ["run_qa", *stopped, "--output_dir", folder / "whole"],
         "resumed": ["run_qa", *resumed],
         "again": ["run_qa", *resumed],
-        "writes": ["run_seq2seq_qa", *writes, *WRITES_FLAGS.split(), "--output_dir", folder / "writes"],
+        "stopped_writes": writes,
+        "writes": writes,
     }
     return {name: list(map(str, words)) for name, words in jobs.items()}
 
@@ -129,6 +133,17 @@ def test_answers_scores_and_losses_are_those_of_one_rank(one, two, job):
     assert history_of(two / job, "eval_f1") == history_of(one / job, "eval_f1")
 
 
+def test_a_signal_to_one_rank_stops_all_of_them(two):
+    """With one checkpoint, of the step that the signal came in or the next one; `writes` has gone on from there."""
+    printed = re.findall(
+        r"(\[rank 1\] )?exit status 143: stopped by SIGTERM after step (\d) of 8; (\S+) is written",
+        (two / "out").read_text(),
+    )
+    (step,) = {step for _, step, _ in printed}
+    assert sorted(rank for rank, _, _ in printed) == ["", "[rank 1] "] and step in "34"
+    assert [path.name for path in (two / "writes").glob("checkpoint-*")] == [f"checkpoint-{step}"]
+
+
 def test_the_scores_mean_something(one, squad_files):
     """And the best checkpoint is not the last one, where training stopped early."""
     golds = dict(list(golds_of(squad_files / "dev.json").items())[:33])
@@ -166,11 +181,15 @@ def test_files_are_written_once_by_rank_0(two):
         assert counts == {file: often.get(file, 1) for file in counts}
 
 
+def test_no_other_machine_reaches_the_store_of_the_ranks(two):
+    assert load(two / "listening.json") == ["0100007F"]  # 127.0.0.1
+
+
 def test_rank_0_alone_prints(two):
     """Except for the simulated Gaudi's last line, which every process prints."""
     printed = (two / "out").read_text() + (two / "err").read_text()
     assert "Evaluation: " in printed
-    assert not re.findall(r"\[rank 1\] (?!simulated Gaudi: ops).*", printed)
+    assert not re.findall(r"\[rank 1\] (?!simulated Gaudi: ops|exit status 143).*", printed)
 
 
 def test_a_mistake_is_printed_once(engine, tmp_path):

@@ -1,0 +1,169 @@
+"""A training that ends before its last step: on a signal, when its time is up, or when its numbers are no longer finite.
+
+All ranks have to end with the same step, or those that go on would wait for the others for ever. So they look together
+whether one of them has a reason: on a CPU after every step, elsewhere about every two seconds. Looking reads numbers
+from the device, which waits for the work queued on it; on a Gaudi its shapes are the same each time.
+
+    reason            checkpoint of this step          exit status
+    ----------------  -------------------------------  ------------
+    signal            written                          143 or 130, see signals.py
+    time is up        written                          75
+    loss not finite   none, the last one is kept       1
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from qa.errors import Stopped
+from qa.signals import BEGAN, REQUEST, STATUS, name_of
+
+
+logger = logging.getLogger(__name__)
+
+TIME_IS_UP, NOT_FINITE = 100, 200  # reasons next to the numbers of signals; the largest of all ranks counts
+STATUS_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: start the command again
+SECONDS_BETWEEN_LOOKS = 2
+MOST_STEPS_BETWEEN_LOOKS = 100
+
+
+class StoppableTraining:
+    """Mixin for a trainer: a training can end before its last step, on all ranks together.
+
+    Raises from `train`:
+        qa.errors.Stopped: the training has ended so, with its last checkpoint whole.
+    """
+
+    reason, losses, saved_step, first_bad = 0, (), None, ""
+
+    def train(self, *args, **kwargs):
+        self.losses, self.reason = [], 0
+        self.bad_steps, self.bad_step, self.first_bad = 0, None, ""  # those in a row, the last and the first one
+        self.next_look, self.looked_at, self.looked_step = 0, time.monotonic(), None
+        self.last_step = self.saved_step = None
+        return super().train(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        """Return the loss; keep it on the device until it is read together with others."""
+        loss = super().training_step(*args, **kwargs)
+        if self.looked_step is None:
+            self.looked_step = self.saved_step = self.state.global_step
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.losses.append((self.state.global_step + 1, rate, loss.detach()))
+        return loss
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs) -> None:
+        """Log, evaluate and save as the base does after a step and, once more, after an epoch; stop where there is a reason.
+
+        At the last step of an epoch the stop waits for the second call, in which an epoch is evaluated and saved.
+        """
+        step = self.state.global_step
+        after_epoch, self.last_step = step == self.last_step, step
+        if not after_epoch and step >= self.next_look:
+            self.look()
+        if self.reason == NOT_FINITE:
+            raise self.not_finite()
+        epoch_ends = (self.state.epoch or 0) % 1 == 0 or self.control.should_training_stop
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self.reason and (after_epoch or not epoch_ends):
+            if step != self.saved_step:
+                self._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # An engine ends the others as soon as one rank has ended.
+            raise self.stopped()
+
+    def look(self) -> None:
+        """Find out whether a rank has a reason to stop, and choose the step of the next look; both alike on all ranks."""
+        step, now = self.state.global_step, time.monotonic()
+        seconds = (now - self.looked_at) / max(1, step - (self.looked_step or 0))
+        self.reason, seconds = self.largest([max(self.read_losses(), self.requested()), seconds])
+        steps = int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-6))
+        on_cpu = self.args.device.type == "cpu"
+        self.next_look = step + (1 if on_cpu else max(1, min(steps, MOST_STEPS_BETWEEN_LOOKS)))
+        self.looked_at, self.looked_step = now, step
+
+    def largest(self, numbers: list[float]) -> list[float]:
+        """Return the largest value of each number among the ranks."""
+        if self.args.world_size == 1:
+            return numbers
+        row = torch.tensor([numbers], dtype=torch.float32, device=self.args.device)
+        return self.accelerator.gather(row).cpu().max(dim=0).values.tolist()
+
+    def requested(self) -> int:
+        """Return this rank's reason to stop that is no fault: a signal's number, TIME_IS_UP or 0."""
+        minutes = self.args.max_train_minutes
+        time_is_up = minutes is not None and time.monotonic() - BEGAN > 60 * minutes
+        return max(REQUEST.number, TIME_IS_UP if time_is_up else 0)
+
+    # Numbers that are not finite
+
+    def read_losses(self) -> int:
+        """Count the steps in a row whose loss is not finite, and report the first one; return NOT_FINITE or 0."""
+        reason = 0
+        for step, rate, loss in self.losses:
+            loss = loss.item()
+            if loss - loss == 0:  # neither NaN nor infinite
+                self.bad_steps, self.bad_step = 0, None
+            elif self.bad_step != step:
+                self.bad_steps, self.bad_step = self.bad_steps + 1, step
+                if self.bad_steps == 1:
+                    self.first_bad = f"the loss of step {step} is {loss} at a learning rate of {rate:.3g}"
+                    logger.warning(f"{self.first_bad}; the training stops after {self.args.nan_patience} such steps")
+            if self.bad_steps >= self.args.nan_patience:
+                reason = NOT_FINITE
+        self.losses = []
+        return reason
+
+    def save_model(self, *args, **kwargs) -> None:
+        """Save the model unless it has weights that are not finite, which ends the training."""
+        self.require_finite_weights()
+        super().save_model(*args, **kwargs)
+        self.saved_step = self.state.global_step
+
+    def _evaluate(self, *args, **kwargs) -> dict:
+        """Evaluate in a training as the base does, unless the model has weights that are not finite."""
+        self.require_finite_weights()
+        return super()._evaluate(*args, **kwargs)
+
+    def require_finite_weights(self) -> None:
+        if self.largest([float(bool(weights_not_finite(self.model)))])[0]:
+            raise self.not_finite()
+
+    # How it ends
+
+    def stopped(self) -> Stopped:
+        folder = self.checkpoint_folder(self.state.global_step)
+        why = "--max_train_minutes" if self.reason == TIME_IS_UP else name_of(int(self.reason))
+        again = (
+            "the same command without --overwrite_output_dir" if self.args.overwrite_output_dir else "the same command"
+        )
+        return Stopped(
+            STATUS_OF_TIME if self.reason == TIME_IS_UP else STATUS[int(self.reason)],
+            f"stopped by {why} after step {self.state.global_step} of {self.state.max_steps}; {folder} is written, and "
+            f"{again} goes on from there",
+        )
+
+    def not_finite(self) -> Stopped:
+        kept = (
+            f"{self.checkpoint_folder(self.saved_step)} is kept" if self.saved_step else "this run wrote no checkpoint"
+        )
+        why = self.first_bad or f"the loss or the weights of a rank are not finite after step {self.state.global_step}"
+        return Stopped(1, f"error: {why}; the training stops, {kept}; use a smaller --learning_rate")
+
+    def checkpoint_folder(self, step: int) -> Path:
+        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def weights_not_finite(model: torch.nn.Module) -> list[str]:
+    """Return the names of the weights that hold a NaN or an infinity; of those that ZeRO-3 distributes, this rank's part.
+
+    >>> layer = torch.nn.Linear(2, 1)
+    >>> layer.bias.data[0] = float("nan")
+    >>> weights_not_finite(layer)
+    ['bias']
+    """
+    weights = {name: getattr(weight, "ds_tensor", weight) for name, weight in model.named_parameters()}
+    finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()])  # The device is read once.
+    return [name for name, good in zip(weights, finite.tolist()) if not good]
