@@ -258,10 +258,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_writers, squad_files, wr
     run(tiny_writers["t5"], tmp_path, *training_flags(squad_files), generate=False)
     expected, found = (load_file(folder / "model.safetensors") for folder in (writing_models["t5"], tmp_path))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert (
-        load(tmp_path / "train_results.json")["train_loss"]
-        < load(writing_models["t5"] / "train_results.json")["train_loss"]
-    )
+    losses = [load(folder / "train_results.json")["train_loss"] for folder in (writing_models["t5"], tmp_path)]
+    assert losses[0] == losses[1]
 
 
 def test_the_best_checkpoint_by_f1_is_kept(tiny_writers, squad_files, tmp_path):
@@ -269,9 +267,9 @@ def test_the_best_checkpoint_by_f1_is_kept(tiny_writers, squad_files, tmp_path):
     row = {"context": "The Nile flows through Egypt.", "question": "Where does it flow?", "answers": "Egypt"}
     (tmp_path / "nile.jsonl").write_text("\n".join([json.dumps(row)] * 16))
     run(tiny_writers["t5"], tmp_path / "out", "--do_train", "--do_eval", "--train_file", tmp_path / "nile.jsonl",
-        "--validation_file", tmp_path / "nile.jsonl", "--eval_strategy", "steps", "--eval_steps", "50", "--save_steps",
-        "50", "--load_best_model_at_end", "--metric_for_best_model", "f1", "--label_smoothing_factor", "0.1",
-        "--learning_rate", "3e-3", "--max_steps", "200", "--lr_scheduler_type", "constant")  # fmt: skip
+        "--validation_file", tmp_path / "nile.jsonl", "--eval_strategy", "steps", "--eval_steps", "60", "--save_steps",
+        "60", "--load_best_model_at_end", "--metric_for_best_model", "f1", "--label_smoothing_factor", "0.1",
+        "--learning_rate", "3e-3", "--max_steps", "240", "--lr_scheduler_type", "constant", "--seed", "1")  # fmt: skip
     history = load(tmp_path / "out" / "trainer_state.json")["log_history"]
     scores = [entry["eval_f1"] for entry in history if "eval_f1" in entry]
     assert load(tmp_path / "out" / "eval_results.json")["eval_f1"] == max(scores) == 100 and min(scores) == 0
