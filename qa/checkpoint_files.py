@@ -9,6 +9,8 @@ from transformers import TrainerState
 
 from qa.device import zero_stage
 from qa.errors import in_one_line
+from qa.files import read_object
+from qa.identity import RUN_FILE
 
 
 # The parts of a checkpoint that a run resumes from, by the engine that wrote it, each with the files that may hold it.
@@ -137,14 +139,14 @@ def check_file(file: Path) -> None:
 
 
 def missing_rank(checkpoint: Path) -> str | None:
-    """Return a file that a rank should have written, if one of a lower or higher rank is there."""
+    """Return a file that a rank should have written: of the ranks in `run.json`, and of each below one that wrote its file."""
     found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*_[0-9]*.p*t*")}
+    ranks = read_object(checkpoint / RUN_FILE).get("ranks", 1)
+    needed = [f"rng_state_{rank}.pth" for rank in range(ranks)] if isinstance(ranks, int) and ranks > 1 else []
     for match in filter(None, map(RANK.fullmatch, sorted(found))):
         before, rank, after = match.groups()
-        for lower in range(int(rank)):
-            if f"{before}{lower}{after}" not in found:
-                return f"there is no {before}{lower}{after}"
-    return None
+        needed += [f"{before}{lower}{after}" for lower in range(int(rank))]
+    return next((f"there is no {name}" for name in needed if name not in found), None)
 
 
 def best_damage(checkpoint: Path, state: TrainerState) -> str | None:

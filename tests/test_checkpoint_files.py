@@ -95,7 +95,7 @@ def test_a_run_goes_on_from_the_one_before_to_the_same_weights(tiny_model, squad
     assert load(stopped / "all_results.json")["train_samples"] == 48
 
 
-def test_a_run_without_a_whole_checkpoint_starts_anew(stopped):
+def test_a_run_without_a_whole_checkpoint_starts_again(stopped):
     """Its own remains are no foreign files: logs, results, half a file, and what is marked as unfinished."""
     for step in (1, 2):
         empty(stopped / f"checkpoint-{step}" / "optimizer.pt")
@@ -131,6 +131,9 @@ def test_sharded_weights_and_ranks_are_complete(stopped):
     assert damage(checkpoint, flags) is None
     (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_1.pth")
     assert damage(checkpoint, flags) == "there is no rng_state_0.pth"
+    (checkpoint / "rng_state_1.pth").rename(checkpoint / "rng_state_0.pth")
+    (checkpoint / "run.json").write_text('{"ranks": 2}')
+    assert damage(checkpoint, flags) == "there is no rng_state_1.pth"
 
 
 def test_a_model_alone_is_refused(stopped):

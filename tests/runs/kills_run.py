@@ -187,7 +187,7 @@ def count(trace: list[str], how: str) -> int:
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     SCRIPTS[job["script"]].main([*job["flags"], "--check", "--output_dir", str(Path(job["folder"]) / "unused")])
-    AcceleratorState._reset_state(reset_partial_state=True)  # a rank of several makes it anew
+    AcceleratorState._reset_state(reset_partial_state=True)  # a rank of several makes its own
     gc.collect()
     gc.freeze()
     runs = Runs(job)
