@@ -4,6 +4,7 @@
 # make check        lint, change nothing         make test        run all tests, two files at a time
 # make fuzz         run the tests with random cases, with 20 times as many; FUZZ=5 for 100 times as many
 # make test-fast    run the tests outside tests/runs, which start no trainings in other processes
+# make errors       write docs/errors.md from the cases of tests/error_cases.py
 # make bench        print the benchmark tables, the short ones; make bench-full   in full, an hour
 
 PYTHON ?= python3
@@ -28,7 +29,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no
 PAGES := $(wildcard *.md */*.md */*/*.md *.py qa/*.py qa/*/*.py)
 PAGES += $(shell find tests quickstart benchmarks -name "*.py")
 
-.PHONY: setup quickstart quickstart-seq2seq test test-fast fuzz check style bench bench-full
+.PHONY: setup quickstart quickstart-seq2seq test test-fast fuzz check style errors bench bench-full
 
 setup: .venv/installed
 
@@ -74,6 +75,9 @@ check: .venv/installed-dev
 style: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+errors: .venv/installed-dev
+	$(BIN)/python -m tests.error_page
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks

@@ -176,7 +176,7 @@ def numbers_of(flags: dict[str, str], slots: int) -> tuple[dict[str, int], list[
         numbers[name[2:]] = int(text) if good else default
         if not good:
             bounds = f"{least} or more" if largest > 65535 else f"{least} to {largest}"
-            problems.append(f"{name} is {text}, it must be a whole number, {bounds}")
+            problems.append(f"{name} is {text or repr(text)}, it must be a whole number, {bounds}")
     return numbers, problems
 
 

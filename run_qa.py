@@ -26,6 +26,7 @@ from qa.arguments import DataArguments, ModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.finished import finished_training, keep_only_missing
+from qa.folders import check_room
 from qa.identity import identify
 from qa.resume import checkpoint_to_resume
 from qa.stages import (
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         multiple_of=8 if training_args.fp16 else 1,
     )
     check_batches(weightless, features, collator)
+    check_room(weightless, features, training_args)
     if data_args.check:
         return report_check(features, training_args)
 

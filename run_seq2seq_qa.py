@@ -27,6 +27,7 @@ from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.finished import finished_training, keep_only_missing
+from qa.folders import check_room
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.identity import identify
 from qa.resume import checkpoint_to_resume
@@ -101,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     longest_answer = max(data_args.max_answer_length, training_args.generation_max_length)
     check_batches(weightless, features, collator, answer_length=longest_answer)
+    check_room(weightless, features, training_args)
     if data_args.check:
         return report_check(features, training_args)
 

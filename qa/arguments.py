@@ -163,6 +163,9 @@ class DataArguments:
             "could start, else 2."
         },
     )
+    debug_traceback: bool = field(
+        default=False, metadata={"help": "Print the traceback of an error too, for a report of a defect."}
+    )
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoModel
 from transformers.modeling_utils import _find_missing_and_unexpected_keys
 
 from qa.arguments import ModelArguments
-from qa.errors import UserError, in_one_line
+from qa.errors import UserError, reason_of
 from qa.upstream import trunk_mapping
 from qa.weightless import build_weightless
 
@@ -26,6 +27,7 @@ WEIGHT_FILES = (
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 NAMES_SHOWN = 3
+OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9"  # the beginning of what PyTorch before 1.6 saved
 
 Sizes = dict[str, tuple[int, ...]]
 
@@ -48,12 +50,12 @@ def read_sizes(model_args: ModelArguments, remote: bool) -> Sizes | None:
         files = weight_files(model_args)
         if files is None:
             return sizes_on_hub(model_args) if remote else None
-        if not all(file.suffix == ".safetensors" or zipfile.is_zipfile(file) for file in files):
+        if not all([file.suffix == ".safetensors" or is_archive(file) for file in files]):
             return None
         return {key: size for file in files for key, size in sizes_in_file(file).items()}
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the files can hold anything
         raise UserError(
-            f"--model_name_or_path {name}: its weights cannot be read ({in_one_line(error)}); copy or download them again"
+            f"--model_name_or_path {name}: its weights cannot be read ({reason_of(error)}); copy or download them again"
         ) from error
 
 
@@ -81,10 +83,27 @@ def find_file(model_args: ModelArguments, name: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
+def is_archive(file: Path) -> bool:
+    """Return whether a file of PyTorch is an archive, as since version 1.6, and not of its older format.
+
+    Raises:
+        ValueError: it is neither of them, or not complete.
+    """
+    if zipfile.is_zipfile(file):
+        return True
+    with file.open("rb") as content:
+        if content.read(len(OLD_MAGIC)) != OLD_MAGIC:
+            raise ValueError(f"{file.name} is incomplete, or no file of PyTorch")
+    return False
+
+
 def sizes_in_file(file: Path) -> Sizes:
     if file.suffix == ".safetensors":
         return {name: tuple(tensor["shape"]) for name, tensor in safetensors_head(file).items()}
-    tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+    try:
+        tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:  # its text advises to run whatever code the file holds
+        raise ValueError(f"{file.name} holds other things than tensors") from error
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
@@ -98,7 +117,10 @@ def safetensors_head(file: Path) -> dict[str, dict]:
     """
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
-        head = json.loads(content.read(min(length, file.stat().st_size)))
+        try:
+            head = json.loads(content.read(min(length, file.stat().st_size)))
+        except ValueError as error:
+            raise ValueError(f"{file.name} is incomplete, or no file of safetensors") from error
     tensors = {name: tensor for name, tensor in head.items() if name != "__metadata__"}
     expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
     if file.stat().st_size != expected:

@@ -4,23 +4,22 @@
 them later, since a library raises its own error there if the device does not fit.
 """
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
+
+import huggingface_hub
 
 from qa.arguments import SPLITS, STAGES, DataArguments
 from qa.buckets import read_buckets
 from qa.device import runs_on_cpu, zero_stage
 from qa.errors import UserError
+from qa.folders import folder_problems, short_path
+from qa.limits import LIMITS, number_problems
 from qa.metrics import score_names
+from qa.names import name_problems
 from qa.preflight import gaudi_problems
 from qa.reading import READERS, kind_of
-
-
-# The smallest value of each number among the data's arguments.
-LEAST = {"max_seq_length": 8, "doc_stride": 0, "n_best_size": 1, "max_answer_length": 1, "val_max_answer_length": 2}
-
-
-LEAST |= dict.fromkeys(("num_beams", "max_train_samples", "max_eval_samples", "max_predict_samples"), 1)
 
 
 EXACT_MATCH = {"exact_match", "exact", "em"}  # names of one score: in SQuAD 1.1, in SQuAD 2.0, and in common use
@@ -34,7 +33,10 @@ def find_problems(data_args: DataArguments, training_args) -> list[str]:
     """
     return [
         *data_problems(data_args, training_args),
-        *number_problems(data_args),
+        *dict.fromkeys([*number_problems(data_args), *number_problems(training_args)]),
+        *stride_problems(data_args),
+        *folder_problems(training_args),
+        *name_problems(training_args),
         *bucket_problems(data_args, training_args),
         *best_model_problems(data_args, training_args),
         *training_problems(training_args),
@@ -54,34 +56,27 @@ def data_problems(data_args: DataArguments, training_args) -> list[str]:
         if wanted[split] and getattr(data_args, origin) is None and data_args.dataset_name is None:
             problems.append(f"no data for the {split} part: give --{origin} or --dataset_name")
         if path is not None:
-            problems += file_problems(flag, Path(path))
+            problems += file_problems(flag, path)
     return problems + validation_split_problems(data_args)
 
 
-def number_problems(data_args: DataArguments) -> list[str]:
-    """Return problems of the numbers among the data's arguments."""
-    values = {name: getattr(data_args, name, None) for name in LEAST}
-    problems = [
-        f"--{name} is {value}; give {LEAST[name]} or more"
-        for name, value in values.items()
-        if value is not None and value < LEAST[name]
+def stride_problems(data_args: DataArguments) -> list[str]:
+    """Return the problem with windows that overlap by their whole length."""
+    if data_args.doc_stride < data_args.max_seq_length or not LIMITS["max_seq_length"].allows(
+        data_args.max_seq_length
+    ):
+        return []
+    return [
+        f"--doc_stride {data_args.doc_stride} leaves no room in a window of --max_seq_length {data_args.max_seq_length}: "
+        "windows overlap by doc_stride tokens; make it smaller"
     ]
-    if data_args.doc_stride >= data_args.max_seq_length:
-        problems.append(
-            f"--doc_stride {data_args.doc_stride} leaves no room in a window of --max_seq_length {data_args.max_seq_length}: "
-            "windows overlap by doc_stride tokens; make it smaller"
-        )
-    return problems
 
 
 def validation_split_problems(data_args: DataArguments) -> list[str]:
-    """Return problems of `--validation_split`, alone and together with a validation file."""
-    problems = []
-    if data_args.validation_split is not None and not 0 < data_args.validation_split < 1:
-        problems.append(f"--validation_split is {data_args.validation_split}; give a share between 0 and 1, as in 0.1")
-    if data_args.validation_split is not None and data_args.validation_file is not None:
-        problems.append("--validation_split and --validation_file both name the validation part; omit one of them")
-    return problems
+    """Return the problem of `--validation_split` together with a validation file."""
+    if data_args.validation_split is None or data_args.validation_file is None:
+        return []
+    return ["--validation_split and --validation_file both name the validation part; omit one of them"]
 
 
 def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
@@ -102,13 +97,15 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
     return problems
 
 
-def file_problems(flag: str, path: Path) -> list[str]:
+def file_problems(flag: str, path: str) -> list[str]:
     """Return the problems of the data files that show without reading them."""
-    if path.is_dir():
+    if not path.strip():
+        return [f"--{flag} is empty; name a file"]
+    if os.path.isdir(path):
         return [f"--{flag} {path} is a folder; name a file in it, or give the folder as --dataset_name"]
-    if not path.is_file():
-        return [f"--{flag} {path}: there is no such file"]
-    if kind_of(path) not in READERS:
+    if not os.path.isfile(path):
+        return [f"--{flag} {short_path(path)}: there is no such file"]
+    if kind_of(Path(path)) not in READERS:
         return [f"--{flag} {path}: not one of {', '.join(READERS)} (each may end in .gz)"]
     return []
 
@@ -127,7 +124,14 @@ def best_model_problems(data_args: DataArguments, training_args) -> list[str]:
     choosers += ["--early_stopping_patience"] if training_args.early_stopping_patience is not None else []
     problems = [f"{flag} compares evaluations during training; add {missing}" for flag in choosers if missing]
     compares = best and evaluates and training_args.do_train
+    if best and not compares and best.removeprefix("eval_") not in every_score():
+        names, compares = ["loss", *scores], True
     return [*problems, *(score_problems(names, scores, training_args) if compares else [])]
+
+
+def every_score() -> list[str]:
+    """Return the names of the scores of all runs."""
+    return ["loss", *score_names(False, "en"), *score_names(True, "en")]
 
 
 def writes_answers(training_args) -> bool:
@@ -170,4 +174,24 @@ def training_problems(training_args) -> list[str]:
         )
     if training_args.fsdp and runs_on_cpu(training_args):
         problems.append("--fsdp: accelerate shards a model over Gaudis or GPUs, not over CPUs; omit it here")
-    return problems
+    if training_args.fp16 and runs_on_cpu(training_args):
+        problems.append("--fp16 needs a GPU, and this run is on the CPU; use --bf16, or omit it")
+    if training_args.ddp_backend is not None and not training_args.use_habana and "WORLD_SIZE" not in os.environ:
+        problems.append(
+            f"--ddp_backend {training_args.ddp_backend} is for several ranks, this is one; start them with gaudi_spawn.py, "
+            "or omit it"
+        )
+    if training_args.label_smoothing_factor and not hasattr(training_args, "predict_with_generate"):
+        problems.append("--label_smoothing_factor has no effect on a model that marks answers; omit it")
+    return problems + push_problems(training_args)
+
+
+def push_problems(training_args) -> list[str]:
+    """Return why `--push_to_hub` cannot work: there is no token, or the hub is not to be asked."""
+    if not training_args.push_to_hub:
+        return []
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return ["--push_to_hub needs the hub, and HF_HUB_OFFLINE is set; unset it, or omit --push_to_hub"]
+    if training_args.hub_token or training_args.push_to_hub_token or huggingface_hub.get_token():
+        return []
+    return ["--push_to_hub needs an access token; run `hf auth login`, or set HF_TOKEN"]

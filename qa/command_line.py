@@ -2,27 +2,30 @@
 
     arguments, problems = read_command_line(["config.yaml", "--seed", "7"], (ModelArguments, DataArguments, ...), __doc__)
 
-A first argument that ends in `.json`, `.yaml` or `.yml` is a file of arguments. Flags after it override its values.
+`qa.argument_file` expands a file of arguments before.
 """
 
 import argparse
-import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
-from pathlib import Path
+from enum import EnumMeta as EnumType
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
-from qa.errors import UserError
+from qa.argument_file import is_argument_file
+from qa.errors import UserError, short
+from qa.limits import LIMITS, Limit
 
 
 # The flags that `--help` lists, by topic. `--help_all` lists the others too: those that only the libraries define.
 HELP = {
-    "The run": "output_dir overwrite_output_dir do_train do_eval do_predict check resume_from_checkpoint resume_anyway save_strategy "
-    "save_total_limit eval_strategy load_best_model_at_end metric_for_best_model early_stopping_patience max_train_minutes "
-    "nan_patience logging_steps report_to seed",
+    "The run": "output_dir overwrite_output_dir do_train do_eval do_predict check debug_traceback resume_from_checkpoint "
+    "resume_anyway save_strategy save_total_limit eval_strategy load_best_model_at_end metric_for_best_model "
+    "early_stopping_patience max_train_minutes nan_patience logging_steps report_to seed",
     "Data": "dataset_name dataset_config_name train_file validation_file test_file id_column question_column "
     "context_column answer_column validation_split max_train_samples max_eval_samples max_predict_samples on_bad_rows "
     "ambiguous_answers version_2_with_negative overwrite_cache preprocessing_num_workers",
@@ -74,6 +77,13 @@ LIBRARY_HELP = {
     "throughput_warmup_steps": "First steps to leave out of the reported throughput.",
 }
 
+# Flags that run_seq2seq_qa.py alone has.
+FLAGS_OF_WRITERS = [
+    f"--{name}"
+    for name in "val_max_answer_length language_code num_beams ignore_pad_token_for_loss use_fast_tokenizer sortish_sampler "
+    "predict_with_generate generation_max_length generation_num_beams generation_config".split()
+]
+
 
 def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], description: str | None = None) -> tuple:
     """Read flags into a namespace that holds the values of all fields of the dataclasses.
@@ -96,9 +106,15 @@ def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], descri
     return values, problems + [f"--{name} is required" for name in parser.required if getattr(values, name) is None]
 
 
-def build(dataclass_type: type, values: argparse.Namespace):
-    """Make the dataclass of the values that a command line gave for its fields."""
-    return dataclass_type(**{f.name: getattr(values, f.name) for f in fields(dataclass_type) if f.init})
+def build(dataclass_type: type, values: argparse.Namespace, problems: Iterable[str] = ()):
+    """Make the dataclass of the values that a command line gave for its fields.
+
+    Args:
+        problems: the flags that they begin with keep their defaults, so that a library does not report them again.
+    """
+    wrong = {match[1] for problem in problems if (match := re.match(r"--(\w+)", problem))}
+    kept = [f.name for f in fields(dataclass_type) if f.init and f.name not in wrong]
+    return dataclass_type(**{name: getattr(values, name) for name in kept})
 
 
 class CommandLine(HfArgumentParser):
@@ -113,19 +129,30 @@ class CommandLine(HfArgumentParser):
             action.required = False  # argparse would stop at the first problem of this kind
             # Of `Optional[dict | str]` transformers 4.55.4 takes the second type, and Python may return an equal union
             # that another module made, with the types in another order.
-            action.type = str if action.type is dict else action.type
+            action.type = {dict: str, string_to_bool: read_bool}.get(action.type, action.type)
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)  # argparse's knows no -1e-5
 
     def error(self, message: str):
         message = re.sub(r"(--\w[\w-]*)=\S*", r"\1", message)  # the value may be a secret
+        message = re.sub(r"^argument (--\w+)[^:]*:", r"\1:", message)  # of its spellings, one
+        message = re.sub(r", --\w+-[\w-]+", "", message)
+        message = re.sub(r": expected (at least )?one argument", " lacks its value", message)
         raise UserError(*self.problems, f"{message} (see --help)")
+
+    def _get_nargs_pattern(self, action) -> str:
+        """Take all words up to the next flag for a flag of one value, so that a surplus is reported with its flag."""
+        return "(A+)" if action.option_strings and action.nargs is None else super()._get_nargs_pattern(action)
 
     def _get_values(self, action, arg_strings):
         """Return the value of a flag; note what is wrong with it and go on with the default."""
+        if action.nargs is None and len(arg_strings) > 1:
+            self.problems.append(surplus_values(action.option_strings[0], arg_strings))
+            arg_strings = arg_strings[:1]
         try:
             return super()._get_values(action, arg_strings)
         except argparse.ArgumentError as error:
-            self.problems.append(f"{action.option_strings[0]}: {error.message}")
-            return action.default
+            self.problems.append(wrong_value(action, error.message, arg_strings[0]))
+            return action.const if is_argument_file(arg_strings[0]) else action.default
 
     def format_help(self, everything: bool = False) -> str:
         """Format the flags of `HELP`, or all of them, by topic."""
@@ -141,6 +168,38 @@ class CommandLine(HfArgumentParser):
             formatter.end_section()
         formatter.add_text("" if everything else "--help_all lists the other flags too, those of the libraries.")
         return formatter.format_help()
+
+
+def read_bool(text: str) -> bool:
+    """Return the truth value of a word: true, yes, on, t, y, 1 or their opposites, in any case."""
+    return string_to_bool({"on": "true", "off": "false"}.get(text.lower(), text))
+
+
+def surplus_values(flag: str, words: list[str]) -> str:
+    """Return the message for a flag of one value that several words follow."""
+    if len(words) == 2 and is_argument_file(words[1]) and not words[0].startswith("["):
+        return misplaced_file(words[1])
+    shown = ": " + " ".join(short_word(word) for word in words[:4]) + " ..." * (len(words) > 4)
+    shown = "" if flag.endswith("token") else shown  # a secret
+    return f"{flag} takes one value, {len(words)} are given{shown}; give one, and quote a value that contains blanks"
+
+
+def wrong_value(action: argparse.Action, message: str, word: str) -> str:
+    """Return the message for a value of the wrong type.
+
+    Args:
+        message: argparse's own, which names the choices of a flag.
+    """
+    flag = action.option_strings[0]
+    if action.type is read_bool:
+        return misplaced_file(word) if is_argument_file(word) else f"{flag} is {short_word(word)}; give true or false"
+    if action.type in (int, float):
+        whole = "a whole number, " if action.type is int else ""
+        return f"{flag} is {short_word(word)}; give {whole}{LIMITS.get(action.dest, Limit()).describe()}"
+    choices = action.choices or (action.type if isinstance(action.type, EnumType) else ())
+    if choices:
+        return f"{flag} is {short_word(word)}; give one of {', '.join(getattr(choice, 'value', choice) for choice in choices)}"
+    return f"{flag}: {' '.join(message.split())}"
 
 
 class HelpAll(argparse.Action):
@@ -162,7 +221,7 @@ class FlagFormatter(argparse.RawDescriptionHelpFormatter):
         if action.choices:
             return "|".join(map(str, action.choices)) if len(action.choices) < 6 else "NAME"
         kind = getattr(action.type, "__name__", "")
-        return {"int": "N", "float": "X", "string_to_bool": "true|false"}.get(kind, "TEXT")
+        return {"int": "N", "float": "X", "read_bool": "true|false"}.get(kind, "TEXT")
 
     def _format_args(self, action, default_metavar) -> str:
         return default_metavar if action.nargs in (None, "?") else super()._format_args(action, default_metavar)
@@ -173,42 +232,21 @@ class FlagFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)" if known and action.default != [] else text
 
 
-def expand_file(argv: list[str]) -> list[str]:
-    """Return the command line with the flags of the file that its first argument names before the others."""
-    if argv and argv[0].endswith((".json", ".yaml", ".yml")):
-        return flags_of_file(Path(argv[0])) + argv[1:]
-    return argv
-
-
-def flags_of_file(path: Path) -> list[str]:
-    """Return the arguments of a JSON or YAML file as the equivalent flags; null values are omitted.
-
-    Raises:
-        UserError: the file cannot be read, or is no mapping.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            settings = json.loads(text)
-        else:
-            import yaml
-
-            settings = yaml.safe_load(text)
-    except Exception as error:  # yaml.YAMLError is no ValueError
-        raise UserError(f"{path}: cannot be read as a file of arguments: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: a file of arguments holds `flag: value` pairs, not a {type(settings).__name__}")
-    flags = []
-    for name, value in settings.items():
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
-
-
 def unknown_argument(word: str, known: list[str]) -> str:
     """Return the message for a word that is no flag, with the nearest flag that is one."""
-    word = word.split("=")[0]  # without the value, which may be a secret
-    nearest = get_close_matches(word, known, n=1)
-    return f"unknown argument {word}" + (f" (did you mean {nearest[0]}?)" if nearest else " (see --help)")
+    if is_argument_file(word):
+        return misplaced_file(word)
+    name = short_word(word.split("=")[0])  # without the value, which may be a secret
+    if name in FLAGS_OF_WRITERS:
+        return f"{name} is a flag of run_seq2seq_qa.py; omit it"
+    nearest = get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"unknown argument {name}" + (f" (did you mean {nearest[0]}?)" if nearest else " (see --help)")
+
+
+def misplaced_file(word: str) -> str:
+    return f"{word}: a file of arguments has to be the first word after the script; move it there"
+
+
+def short_word(word: str) -> str:
+    """Return a word as it is, or shortened and quoted where it is long or hard to see."""
+    return word if 0 < len(word) <= 80 and word.isprintable() else short(word)

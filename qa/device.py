@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from transformers.hf_argparser import string_to_bool
 
+from qa.command_line import read_bool
 from qa.errors import UserError
 from qa.preflight import (
     gaudi_is_usable,
@@ -117,7 +117,7 @@ def resolve_lazy_mode(argv: list[str]) -> list[str]:
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     for flag in ("use_habana", "use_lazy_mode", "torch_compile"):
-        parser.add_argument(f"--{flag}", type=string_to_bool, nargs="?", const=True)
+        parser.add_argument(f"--{flag}", type=read_bool, nargs="?", const=True)
     for flag in ("torch_compile_backend", "torch_compile_mode"):
         parser.add_argument(f"--{flag}")
     try:
@@ -253,7 +253,10 @@ def deepspeed_settings(given: str | dict | None) -> dict:
             given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text())
     except (OSError, ValueError):
         return {}
-    return given if isinstance(given, dict) else {}
+    settings = given if isinstance(given, dict) else {}
+    return settings | {
+        name: {} for name in ("bf16", "zero_optimization") if not isinstance(settings.get(name, {}), dict)
+    }
 
 
 def runs_on_cpu(training_args) -> bool:

@@ -1,4 +1,4 @@
-"""How a user's mistake ends: a line for each problem on stderr, and exit status 2; a full disk with 1."""
+"""How an error ends: in a line for each problem on stderr, and an exit status; 2 for a user's mistake."""
 
 import errno
 import gc
@@ -6,7 +6,9 @@ import importlib
 import os
 import reprlib
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -85,11 +87,21 @@ def reason_of(error: Exception) -> str:
     return in_one_line(error) if written else f"{type(error).__name__}: {in_one_line(error)}"
 
 
-def run_or_exit(main: Callable[[], None]) -> None:
-    """Run a script's `main`; print the problems of a `UserError` on stderr and exit with 2, without a traceback.
+TRACEBACKS = {"shown": False}
 
-    A disk without room is one line too, with exit status 1: the same command goes on once there is room.
-    A `Stopped` ends in its line and its exit status.
+
+def show_tracebacks() -> None:
+    """Let `run_or_exit` print the traceback of an error: `--debug_traceback`."""
+    TRACEBACKS["shown"] = True
+
+
+def run_or_exit(main: Callable[[], None]) -> None:
+    """Run a script's `main`, and exit with 2 after a user's mistake, with 1 after another error.
+
+    A `Stopped` has a line and an exit status of its own.
+    Each problem of a `UserError` is a line on stderr. A disk without room is a line too: the same command goes on once
+    there is room. Of another error the line has the type, the text and the places where it passed through. Tracebacks are
+    printed after `show_tracebacks`, or with `--debug_traceback` among the program's words.
     """
     try:
         main()
@@ -99,20 +111,12 @@ def run_or_exit(main: Callable[[], None]) -> None:
             print(stop.line, file=sys.stderr)
         finish_ranks()
         sys.exit(stop.status)
-    except UserError as error:
-        for problem in error.problems:
+    except Exception as error:
+        if TRACEBACKS["shown"] or "--debug_traceback" in sys.argv:
+            traceback.print_exc()
+        for problem in problems_of(error):
             print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"error: the disk is full{where}: {error.strerror}; free some room and start the same command again, "
-            "which goes on from the last checkpoint",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     finally:
         gc.freeze()  # Python looks at every object once more when it ends, which takes half a second
 
@@ -122,3 +126,21 @@ def finish_ranks() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
         importlib.import_module("qa.upstream").let_threads_finish()
+
+
+def problems_of(error: Exception) -> tuple[str, ...]:
+    """Return the lines about an error."""
+    if isinstance(error, UserError):
+        return error.problems
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f" ({error.filename})" if error.filename else ""
+        advice = "free some room and start the same command again, which goes on from the last checkpoint"
+        return (f"the disk is full{where}: {error.strerror}; {advice}",)
+    return (unexpected(error),)
+
+
+def unexpected(error: Exception) -> str:
+    """Return a line about an error that is no user's mistake, with the last place in each file that it passed through."""
+    places = {frame.filename: frame.lineno for frame in traceback.extract_tb(error.__traceback__)}
+    shown = ", ".join(f"{'/'.join(Path(file).parts[-2:])}:{line}" for file, line in list(places.items())[-6:])
+    return f"{type(error).__name__}: {in_one_line(error)} (at {shown}); run it with --debug_traceback for a report"

@@ -1,12 +1,12 @@
 """The tokenizer and the model that the flags name, and their problems, found before any slow step."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -18,14 +18,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from qa.arguments import DataArguments, ModelArguments, hub_arguments
 from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes
-from qa.errors import UserError, reason_of
+from qa.errors import UserError, in_one_line, reason_of, short
 from qa.hub import loading_problem
+from qa.limits import LIMITS
 from qa.upstream import trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
 from qa.windows import Template
 
 
 logger = logging.getLogger(__name__)
+
+JSON_FILES = [
+    f"{name}.json" for name in "config tokenizer tokenizer_config special_tokens_map added_tokens vocab".split()
+]
 
 
 def load_config_and_tokenizer(model_args: ModelArguments):
@@ -44,6 +49,14 @@ def load_config_and_tokenizer(model_args: ModelArguments):
         raise UserError(
             f"--model_name_or_path {model_args.model_name_or_path}: its tokenizer {type(tokenizer).__name__} is a slow one; "
             "question answering needs the offsets of a fast tokenizer (backed by the tokenizers library)"
+        )
+    if (
+        not isinstance(tokenizer.model_max_length, (int, float))
+        or tokenizer.model_max_length < LIMITS["max_seq_length"].least
+    ):
+        raise UserError(
+            f"{model_args.tokenizer_name or model_args.model_name_or_path}: the model_max_length of its tokenizer is "
+            f"{short(tokenizer.model_max_length)}; set it to the tokens that an input may have"
         )
     embedded = getattr(config, "vocab_size", None) or len(tokenizer)
     if tokenizer.pad_token is None or tokenizer.pad_token_id >= embedded:
@@ -178,9 +191,27 @@ def loading_problems(auto_class: type, flag: str, model_args: ModelArguments) ->
         if auto_class is AutoConfig and Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             raise FileNotFoundError("it has no config.json")  # transformers would guess the type by the folder's name
         yield
-    except (OSError, ValueError, ImportError, RuntimeError, TypeError, AssertionError, SafetensorError) as error:
-        failure = f"cannot be loaded with {auto_class.__name__}: {reason_of(error)}"
+    except Exception as error:  # the files can hold anything
+        reason = why_unreadable(Path(name), auto_class) or reason_of(error)
+        failure = f"cannot be loaded with {auto_class.__name__}: {reason}"
         raise UserError(loading_problem(error, flag, name, model_args, failure)) from error
+
+
+def why_unreadable(folder: Path, auto_class: type) -> str | None:
+    """Return what is wrong with the files of a folder, None where nothing is, or it is none: libraries rarely report it."""
+    for file in filter(Path.is_file, map(folder.joinpath, JSON_FILES)):
+        try:
+            content = json.loads(file.read_bytes())
+            if not isinstance(content, dict):
+                return f"its {file.name} is no JSON object"
+            if file.name == "config.json" and "model_type" not in content:
+                return "its config.json has no model_type"
+        except (OSError, ValueError, RecursionError) as error:
+            return f"its {file.name} is no JSON: {in_one_line(error)}"
+    vocabularies = [file for kind in ("tokenizer.*", "vocab*", "*.model", "*.spm") for file in folder.glob(kind)]
+    if auto_class is AutoTokenizer and folder.is_dir() and not vocabularies:
+        return "it has no tokenizer (tokenizer.json); name another with --tokenizer_name"
+    return None
 
 
 def sequence_limit(data_args: DataArguments, weightless: torch.nn.Module, tokenizer, template: Template) -> int:

@@ -11,14 +11,15 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import EvalPrediction
 
 from qa.answers import Answers, write_answers
+from qa.argument_file import expand_file
 from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths, train_group
 from qa.checks import find_problems
-from qa.command_line import build, expand_file, read_command_line
+from qa.command_line import build, read_command_line
 from qa.data import gold_answers, load_rows
 from qa.device import resolve_lazy_mode, training_arguments
 from qa.earlier import remove_answers, remove_earlier_run
-from qa.errors import UserError, on_rank_0
+from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
 from qa.files import write_results
 from qa.finished import mark_unfinished
 from qa.hub import report_shadowing
@@ -50,15 +51,17 @@ def start(
     training_type = training_arguments(seq2seq)
     values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
     model_args, data_args = build(model_type, values), build(data_type, values)
+    if data_args.debug_traceback:
+        show_tracebacks()
     problems += find_problems(data_args, values)
     if problems and values.use_habana:  # building the training arguments takes the device, which may be the problem
         raise UserError(*problems)
     try:
-        training_args = build(training_type, values)
+        training_args = build(training_type, values, problems)
     except UserError as error:
         problems += error.problems
-    except (ValueError, ImportError) as error:  # the library's own checks
-        problems.append(" ".join(str(error).split()))
+    except Exception as error:  # the libraries' own checks, of many kinds
+        problems.append(reason_of(error))
     if problems:
         raise UserError(*problems)
     start_logging(training_args)

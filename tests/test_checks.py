@@ -47,10 +47,12 @@ def test_right_names_are_accepted(tmp_path):
         for name in (*names, *(f"eval_{name}" for name in names)):
             (problem,) = problems_of(*EVALUATED, *more, "--metric_for_best_model", name, "--n_best_size", "0")
             assert problem.startswith("--n_best_size")
-    # Where nothing is compared the name does not matter.
-    for flags in ((*TRAIN, "--metric_for_best_model", "bleu"), (*EVALUATED[1:], "--metric_for_best_model", "bleu")):
-        (problem,) = problems_of(*flags, "--n_best_size", "0")
+    # Where nothing is compared, the name of a score of another run is good, but not one that no run has.
+    for flags in ((*TRAIN, "--metric_for_best_model"), (*EVALUATED[1:], "--metric_for_best_model")):
+        (problem,) = problems_of(*flags, "HasAns_f1", "--n_best_size", "0")
         assert problem.startswith("--n_best_size")
+        (problem,) = problems_of(*flags, "f11")
+        assert problem == "--metric_for_best_model f11 is no score of this run (loss, exact_match, f1); use f1"
 
 
 @pytest.mark.parametrize("flag", ["--save_strategy best", "--early_stopping_patience"])

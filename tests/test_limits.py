@@ -1,0 +1,70 @@
+"""Limits of numbers: every numeric flag has its own, and the parser with the checks keeps to them."""
+
+import pytest
+
+from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
+from qa.command_line import FLAGS_OF_WRITERS, CommandLine
+from qa.device import training_arguments
+from qa.errors import UserError
+from qa.limits import ANY_VALUE, LIMITS
+from qa.stages import start
+
+
+def numeric_flags() -> tuple[dict[str, type], set[str]]:
+    """Return the type of each numeric flag of both scripts, and the flags that run_seq2seq_qa.py alone has."""
+    kinds, names = {}, []
+    for seq2seq, model, data in (
+        (False, ModelArguments, DataArguments),
+        (True, Seq2SeqModelArguments, Seq2SeqDataArguments),
+    ):
+        actions = CommandLine((model, data, training_arguments(seq2seq)))._actions
+        kinds |= {action.dest: action.type for action in actions if action.type in (int, float)}
+        names.append({action.dest for action in actions})
+    return kinds, names[1] - names[0]
+
+
+def test_every_numeric_flag_has_limits():
+    """A new flag needs a row of the table, or a reason to need none."""
+    kinds, _ = numeric_flags()
+    assert kinds.keys() <= LIMITS.keys() | ANY_VALUE.keys()
+    assert not LIMITS.keys() & ANY_VALUE.keys() and all(ANY_VALUE.values())
+
+
+def test_the_flags_of_models_that_write_are_known_to_both_scripts():
+    _, of_writers = numeric_flags()
+    assert {f"--{name}" for name in of_writers} == set(FLAGS_OF_WRITERS)
+
+
+def test_the_defaults_are_within_the_limits():
+    for seq2seq, data in ((False, DataArguments), (True, Seq2SeqDataArguments)):
+        for kind in (data, training_arguments(seq2seq)):
+            for name, field in kind.__dataclass_fields__.items():
+                assert name not in LIMITS or field.default is None or LIMITS[name].allows(field.default), name
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "1", "0.5", "2", "1e30", "1" + "0" * 30, "nan", "inf", "-inf", "many", ""]
+)
+def test_numbers_outside_the_limits_are_problems_and_no_others(value):
+    """All flags at once; those that the table allows have no problem, each other one has a line with value and limits."""
+    kinds, _ = numeric_flags()
+    words = [f"--{name}={value}" for name in kinds]
+    with pytest.raises(UserError) as caught:
+        start(
+            ["--model_name_or_path", "m", "--do_train", "--dataset_name", "squad", *words, "--doc_strode"],
+            Seq2SeqModelArguments,
+            Seq2SeqDataArguments,
+            seq2seq=True,
+        )
+    found = {problem.split()[0].removeprefix("--") for problem in caught.value.problems if "; give " in problem}
+    assert found == {name for name in kinds if not is_good(name, kinds[name], value)}
+
+
+def is_good(name: str, kind: type, value: str) -> bool:
+    """Return whether a flag takes a value, by the table: the number of epochs has no effect where there are steps."""
+    try:
+        number = kind(value)
+    except ValueError:
+        return False
+    unused = name == "num_train_epochs" and value.isdigit() and int(value) > 0
+    return name in ANY_VALUE or unused or LIMITS[name].allows(number)
