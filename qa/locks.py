@@ -9,6 +9,7 @@ import fcntl
 import logging
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from qa.errors import UserError
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 LOCK_FILE = "_run.lock"  # transformers 4.55 uploads no file to the hub whose name begins with _
 HELD: dict[Path, int] = {}  # the open lock file of each folder that this process has locked
+MADE: set[Path] = set()  # the folders that it made for that
 
 
 def lock(folder: Path) -> None:
@@ -28,11 +30,14 @@ def lock(folder: Path) -> None:
     Raises:
         UserError: the folder cannot be made, or the run of another process is in it.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: {error.strerror}; name another folder") from error
     place = folder.resolve()
+    if is_new:
+        MADE.add(place)
     if place not in HELD:
         try:
             HELD[place] = locked_file(place / LOCK_FILE)
@@ -77,21 +82,26 @@ def holder(path: Path) -> str:
 
 
 def unlock(folder: Path) -> None:
-    """Let other runs into a folder again."""
+    """Let other runs into a folder again; remove it if it was made for a run that wrote nothing."""
     place = folder.resolve()
     if place in HELD:
         (place / LOCK_FILE).unlink(missing_ok=True)
         os.close(HELD.pop(place))
+    if place in MADE:
+        MADE.discard(place)
+        with suppress(OSError):  # It is not empty.
+            place.rmdir()
 
 
 @atexit.register
 def unlock_all() -> None:
-    for place in list(HELD):
+    for place in {*HELD, *MADE}:
         unlock(place)
 
 
 def close_all() -> None:
     """Close the lock files in a forked process: a worker that outlives the run by seconds must not hold them."""
+    MADE.clear()
     while HELD:
         os.close(HELD.popitem()[1])
 

@@ -76,6 +76,7 @@ def cut(text: str, most: int) -> str:
 def run(typed: str, fed: str | None) -> Outcome:
     """Run a command line in this process, as `python` would run its script."""
     from qa.errors import TRACEBACKS, run_or_exit
+    from qa.locks import unlock_all
 
     script, *words = shlex.split(typed)
     main = __import__(script.removesuffix(".py")).main
@@ -92,7 +93,9 @@ def run(typed: str, fed: str | None) -> Outcome:
         os.environ.clear()
         os.environ.update(before)
         TRACEBACKS["shown"] = False
-    errors = err.getvalue().replace(os.getcwd(), "/folder").splitlines()
+        unlock_all()  # as at the end of a process
+    constants = __import__("huggingface_hub").constants
+    errors = err.getvalue().replace(os.getcwd(), "/folder").replace(constants.HF_HOME, "/cache").splitlines()
     return Outcome(typed, fed, status, errors, out.getvalue())
 
 
