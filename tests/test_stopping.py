@@ -164,7 +164,10 @@ def test_a_signal_ends_in_a_line(script, numbers, status, lines, tmp_path):
         time.sleep(1.1 if number != numbers[0] else 0)  # Within a second they are one request.
         ready.unlink(missing_ok=True) if len(lines) > 1 else None
         process.send_signal(number)
-    _, err = process.communicate(timeout=GIVE_UP)
+    try:
+        _, err = process.communicate(timeout=GIVE_UP)
+    finally:
+        process.kill()
     assert process.returncode == status and len(err.splitlines()) == len(lines)
     assert all(line.startswith(expected) for line, expected in zip(err.splitlines(), lines))
 
