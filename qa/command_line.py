@@ -145,6 +145,9 @@ class CommandLine(HfArgumentParser):
 
     def _get_values(self, action, arg_strings):
         """Return the value of a flag; note what is wrong with it and go on with the default."""
+        if action.option_strings and arg_strings == ["--"]:  # argparse would make an empty list of it
+            self.problems.append(f"{action.option_strings[0]} lacks its value; `--` is none")
+            return action.default
         if action.nargs is None and len(arg_strings) > 1:
             self.problems.append(surplus_values(action.option_strings[0], arg_strings))
             arg_strings = arg_strings[:1]
