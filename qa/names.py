@@ -186,8 +186,10 @@ def json_problems(flag: str, given: str | dict | None) -> list[str]:
         wrong = wrong_settings(flag, read_object(given, JSON_FLAGS[flag]))
     except json.JSONDecodeError as error:
         wrong = [f"it is no JSON: {in_one_line(error)}"]
-    except (OSError, ValueError, RecursionError) as error:
-        wrong = [getattr(error, "strerror", None) or in_one_line(error)]
+    except OSError as error:
+        wrong = [f"cannot be read: {error.strerror}"]
+    except (ValueError, RecursionError) as error:
+        wrong = [in_one_line(error)]
     return [f"--{flag} {short_path(given)}: {problem}" for problem in wrong]
 
 
