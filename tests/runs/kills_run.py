@@ -41,12 +41,12 @@ import run_qa  # noqa: E402  before anything that imports PyTorch
 import run_seq2seq_qa  # noqa: E402
 from qa.checkpoint_files import damage  # noqa: E402
 from qa.errors import run_or_exit  # noqa: E402
-from qa.saving import checkpoints_of  # noqa: E402
+from qa.saving import UNFINISHED, checkpoints_of  # noqa: E402
 
 
 SCRIPTS = {"run_qa": run_qa, "run_seq2seq_qa": run_seq2seq_qa}
 HOW = {"count": 0, "before": 1, "half": 2, "full": 3}  # as in kills.c
-OF_A_RUN = re.compile(r"epoch|.*(runtime|per_second)")  # what differs from run to run, and no score
+OF_A_RUN = re.compile(r"epoch|.*(runtime|_time|per_second)")  # what differs from run to run, and no score
 GIVE_UP_SECONDS = 300
 
 
@@ -134,7 +134,8 @@ class Runs:
             problems.append(f"it was not killed: status {statuses}")
         problems += [f"{path.name} is not whole: {why}" for path, why in damages(output)]
         users = output / "checkpoint-precious"
-        if output.is_dir() and any(output.iterdir()):
+        begun = (output / UNFINISHED).exists()
+        if begun:
             users.mkdir()
         statuses = self.wait(self.start(output))
         if any(statuses):
@@ -142,6 +143,7 @@ class Runs:
         else:
             found = results_of(output)
             problems += [f"other {name}" for name in expected if found[name] != expected[name]]
+            problems += ["a folder of the user's is gone"] if begun and not users.exists() else []
         if problems:
             return [*problems, Path(f"{output}.log").read_text()[-2000:]]
         shutil.rmtree(output)
