@@ -4,7 +4,6 @@ This uses the standard library alone.
 """
 
 import atexit
-import errno
 import fcntl
 import logging
 import os
@@ -12,7 +11,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-from qa.errors import UserError
+from qa.errors import DISK_FULL, UserError
 
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,8 @@ def lock(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
         raise UserError(f"--output_dir {folder}: {error.strerror}; name another folder") from error
     place = folder.resolve()
     if is_new:
@@ -47,7 +48,7 @@ def lock(folder: Path) -> None:
                 "name another folder"
             ) from error
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in DISK_FULL:
                 raise
             logger.warning(f"--output_dir {folder} cannot be locked ({error.strerror}); start no other run there")
 

@@ -15,7 +15,7 @@ from qa.files import is_disk_full, remove, replacing, sync, sync_all
 # A folder in the output folder of a run that has not come to its end. It holds what is being written or deleted.
 UNFINISHED = ".unfinished"
 
-CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-[0-9]+")
+CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-[1-9][0-9]*")
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
