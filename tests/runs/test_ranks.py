@@ -169,7 +169,9 @@ def test_files_are_written_once_by_rank_0(two):
     for job in first:
         assert not [file for file in other[job] if file != os.devnull], job
         evaluations = 1 + (len(history_of(two / job, "eval_loss")) if job == "best" else 0)
-        often = {"all_results.json": 3} | dict.fromkeys((f"eval_{kind}.json" for kind in ANSWER_FILES), evaluations)
+        often = {"all_results.json": 3, "README.md": 2} | dict.fromkeys(
+            (f"eval_{kind}.json" for kind in ANSWER_FILES), evaluations
+        )
         counts = {
             Path(file).relative_to(two / job).as_posix(): count
             for file, count in first[job].items()
@@ -270,9 +272,11 @@ def test_a_killed_rank_ends_a_training(still_models, hub, squad_files, tmp_path)
     finally:
         for left in [process.pid] * (process.poll() is None) + list(filter(is_running, started)):
             os.kill(left, signal.SIGKILL)
-    fetched = [file for method, file, status in hub.answered if (method, status) == ("GET", 200) and "/" not in file]
+    fetched = [
+        file for method, _, file, status in hub.answered if (method, status) == ("GET", 200) and "/" not in file
+    ]
     assert fetched[-1] == "model.safetensors" and sorted(fetched) == sorted(set(fetched))
-    requests = [request[:2] for request in hub.answered]
+    requests = [(method, file) for method, _, file, _ in hub.answered]
     _, other = (place for place, request in enumerate(requests) if request == ("HEAD", "config.json"))
     assert all(
         requests.index(("GET", file)) < other for file in fetched[:-1]
