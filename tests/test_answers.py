@@ -70,7 +70,7 @@ def test_answers_and_their_files_equal_the_oracles(windows, tmp_path_factory, ki
         assert_same_answers(tmp_path_factory, rows, features, listed, logits, **options)
 
 
-@examples(2000)
+@examples(400)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 12),

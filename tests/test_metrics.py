@@ -34,7 +34,7 @@ def references_of(golds: dict[str, list[str]]) -> list[dict]:
     ]
 
 
-@examples(1000)
+@examples(250)
 @given(st.lists(st.tuples(answers, st.lists(answers, min_size=1, max_size=4)), min_size=1, max_size=12))
 def test_version_1_equals_the_official_evaluator(cases):
     texts = {str(number): text for number, (text, _) in enumerate(cases)}
@@ -43,7 +43,7 @@ def test_version_1_equals_the_official_evaluator(cases):
     assert scores == pytest.approx(oracle.squad_v1(texts, golds), abs=1e-9)
 
 
-@examples(1000)
+@examples(250)
 @given(
     st.lists(st.tuples(answers, st.lists(answers, max_size=4), st.integers(0, 5)), min_size=1, max_size=12),
     st.sampled_from([1.0, 0.5, 0.2]),
@@ -77,7 +77,7 @@ ODDS = [
 ]  # the sigmoids of those from 37 up are all 1.0
 
 
-@examples(1000)
+@examples(250)
 @given(
     st.lists(
         st.tuples(

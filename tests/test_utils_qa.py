@@ -59,7 +59,7 @@ def test_features_are_the_tokenizers_own(tokenizers, kind, max_seq_length, doc_s
 texts = st.text(st.sampled_from("ab é—京🙂\n\u00a0\u0301.,'$9"), min_size=1, max_size=80).filter(str.strip)
 
 
-@examples(1000)
+@examples(250)
 @given(st.data(), st.sampled_from(KINDS), st.integers(0, 12))
 def test_features_of_random_text(tokenizers, data, kind, doc_stride):
     context = data.draw(texts)
