@@ -261,16 +261,11 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
     return result
 
 
-class QuestionAnsweringTrainer(
-    StoppableTraining,
-    Resumable,
-    WholeRun,
-    BestCheckpoint,
-    TrainingSpeed,
-    AnswerEvaluation,
-    RunFiles,
-    trainer_class(False),
-):
+class WholeTraining(StoppableTraining, Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, RunFiles):
+    """Mixin for a trainer: how both scripts' trainers stop, resume, count, choose, time, answer and save."""
+
+
+class QuestionAnsweringTrainer(WholeTraining, trainer_class(False)):
     """Train and evaluate models that mark the answer in its context: a subclass of GaudiTrainer or Trainer.
 
     Args (beyond those of `AnswerEvaluation` and the base):

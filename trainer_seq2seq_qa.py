@@ -9,23 +9,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from qa.device import trainer_class
 from qa.generation import end_tokens, shift_right
-from qa.speed import TrainingSpeed
-from qa.stopping import StoppableTraining
-from qa.totals import WholeRun
-from qa.upstream import BestCheckpoint, Resumable
-from trainer_qa import AnswerEvaluation, RunFiles
+from trainer_qa import WholeTraining
 
 
-class QuestionAnsweringSeq2SeqTrainer(
-    StoppableTraining,
-    Resumable,
-    WholeRun,
-    BestCheckpoint,
-    TrainingSpeed,
-    AnswerEvaluation,
-    RunFiles,
-    trainer_class(True),
-):
+class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
     """Train and evaluate models that write the answer: a subclass of GaudiSeq2SeqTrainer or Seq2SeqTrainer.
 
     Args (beyond those of `AnswerEvaluation` and the base):
