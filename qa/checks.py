@@ -163,10 +163,6 @@ def score_problems(names: list[str], scores: list[str], training_args) -> list[s
 def training_problems(training_args) -> list[str]:
     """Return problems of flags that need others, or another device; the libraries report them late, in a traceback."""
     problems = []
-    if training_args.nan_patience < 1:
-        problems.append(f"--nan_patience is {training_args.nan_patience}; give 1 or more")
-    if training_args.max_train_minutes is not None and not training_args.max_train_minutes > 0:
-        problems.append(f"--max_train_minutes is {training_args.max_train_minutes}; give more than 0")
     if training_args.deepspeed and not training_args.do_train and zero_stage(training_args.deepspeed) < 3:
         problems.append(
             f"--deepspeed {training_args.deepspeed}: without --do_train only ZeRO stage 3 has something to distribute; omit "

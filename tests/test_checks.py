@@ -73,16 +73,6 @@ def test_the_worst_model_is_not_kept():
         assert problem.startswith(f"--greater_is_better {greater} keeps the worst")
 
 
-def test_limits_of_a_training_that_stops():
-    """A patience of 0 would stop before the first loss, and a NaN is no number of minutes."""
-    for patience, minutes in ((0, "nan"), (-1, "0")):
-        problems = problems_of(*TRAIN, "--nan_patience", str(patience), "--max_train_minutes", minutes)
-        assert problems == [
-            f"--nan_patience is {patience}; give 1 or more",
-            f"--max_train_minutes is {float(minutes)}; give more than 0",
-        ]
-
-
 def test_a_model_that_writes_has_scores_only_when_it_writes():
     words = ["--model_name_or_path", "m", *EVALUATED, "--metric_for_best_model"]
     for name, more, problem in (
