@@ -119,6 +119,8 @@ def checkpoints_kept(number: int, training_args) -> int:
         "epoch": math.ceil(steps / epoch),
         "steps": math.ceil(1 / every if every < 1 else steps / every),
     }.get(str(getattr(strategy, "value", strategy)), 1)
+    if training_args.max_train_minutes is not None:
+        written = min(written, 1)
     if training_args.early_stopping_patience is not None:
         written = min(written, training_args.early_stopping_patience + 1)
     return min(written, (training_args.save_total_limit or written) + 1)

@@ -152,6 +152,9 @@ COMMAND_LINE = [
             --logging_steps 0
             --logging_steps nan
             --early_stopping_patience 0
+            --nan_patience 0
+            --max_train_minutes 0
+            --max_train_minutes nan
             --seed -1
             --seed 4294967296
             --data_seed -1

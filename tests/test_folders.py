@@ -22,7 +22,7 @@ def training_args(folder="nowhere", **settings) -> argparse.Namespace:
     }
     known |= {"train_batch_size": 4, "world_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 3.0}
     known |= {"save_strategy": "steps", "save_steps": 5, "save_total_limit": None}
-    known |= {"early_stopping_patience": None}
+    known |= {"early_stopping_patience": None, "max_train_minutes": None}
     return argparse.Namespace(**known | settings)
 
 
@@ -56,6 +56,7 @@ def test_a_folder_that_is_read_only(tmp_path, monkeypatch):
         ({"save_strategy": "epoch", "num_train_epochs": 2.5}, 3),
         ({"save_strategy": "no"}, 0),
         ({"early_stopping_patience": 1}, 2),
+        ({"max_train_minutes": 5.0}, 1),
         ({"save_strategy": "best"}, 1),
         ({"gradient_accumulation_steps": 5}, 3),
     ],
