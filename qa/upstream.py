@@ -21,7 +21,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps | test_the_corrections_are_still_needed |
 | trunk_mapping | transformers 4.55.4 | Llama for questions loads no tensor of a causal checkpoint | test_the_library_still_loses_causal_weights |
 | patch_bart | optimum-habana 1.21.2 | AttributeError `_shape` in BART's forward | test_bart_still_needs_its_patch |
-| HubAdapter | huggingface_hub 0.36 | HTTP 429, or a connection that breaks in a file, ends the run | test_hub.py |
+| HubAdapter | huggingface_hub 0.36 | HTTP 429 or a broken download ends the run, a mute hub holds it forever | test_hub.py |
 | exchange_through_gloo | DeepSpeed 0.19.8 | compiles for a minute before it trains on CPUs | test_deepspeed.py |
 | let_threads_finish | PyTorch 2.13 | a finished rank ends with SIGABRT | test_ranks.py |
 
@@ -379,10 +379,20 @@ class HubAdapter(requests.adapters.HTTPAdapter):
     - HTTP 429: see PatientRetry. huggingface_hub 1.0 waits too: https://github.com/huggingface/huggingface_hub/pull/3437.
     - A connection that breaks in the middle of a file: huggingface_hub goes on from there after a
       `requests.ConnectionError`, but requests raises a ChunkedEncodingError.
+    - Questions to the hub without a limit of time, such as those for a list of files or a model's licence: a hub that
+      does not answer would hold the run forever. Their callers know a ConnectionError, which a ReadTimeout is not.
     """
 
     def __init__(self):
         super().__init__(max_retries=PatientRetry.on_limits())
+
+    def send(self, request, *args, timeout=None, **kwargs):
+        if timeout is not None or request.method not in ("GET", "HEAD"):  # an upload may take its time
+            return super().send(request, *args, timeout=timeout, **kwargs)
+        try:
+            return super().send(request, *args, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, **kwargs)
+        except requests.ReadTimeout as error:
+            raise requests.ConnectTimeout(error, request=request) from error
 
     def build_response(self, request, response):
         built = super().build_response(request, response)

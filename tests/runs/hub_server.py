@@ -60,7 +60,7 @@ class HubRequest(BaseHTTPRequestHandler):
         self.server.seen[key] += 1
         if trouble in REFUSALS:
             self.send(*REFUSALS[trouble])
-        elif trouble == "slow":
+        elif trouble == "slow" or trouble == "mute" and api:
             self.server.closing.wait()
         elif trouble in PASSING and self.server.seen[key] == 1:
             self.trouble_once(trouble)

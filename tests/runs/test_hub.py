@@ -125,6 +125,7 @@ def outcomes(tiny_model, dataset, tmp_path_factory):
     config = load(tiny_model / "config.json") | {"num_hidden_layers": 3}  # the checkpoint has 2
     (deeper / "config.json").write_text(json.dumps(config))
     jobs["model deeper"] = {"model_name_or_path": NAME, "config_name": str(deeper)}
+    jobs |= {"model mute": {"model_name_or_path": "mute-x"}, "dataset mute": {"dataset_name": "mute-x"}}
     jobs["model misspelt"] = {"model_name_or_path": NAME, "token": f"{TOKEN}\n{TOKEN}"}
     jobs["dataset misspelt"] = {"dataset_name": NAME, "token": f"{TOKEN}京"}
     for title in WITH_TOKEN:
@@ -194,3 +195,12 @@ def test_a_token_that_cannot_be_sent_is_not_printed(outcomes, kind):
     assert problem.endswith(
         f"{NAME}: the token has characters that no token has; copy it again, without blanks and line breaks"
     )
+
+
+def test_a_hub_that_answers_no_question_does_not_hold_the_run(outcomes):
+    """It sends files, but no lists of them, for which huggingface_hub 0.36 would wait forever."""
+    hub, found = outcomes
+    for title, flag in (("model mute", "model_name_or_path"), ("dataset mute", "dataset_name")):
+        (problem,) = found[title]["problems"]
+        where = f"http://127.0.0.1:{hub.server_port}"
+        assert problem.startswith(f"--{flag} mute-x: {where} cannot be reached (no answer in time); check the network")
