@@ -23,7 +23,7 @@ def found(tmp_path_factory):
         folder = tmp_path_factory.mktemp("group")
         os.chdir(folder)
         ended[title] = list(outcomes(group))
-        left[title] = {path.name for path in folder.iterdir()}
+        left[title] = {path.name for path in folder.iterdir() if not path.is_dir() or any(path.iterdir())}
     os.chdir(home)
     return ended, left
 
