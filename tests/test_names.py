@@ -52,4 +52,4 @@ def test_json_of_deepspeed_in_base64_is_left_to_transformers():
 
 
 def test_the_nearest_name_begins_with_the_one_given():
-    assert unknown_name("optim", "adam", ["adalomo", "adamw_torch"]).endswith("use adamw_torch")
+    assert unknown_name("optim", "adam", ["adalomo", "adamw_torch", "sgd"]).endswith("use adamw_torch")
