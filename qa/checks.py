@@ -123,8 +123,8 @@ def best_model_problems(data_args: DataArguments, training_args) -> list[str]:
     choosers = ["--save_strategy best"] if training_args.save_strategy == "best" else []
     choosers += ["--early_stopping_patience"] if training_args.early_stopping_patience is not None else []
     problems = [f"{flag} compares evaluations during training; add {missing}" for flag in choosers if missing]
-    compares = best and evaluates and training_args.do_train
-    if best and not compares and best.removeprefix("eval_") not in every_score():
+    compares = best is not None and evaluates and training_args.do_train
+    if best is not None and not compares and best.removeprefix("eval_") not in every_score():
         names, compares = ["loss", *scores], True
     return [*problems, *(score_problems(names, scores, training_args) if compares else [])]
 
@@ -157,7 +157,9 @@ def score_problems(names: list[str], scores: list[str], training_args) -> list[s
         return [f"--metric_for_best_model {best} needs written answers; {need}"]
     synonyms = [known for known in names if {known, name.lower()} <= EXACT_MATCH]
     nearest = (synonyms or get_close_matches(name, names, n=1) or [" or ".join(names[:3])])[0]
-    return [f"--metric_for_best_model {best} is no score of this run ({', '.join(names)}); use {nearest}"]
+    return [
+        f"--metric_for_best_model {best or repr(best)} is no score of this run ({', '.join(names)}); use {nearest}"
+    ]
 
 
 def training_problems(training_args) -> list[str]:

@@ -136,6 +136,7 @@ class CommandLine(HfArgumentParser):
         message = re.sub(r"(--\w[\w-]*)=\S*", r"\1", message)  # the value may be a secret
         message = re.sub(r"^argument (--\w+)[^:]*:", r"\1:", message)  # of its spellings, one
         message = re.sub(r", --\w+-[\w-]+", "", message)
+        message = re.sub(r"(could match (?:--\w+, ){5}).*", r"\1...", message)
         message = re.sub(r": expected (at least )?one argument", " lacks its value", message)
         raise UserError(*self.problems, f"{message} (see --help)")
 

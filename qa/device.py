@@ -108,6 +108,13 @@ OWN_FLAGS = {
 }
 
 
+class QuietParser(argparse.ArgumentParser):
+    """A parser that never prints and exits: not for an ambiguous option either, which `exit_on_error` leaves as it is."""
+
+    def error(self, message: str):
+        raise argparse.ArgumentError(None, message)
+
+
 def resolve_lazy_mode(argv: list[str]) -> list[str]:
     """Set PT_HPU_LAZY_MODE by the command line, before the plugin reads it, or --use_lazy_mode by the variable.
 
@@ -115,7 +122,7 @@ def resolve_lazy_mode(argv: list[str]) -> list[str]:
     the flag's default. Here, where one of the two is given the other follows. Without either, a run is lazy unless it
     compiles. `lazy_problems` reports a contradiction.
     """
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser = QuietParser(add_help=False, exit_on_error=False)
     for flag in ("use_habana", "use_lazy_mode", "torch_compile"):
         parser.add_argument(f"--{flag}", type=read_bool, nargs="?", const=True)
     for flag in ("torch_compile_backend", "torch_compile_mode"):

@@ -161,7 +161,7 @@ def optimizer_problems(values) -> list[str]:
 
 def compile_problems(values) -> list[str]:
     """Return the problems of the names that `torch.compile` gets."""
-    if not (values.torch_compile_backend or values.torchdynamo or values.torch_compile_mode):
+    if {values.torch_compile_backend, values.torchdynamo, values.torch_compile_mode} == {None}:
         return []
     from accelerate.utils import DynamoBackend
 
@@ -234,7 +234,7 @@ def schedule_problems(values) -> list[str]:
     settings = json.loads(given) if isinstance(given, str) else given
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=values.learning_rate)
     try:
-        get_scheduler(values.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=settings)
+        get_scheduler(values.lr_scheduler_type, optimizer, 0, 2, scheduler_specific_kwargs=settings)
     except (TypeError, ValueError, AttributeError) as error:
         reason = in_one_line(error).replace("get_", "").replace("_schedule", "")
         return [

@@ -57,6 +57,8 @@ COMMAND_LINE = [
             --do_eval --dataset_name squad -lr 1e-4
             --do_eval --dataset_name squad stray
             --do_eval --dataset_name squad --do
+            --do_eval --dataset_name squad --use
+            --do_eval --dataset_name squad --=x
             --do_eval --dataset_name squad --seed
             --do_eval --dataset_name squad --length_buckets
             --do_eval --dataset_name squad --num_beams 4
@@ -201,10 +203,12 @@ COMMAND_LINE = [
             --use_ipex
             --half_precision_backend apex
             --torch_compile_backend fast
+            --torch_compile_backend ''
             --torch_compile_mode fast
             --fsdp sharded --use_cpu
             --ddp_backend tcp
             --metric_for_best_model f11
+            --metric_for_best_model ''
             --metric_for_best_model accuracy --eval_strategy epoch
             --metric_for_best_model exact --eval_strategy epoch
             --metric_for_best_model HasAns_f1 --eval_strategy epoch
@@ -218,6 +222,7 @@ COMMAND_LINE = [
             --lr_scheduler_kwargs cycles
             --lr_scheduler_kwargs {'num_cycles':2}
             --lr_scheduler_kwargs '{"cycles": 2}'
+            --lr_scheduler_kwargs '{"num_cycles": "two"}' --lr_scheduler_type cosine
             --lr_scheduler_type cosine_with_min_lr
             --lr_scheduler_type polynomial --learning_rate 0
             --gradient_checkpointing_kwargs reentrant
