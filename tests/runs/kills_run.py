@@ -94,9 +94,9 @@ class Runs:
             sys.stdout.flush()
             os._exit(status)
 
-    def wait(self, processes: list[int]) -> list[int]:
-        """Return the exit statuses. When a rank fails, the others are killed, as the launcher does."""
-        waiting, statuses, end = set(processes), {}, time.time() + GIVE_UP_SECONDS
+    def wait(self, processes: list[int], seconds: float = GIVE_UP_SECONDS) -> list[int]:
+        """Return the exit statuses. When a rank fails, and after these seconds, all are killed, as the launcher does."""
+        waiting, statuses, end = set(processes), {}, time.time() + seconds
         while waiting:
             for process in list(waiting):
                 found, status = os.waitpid(process, os.WNOHANG)
@@ -118,16 +118,13 @@ class Runs:
         traces = [Path(f"{output}.trace_{rank}").read_text().splitlines() for rank in range(self.job["ranks"])]
         return results_of(output), traces, time.time() - start
 
-    def disturbed(self, how: str, armed: int, at: float, expected: dict) -> list[str]:
-        """Disturb a run, start it again, and return what is wrong."""
+    def disturbed(self, how: str, armed: int, at: float, expected: dict) -> list[str] | None:
+        """Disturb a run, start it again, and return what is wrong; None if it ended before its kill."""
         output = self.folder / f"{how}_{armed}_{at}"
-        processes = self.start(output, how, int(at), armed)
-        if how == "any":
-            time.sleep(at)
-            for process in processes:
-                os.kill(process, signal.SIGKILL)
-        statuses, log = self.wait(processes), Path(f"{output}.log").read_text()
-        problems = []
+        statuses = self.wait(self.start(output, how, int(at), armed), at if how == "any" else GIVE_UP_SECONDS)
+        if how == "any" and not any(statuses):
+            return None
+        log, problems = Path(f"{output}.log").read_text(), []
         if how == "full" and (statuses[armed] != 1 or not re.search("^error: the disk is full", log, re.M)):
             problems.append(f"a full disk: status {statuses}")
         if how in ("before", "half") and statuses[armed] != -signal.SIGKILL:
@@ -194,17 +191,21 @@ def main() -> None:
     gc.freeze()
     runs = Runs(job)
     expected, traces, seconds = runs.undisturbed()
-    problems, done, draw = {}, {}, random.Random(0)
+    problems, done, draw = {}, Counter(), random.Random(0)
+
+    def disturb(how: str, armed: int, at: float) -> None:
+        found = runs.disturbed(how, armed, at, expected)
+        done[how] += found is not None
+        if found:
+            problems[f"{how} {armed} {at}"] = found
+            print(how, armed, at, *found, sep="\n", flush=True)
+
     for how, often in job["kills"].items():
-        if how == "any":
-            chosen = [(0, round(draw.uniform(0, seconds), 3)) for _ in range(often)]
-        else:
-            chosen = [(rank, at) for rank, trace in enumerate(traces) for at in places(count(trace, how), often)]
-        done[how] = len(chosen)
-        for armed, at in chosen:
-            if found := runs.disturbed(how, armed, at, expected):
-                problems[f"{how} {armed} {at}"] = found
-                print(how, armed, at, *found, sep="\n", flush=True)
+        while how == "any" and done[how] < often:
+            disturb(how, 0, round(draw.uniform(0, seconds), 3))
+        for rank, trace in enumerate(traces) if how != "any" else ():
+            for at in places(count(trace, how), often):
+                disturb(how, rank, at)
     result = {"trace": traces[0], "kept": expected["state"], "done": done, "problems": problems}
     (runs.folder / "result.json").write_text(json.dumps(result, indent=1))
 
