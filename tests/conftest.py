@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,8 @@ from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E
 settings.register_profile("test", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("fuzz" if os.environ.get("FUZZ") else "test")
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    signal.signal(number, handler)  # Jobs in the background of a shell ignore them, and so would all that tests start.
 torch.set_num_threads(1)  # faster for tiny models, also on a busy machine
 
 
