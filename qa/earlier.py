@@ -2,9 +2,11 @@
 
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from qa.arguments import STAGES
+from qa.files import write_all_results
 from qa.identity import RUN_FILE
 from qa.saving import CHECKPOINT, WEIGHTS
 
@@ -22,6 +24,14 @@ def remove_answers(folder: Path, stage: str) -> None:
     """Remove the answers of an earlier evaluation or prediction."""
     for name in ANSWERS:
         (folder / f"{stage}_{name}.json").unlink(missing_ok=True)
+
+
+def forget(folder: Path, stages: Iterable[str]) -> None:
+    """Remove the results and answers of stages; the results go first, so that a kill leaves the stages unfinished."""
+    for stage in stages:
+        (folder / f"{stage}_results.json").unlink(missing_ok=True)
+        remove_answers(folder, stage)
+        write_all_results(folder)
 
 
 def remove_earlier_run(folder: Path, named: list[str]) -> None:

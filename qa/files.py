@@ -11,12 +11,11 @@ from pathlib import Path
 
 import orjson
 
+from qa.arguments import STAGES
 from qa.errors import DISK_FULL
 
 
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP)  # of some network file systems, for folders
-# The beginnings of a stage's metrics: a prediction's scores begin with `test_`, its number of samples does not.
-PREFIXES = {"train": ("train_",), "eval": ("eval_",), "predict": ("predict_", "test_")}
 
 
 @contextmanager
@@ -94,12 +93,20 @@ def write_json(path: Path, parts: Iterable[dict]) -> None:
 
 
 def write_results(folder: Path, stage: str, metrics: dict) -> None:
-    """Write the metrics of a stage to `{stage}_results.json`, sorted by name; in `all_results.json` they replace its earlier ones."""
+    """Write the metrics of a stage to `{stage}_results.json`, sorted by name, and then `all_results.json`."""
     write_json(folder / f"{stage}_results.json", [dict(sorted(metrics.items()))])
-    everything = folder / "all_results.json"
-    own = PREFIXES[stage]
-    before = {name: value for name, value in read_object(everything).items() if not name.startswith(own)}
-    write_json(everything, [dict(sorted((before | metrics).items()))])
+    write_all_results(folder)
+
+
+def write_all_results(folder: Path) -> None:
+    """Write the results of all stages together to `all_results.json`; remove it if no stage has any."""
+    metrics = {}
+    for stage in STAGES.values():
+        metrics |= read_object(folder / f"{stage}_results.json")
+    if metrics:
+        write_json(folder / "all_results.json", [dict(sorted(metrics.items()))])
+    else:
+        (folder / "all_results.json").unlink(missing_ok=True)
 
 
 def read_object(path: Path) -> dict:

@@ -1,13 +1,13 @@
 """The same command again after its end: what is finished stays as it is, and only what is missing is done."""
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState
 
 from qa.arguments import STAGES
+from qa.earlier import forget
 from qa.files import read_object
 from qa.identity import RUN_FILE, write_record
 from qa.locks import unlock
@@ -28,6 +28,7 @@ WITHOUT_EFFECT = frozenset(
 LATER = {
     stage: split for split, stage in STAGES.items() if stage != "train"
 }  # the part of the data of each later stage
+REPLACED = "replaced"  # in `run.json`: the stages of which a later command without a training wrote the results
 
 
 def finished_training(training_args) -> str | None:
@@ -77,8 +78,8 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
         unlock(folder)
         return False
     if record is not None:
-        forget_results(folder, filter(None, stale))
-        write_record(folder, record)
+        forget(folder, filter(None, stale))
+        write_record(folder, record | {REPLACED: [stage for stage in replaced_stages(folder) if stage not in missing]})
     model_args.model_name_or_path, training_args.do_train = training_args.output_dir, False
     training_args.do_eval, training_args.do_predict = "eval" in missing, "predict" in missing
     for split in [split for split in rows if STAGES[split] not in missing]:
@@ -89,8 +90,11 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
 def stale_stages(folder: Path, record: dict | None) -> list[str | None]:
     """Return the later stages whose results, if there are any, are not of the command with a record; None for the others."""
     old = read_object(folder / RUN_FILE)
-    now = {} if record is None else record["data"]
-    return [stage if LATER[stage] in now and not answers_alike(old, record, LATER[stage]) else None for stage in LATER]
+    now, replaced = {} if record is None else record["data"], replaced_stages(folder)
+    return [
+        stage if split in now and (stage in replaced or not answers_alike(old, record, split)) else None
+        for stage, split in LATER.items()
+    ]
 
 
 def answers_alike(old: dict, new: dict, split: str) -> bool:
@@ -109,12 +113,21 @@ def has_results(folder: Path, stage: str) -> bool:
 def mark_unfinished(folder: Path) -> None:
     """Remove the trainer's state and the results of all stages in an output folder: its model is trained further."""
     (folder / "trainer_state.json").unlink(missing_ok=True)
-    forget_results(folder, ["train", "eval", "predict"])
+    forget(folder, STAGES.values())
 
 
-def forget_results(folder: Path, stages: Iterable[str]) -> None:
-    for stage in stages:
-        (folder / f"{stage}_results.json").unlink(missing_ok=True)
+def note_replaced(training_args) -> None:
+    """Note in `run.json`, if there is one, which stages now get results that are not of its command."""
+    folder = Path(training_args.output_dir)
+    record = read_object(folder / RUN_FILE)
+    stages = {stage for stage in LATER if getattr(training_args, f"do_{stage}")}
+    if record:
+        write_record(folder, record | {REPLACED: sorted(stages.union(replaced_stages(folder)))})
+
+
+def replaced_stages(folder: Path) -> list[str]:
+    """Return the stages whose results in an output folder are not of the command in its `run.json`."""
+    return read_object(folder / RUN_FILE).get(REPLACED, [])
 
 
 def show_results(training_args, state: TrainerState, stages: list[str]) -> None:

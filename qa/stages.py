@@ -21,7 +21,7 @@ from qa.device import resolve_lazy_mode, training_arguments
 from qa.earlier import remove_answers, remove_earlier_run
 from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
 from qa.files import write_results
-from qa.finished import mark_unfinished
+from qa.finished import mark_unfinished, note_replaced
 from qa.hub import report_shadowing
 from qa.identity import write_record
 from qa.locks import lock, unlock
@@ -199,13 +199,14 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
     """
     if trainer.is_world_process_zero():
         mark_unfinished(Path(trainer.args.output_dir))
-    with signals_can_wait():
+    with signals_can_wait():  # also after the last step, where there may be no checkpoint
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         trainer.save_model()
-    if "train_loss" in metrics:
-        save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
-    trainer.create_model_card(**card)  # for a run that is killed in its evaluation; it gets the scores at the end
-    trainer.save_state()
+        if "train_loss" in metrics:
+            save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
+        trainer.create_model_card(**card)  # for a run that is killed in its evaluation; it gets the scores at the end
+        trainer.save_state()
+        trainer.accelerator.wait_for_everyone()  # An engine ends the others as soon as one rank has ended.
     return metrics
 
 
@@ -259,6 +260,8 @@ def run(
         lost = getattr(features["train"], "lost_rows", 0)
         without_window = {"questions_without_window": lost} if lost else {}
         metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window, card)
+    elif record is None and trainer.is_world_process_zero():
+        note_replaced(training_args)
     if training_args.do_eval:
         metrics |= evaluate(trainer, data_args.max_eval_samples, counts["validation"])
     if training_args.do_predict:

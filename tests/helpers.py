@@ -58,7 +58,10 @@ def addresses_listening(port: int) -> list[str]:
 
 @contextmanager
 def signal_at_step(number: int, step: int):
-    """Let trainings within send their process a signal at the beginning of a step, and handle signals as a script does."""
+    """Let trainings within send their process a signal at the beginning of a step, and handle signals as a script does.
+
+    Step 0 means the end of the training, before the model is saved.
+    """
     from transformers import TrainerCallback, trainer
 
     from qa.signals import REQUEST, STATUS, handle_signals
@@ -66,6 +69,10 @@ def signal_at_step(number: int, step: int):
     class Sender(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == step - 1:
+                os.kill(os.getpid(), number)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            if step == 0:
                 os.kill(os.getpid(), number)
 
     handlers = {each: signal.getsignal(each) for each in STATUS}

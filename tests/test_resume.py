@@ -1,7 +1,11 @@
 """Runs that are stopped and resume, and runs that are started again after their end."""
 
 import json
+import os
 import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from helpers import history_of, load
@@ -10,6 +14,7 @@ from safetensors.torch import load_file
 import run_qa
 import run_seq2seq_qa
 from qa.locks import LOCK_FILE
+from qa.saving import UNFINISHED
 
 
 CASES = {
@@ -93,6 +98,31 @@ def content_of(folder) -> dict:
     }
 
 
+AUDITED: dict[Path, set] = {}  # folders in which changes are noted, with the names of what changed
+
+
+def note_changes(event: str, args: tuple) -> None:
+    """Note what this process writes, makes, renames or removes; an audit hook of Python."""
+    if AUDITED and (event in CHANGES or (event == "open" and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR))):
+        for path in (Path(arg) for arg in args[:2] if isinstance(arg, str | os.PathLike)):
+            for folder in AUDITED.keys() & set(path.parents):
+                AUDITED[folder].add(str(path.relative_to(folder)))
+
+
+CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
+sys.addaudithook(note_changes)
+
+
+@contextmanager
+def changes_in(folder: Path):
+    """Yield a set to which the names are added that Python code within changes in a folder."""
+    AUDITED[folder] = set()
+    try:
+        yield AUDITED[folder]
+    finally:
+        del AUDITED[folder]
+
+
 ENDS = {
     "within an epoch": ["--max_steps", 5, "--lr_scheduler_type", "constant", "--save_steps", 5],
     # The learning rate rises until all is lost: the first evaluation is the best one.
@@ -113,9 +143,12 @@ def ended(models, mixed_lengths, tmp_path_factory):
 
 @pytest.mark.parametrize("name, step", {"within an epoch": 5, "early": 6}.items())
 def test_a_run_that_has_ended_does_nothing(models, mixed_lengths, ended, caplog, name, step):
+    """Since it changes no file except its lock, and removes a mark of an unfinished run, a kill leaves all as it is."""
     before = content_of(ended / name)
     caplog.clear()
-    run(run_qa, models, mixed_lengths, ended / name, *ENDS[name])
+    with changes_in(ended / name) as changed:
+        run(run_qa, models, mixed_lengths, ended / name, *ENDS[name])
+    assert changed == {LOCK_FILE, UNFINISHED}
     assert content_of(ended / name) == before
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     steps = load(ended / name / "trainer_state.json")["max_steps"]
@@ -144,6 +177,38 @@ def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_
         out / "all_results.json",
         out / "run.json",
     }
+
+
+def test_results_of_another_model_are_not_presented_as_those_of_a_training(models, mixed_lengths, ended, tmp_path):
+    """Nor are those of its earlier weights when it goes on."""
+    out, flags = tmp_path / "out", [*ENDS["within an epoch"], "--do_eval"]
+    shutil.copytree(ended / "within an epoch", out)
+    run(run_qa, models, mixed_lengths, out, *flags)
+    own, train_results = load(out / "eval_results.json"), load(out / "train_results.json")
+    other = [
+        "--do_train",
+        False,
+        "--do_predict",
+        "--test_file",
+        mixed_lengths / "dev.json",
+        "--max_predict_samples",
+        2,
+    ]
+    run(run_qa, models, mixed_lengths, out, *flags, *other)
+    assert load(out / "eval_results.json")["eval_loss"] != own["eval_loss"]
+    assert load(out / "run.json")["replaced"] == ["eval", "predict"]
+    run(run_qa, models, mixed_lengths, out, *flags)
+    assert without_times(load(out / "eval_results.json")) == without_times(own)
+    assert load(out / "run.json")["replaced"] == ["predict"]
+    assert load(out / "all_results.json").keys() > train_results.keys() | own.keys()
+    made = content_of(out)
+    run(run_qa, models, mixed_lengths, out, *flags)
+    assert content_of(out) == made
+
+    run(run_qa, models, mixed_lengths, out, *ENDS["within an epoch"], "--max_steps", 6, "--resume_anyway")
+    assert not [path.name for stage in ("eval", "predict") for path in out.glob(f"{stage}_*")]
+    assert load(out / "all_results.json") == load(out / "train_results.json")
+    assert "replaced" not in load(out / "run.json")
 
 
 @pytest.mark.parametrize("name", ENDS)

@@ -45,10 +45,20 @@ def stopped(*args, number: int = signal.SIGTERM, step: int = 10**6) -> Stopped:
     return stop.value
 
 
-def test_a_stopped_training_goes_on_to_the_same_weights(tiny_model, squad_files, tmp_path):
-    """It is stopped by each signal and by its time, with checkpoints that --save_strategy no does not ask for."""
+def test_a_stopped_training_goes_on_to_the_same_weights(tiny_model, squad_files, tmp_path, caplog):
+    """It is stopped by each signal and by its time, with checkpoints that --save_strategy no does not ask for.
+
+    After the last step there is no such checkpoint; the model is written.
+    """
     flags = ["--max_steps", 8, "--save_strategy", "no", "--per_device_train_batch_size", 4]
+    stop = stopped(tiny_model, tmp_path / "whole", squad_files, *flags, step=0)
+    assert (stop.status, stop.line) == (
+        143,
+        "stopped by SIGTERM after the training; the same command goes on from there",
+    )
+    assert not list((tmp_path / "whole").glob("checkpoint-*"))
     run(tiny_model, tmp_path / "whole", squad_files, *flags)
+    assert "holds this training at its end (step 8 of 8); left to do: nothing" in caplog.text
     output, ends = tmp_path / "model", {2: (signal.SIGINT, 130), 4: (signal.SIGTERM, 143), 5: (signal.SIGUSR1, 143)}
     for step, (number, status) in ends.items():
         stop = stopped(tiny_model, output, squad_files, *flags, number=number, step=step)
