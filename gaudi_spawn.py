@@ -33,7 +33,7 @@ from qa.errors import UserError, run_or_exit
 from qa.launch.engines import Job, command_of, environment_of, host_name, missing_programs
 from qa.launch.hosts import free_port, is_this_machine, port_trouble, read_hostfile
 from qa.launch.supervisor import supervise, write_all
-from qa.secret_flags import hide_secrets, without_secrets
+from qa.secret_flags import hide_secrets, without_secrets, without_tokens
 
 
 FLAGS = {  # name: (its value, or None for a switch; help)
@@ -104,6 +104,7 @@ def read_flags(argv: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
     """
     flags, problems, rest = {}, [], list(argv)
     while rest and rest[0].startswith("-"):
+        (shown,) = without_secrets(rest[:1])
         word, equals, value = rest.pop(0).partition("=")
         if word == "--" and not equals:
             break
@@ -112,11 +113,11 @@ def read_flags(argv: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
         if name not in FLAGS:
             nearest = get_close_matches(name, FLAGS, n=1, cutoff=0.7)
             hint = f"did you mean {nearest[0]}?" if nearest else "write flags of the script after the script"
-            problems.append(f"unknown argument {word} ({hint})")
+            problems.append(f"unknown argument {shown.partition('=')[0]} ({hint})")
             if rest and not equals and not rest[0].startswith("-") and not rest[0].endswith(".py"):
                 rest.pop(0)  # its value, most likely
         elif equals and not takes_value:
-            problems.append(f"{name} takes no value, {value!r} was given")
+            problems.append(f"{name} takes no value, {shown.partition('=')[2]!r} was given")
         elif takes_value and not equals and not rest:
             problems.append(f"{name} lacks its value ({FLAGS[name][0]})")
         else:
@@ -161,7 +162,7 @@ def script_problems(script: list[str]) -> list[str]:
         size = len(json.dumps(script)) + len("SPAWN_SCRIPT=")
         too_long = f"the script's arguments are too long: {size} bytes, {LONGEST} at most; write them into a file"
         return [too_long] * (size >= LONGEST)
-    path = Path(script[0])
+    path = Path(*without_secrets(script[:1]))
     nearest = get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], n=1)
     return [f"{path}: there is no such script" + (f" (did you mean {path.parent / nearest[0]}?)" if nearest else "")]
 
@@ -176,7 +177,7 @@ def numbers_of(flags: dict[str, str], slots: int) -> tuple[dict[str, int], list[
         numbers[name[2:]] = int(text) if good else default
         if not good:
             bounds = f"{least} or more" if largest > 65535 else f"{least} to {largest}"
-            problems.append(f"{name} is {text or repr(text)}, it must be a whole number, {bounds}")
+            problems.append(f"{name} is {without_tokens(text) or repr(text)}, it must be a whole number, {bounds}")
     return numbers, problems
 
 

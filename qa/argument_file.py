@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from qa.errors import UserError, in_one_line
+from qa.secret_flags import without_tokens
 
 
 ENDINGS = (".json", ".yaml", ".yml")
@@ -61,10 +62,15 @@ def flags_of_file(path: Path) -> list[str]:
 
 
 def reason_in_line(error: Exception) -> str:
-    """Return why a file cannot be read, with the line and the column that YAML's errors have."""
+    """Return why a file cannot be read, with the line and the column that YAML's errors have, and no word of the file.
+
+    Any word of it may be a secret; a password that begins with `*` is an alias for YAML.
+    """
     mark = getattr(error, "problem_mark", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}" if mark is not None else error
-    return in_one_line(place)
+    if mark is None:
+        return without_tokens(in_one_line(error))
+    problem = re.sub(r" '[^'<\\]{2,}'", "", error.problem)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def flag_words(name: str, value) -> list[str]:
@@ -160,9 +166,7 @@ def count_values(node, counts: dict[int, int | None]) -> int:
     """
     line = node.start_mark.line + 1
     if node.tag not in PLAIN_TAGS:
-        raise ValueError(
-            f"line {line}: the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not read; write a plain value"
-        )
+        raise ValueError(f"line {line}: a tag that begins with `!` is not read; write a plain value, or quote it")
     if id(node) not in counts:
         counts[id(node)] = None
         parts = [] if node.id == "scalar" else node.value

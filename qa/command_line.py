@@ -19,6 +19,7 @@ from transformers.hf_argparser import string_to_bool
 from qa.argument_file import is_argument_file
 from qa.errors import UserError, short
 from qa.limits import LIMITS, Limit
+from qa.secret_flags import without_secrets, without_tokens
 
 
 # The flags that `--help` lists, by topic. `--help_all` lists the others too: those that only the libraries define.
@@ -102,7 +103,7 @@ def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], descri
     values, unknown = parser.parse_known_args(argv)
     known = [f"--{f.name}" for dataclass_type in dataclass_types for f in fields(dataclass_type)]
     flags = [word for word in unknown if word.startswith("-")]  # the other unknown words are their values
-    problems = parser.problems + [unknown_argument(word, known) for word in flags or unknown]
+    problems = parser.problems + [unknown_argument(word, known) for word in without_secrets(flags or unknown)]
     return values, problems + [f"--{name} is required" for name in parser.required if getattr(values, name) is None]
 
 
@@ -133,7 +134,7 @@ class CommandLine(HfArgumentParser):
         self._negative_number_matcher = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)  # argparse's knows no -1e-5
 
     def error(self, message: str):
-        message = re.sub(r"(--\w[\w-]*)=\S*", r"\1", message)  # the value may be a secret
+        message = without_tokens(re.sub(r"(--\w[\w-]*)=\S*", r"\1", message))  # the value may be a secret
         message = re.sub(r"^argument (--\w+)[^:]*:", r"\1:", message)  # of its spellings, one
         message = re.sub(r", --\w+-[\w-]+", "", message)
         message = re.sub(r"(could match (?:--\w+, ){5}).*", r"\1...", message)
@@ -183,9 +184,8 @@ def surplus_values(flag: str, words: list[str]) -> str:
     """Return the message for a flag of one value that several words follow."""
     if len(words) == 2 and is_argument_file(words[1]) and not words[0].startswith("["):
         return misplaced_file(words[1])
-    shown = ": " + " ".join(short_word(word) for word in words[:4]) + " ..." * (len(words) > 4)
-    shown = "" if flag.endswith("token") else shown  # a secret
-    return f"{flag} takes one value, {len(words)} are given{shown}; give one, and quote a value that contains blanks"
+    shown = " ".join(map(short_word, without_secrets([flag, *words])[1:5])) + " ..." * (len(words) > 4)
+    return f"{flag} takes one value, {len(words)} are given: {shown}; give one, and quote a value that contains blanks"
 
 
 def wrong_value(action: argparse.Action, message: str, word: str) -> str:
@@ -194,7 +194,7 @@ def wrong_value(action: argparse.Action, message: str, word: str) -> str:
     Args:
         message: argparse's own, which names the choices of a flag.
     """
-    flag = action.option_strings[0]
+    flag, (word,) = action.option_strings[0], without_secrets([word])
     if action.type is read_bool:
         return misplaced_file(word) if is_argument_file(word) else f"{flag} is {short_word(word)}; give true or false"
     if action.type in (int, float):
@@ -203,7 +203,7 @@ def wrong_value(action: argparse.Action, message: str, word: str) -> str:
     choices = action.choices or (action.type if isinstance(action.type, EnumType) else ())
     if choices:
         return f"{flag} is {short_word(word)}; give one of {', '.join(getattr(choice, 'value', choice) for choice in choices)}"
-    return f"{flag}: {' '.join(message.split())}"
+    return f"{flag}: {' '.join(without_tokens(message).split())}"
 
 
 class HelpAll(argparse.Action):
@@ -240,7 +240,7 @@ def unknown_argument(word: str, known: list[str]) -> str:
     """Return the message for a word that is no flag, with the nearest flag that is one."""
     if is_argument_file(word):
         return misplaced_file(word)
-    name = short_word(word.split("=")[0])  # without the value, which may be a secret
+    name = short_word(word.split("=")[0])
     if name in FLAGS_OF_WRITERS:
         return f"{name} is a flag of run_seq2seq_qa.py; omit it"
     nearest = get_close_matches(name, known, n=1, cutoff=0.7)

@@ -11,7 +11,9 @@ from qa.errors import short
 
 
 MANY = 2**31 - 1  # of anything: numbers beyond it overflow somewhere
-LARGEST = 1e308  # finite
+LARGEST = (
+    1e18  # optimizers multiply two of these numbers and divide by down to 1e-16: more than 3.4e38 overflows float32
+)
 
 
 class Limit(NamedTuple):
@@ -49,6 +51,8 @@ class Limit(NamedTuple):
         return words + (f", or {self.also:g}" if self.also is not None else "") + self.hint
 
 
+LONGEST = 2**20  # tokens: longer than any model reads or writes
+BEAMS = Limit(1, 1024)  # each is a copy of the batch
 SEEDS = Limit(0, 2**32 - 1)  # NumPy's
 COUNT = Limit(1)
 FROM_0 = Limit(0)
@@ -57,12 +61,14 @@ POSITIVE = Limit(0, above=True)
 
 LIMITS = {
     # Data, features and answers
-    "max_seq_length": Limit(8, 2**20),
+    "max_seq_length": Limit(8, LONGEST),
     "doc_stride": FROM_0,
-    "n_best_size": COUNT,
-    "max_answer_length": COUNT,
-    "val_max_answer_length": Limit(2),
-    "num_beams": COUNT,
+    "n_best_size": Limit(
+        1, 1024
+    ),  # the answers of a window are up to n x n pairs, and a file holds n for each question
+    "max_answer_length": Limit(1, LONGEST),
+    "val_max_answer_length": Limit(2, LONGEST),
+    "num_beams": BEAMS,
     "max_train_samples": COUNT,
     "max_eval_samples": COUNT,
     "max_predict_samples": COUNT,
@@ -98,8 +104,8 @@ LIMITS = {
         hint="; omit it to keep all checkpoints, or write none with --save_strategy no"
     ),
     "logging_steps": POSITIVE._replace(hint="; for no log --logging_strategy no"),
-    "generation_max_length": Limit(2),
-    "generation_num_beams": COUNT,
+    "generation_max_length": Limit(2, LONGEST),
+    "generation_num_beams": BEAMS,
     # The machine
     "seed": SEEDS,
     "data_seed": SEEDS,

@@ -20,6 +20,8 @@ SUMMARY_SCORES = {
     "mlqa_f1": "MLQA's F1",
 }
 
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")  # schedules that ignore it
+
 
 class StageLines(TrainerCallback):
     """Log a line when training begins, with the numbers that decide how long it takes, and where no bar moves, its steps."""
@@ -35,6 +37,12 @@ class StageLines(TrainerCallback):
             f"Training {parameters / 1e6:,.1f} million parameters on {args.device.type}: {state.max_steps:,} steps of "
             f"{batch} features{done}"
         )
+        warmup = 0 if args.lr_scheduler_type in WITHOUT_WARMUP else args.get_warmup_steps(state.max_steps)
+        if warmup > state.max_steps:
+            logger.warning(
+                f"--warmup_steps {warmup:,} is more than the {state.max_steps:,} steps of the training: the learning rate "
+                "never reaches --learning_rate; make it smaller"
+            )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if args.disable_tqdm and state.is_world_process_zero and "loss" in logs:

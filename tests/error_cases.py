@@ -66,6 +66,12 @@ COMMAND_LINE = [
             --do_eval --dataset_name my data.csv
             --do_eval --dataset_name squad --token hf_secret1 hf_secret2
             --do_eval --dataset_name squad --hub_tokn=hf_secret1
+            --do_eval --dataset_name squad --hub_tokn hf_secret1
+            --do_eval --dataset_name squad --hub_tokn:hf_secret1
+            --do_eval --dataset_name squad --hub_tokenhf_secret1
+            --do_eval --dataset_name squad hub_token hf_secret1
+            --do_eval --dataset_name squad \u2014hub_token hf_secret1
+            --do_eval --dataset_name squad --seed hf_secret1
         """),
         needed=GOOD,
     ),
@@ -113,6 +119,7 @@ COMMAND_LINE = [
             --learning_rate -1e-5
             --learning_rate nan
             --learning_rate inf
+            --learning_rate 1e38
             --num_train_epochs 0
             --num_train_epochs -1
             --num_train_epochs nan
@@ -128,12 +135,15 @@ COMMAND_LINE = [
             --adam_epsilon nan
             --max_grad_norm -1
             --neftune_noise_alpha -5
+            --neftune_noise_alpha 1e308
+            --max_grad_norm 1e308
             --max_seq_length 0
             --max_seq_length 7
             --max_seq_length 99999999
             --doc_stride -1
             --doc_stride 384
             --n_best_size 0
+            --n_best_size 2147483647
             --max_answer_length 0
             --max_train_samples 0
             --max_eval_samples -1
@@ -179,10 +189,88 @@ COMMAND_LINE = [
             --generation_max_length 1
             --val_max_answer_length 1
             --max_answer_length 1
+            --max_answer_length 0
+            --max_answer_length 2147483647
+            --val_max_answer_length 0
+            --val_max_answer_length 2147483647
+            --generation_max_length 0
+            --generation_max_length 2147483647
+            --num_beams -4
+            --num_beams 2147483647
+            --generation_num_beams 0
+            --generation_num_beams 2147483647
             --label_smoothing_factor 2
             --label_smoothing_factor nan
-            --use_fast_tokenizer maybe
+            --label_smoothing_factor -0.1
+            --max_seq_length 7
+            --doc_stride 384
+            --num_beams 0 --generation_num_beams 0 --val_max_answer_length 1 --generation_max_length x
         """),
+    ),
+    Group(
+        "Values of models that write",
+        WRITE,
+        lines("""
+            --use_fast_tokenizer maybe
+            --predict_with_generate often
+            --ignore_pad_token_for_loss 2
+            --sortish_sampler 7
+            --num_beams four
+            --num_beams 2.5
+            --num_beams=
+            --num_beams 2 4
+            --num_beams nan
+            --generation_num_beams many
+            --generation_max_length long
+            --generation_max_length 30.0
+            --val_max_answer_length 10 20
+            --val_max_answer_length
+            --max_answer_length short
+            --language_code
+            --language_code de DE
+            --generation_config
+            --beams 4
+            --num_beam=4 --num_beems 4
+            --predict_with_generat true --predict_with_generation
+            --val_max_target_length 30
+            --max_target_length 30
+            --source_prefix question:
+            --do_trian --predict_with_generate
+            --token hf_secret1 hf_secret2
+        """),
+    ),
+    Group(
+        "Flags of models that write which do not go together",
+        WRITE,
+        lines("""
+            --do_train --metric_for_best_model f1 --eval_strategy epoch
+            --do_train --metric_for_best_model exact_match --eval_strategy epoch
+            --do_train --metric_for_best_model bleu --eval_strategy epoch --predict_with_generate
+            --do_train --metric_for_best_model loss --eval_strategy epoch --greater_is_better true
+            --do_train --metric_for_best_model f1 --eval_strategy epoch --predict_with_generate --prediction_loss_only
+            --do_train --metric_for_best_model f1 --eval_strategy epoch --predict_with_generate --greater_is_better false
+            --do_train --metric_for_best_model HasAns_f1 --eval_strategy epoch --predict_with_generate
+            --do_train --early_stopping_patience 2 --predict_with_generate
+            --do_train --save_strategy best --predict_with_generate
+            --do_train --load_best_model_at_end --predict_with_generate
+            --do_train --length_buckets 128 384 --group_by_length
+            --length_buckets 128 256
+            --validation_split 0.1 --validation_file good.json
+            --fp16 --use_cpu
+            --use_habana
+            --num_beams 0 --metric_for_best_model bleu --output_dir a_file --language_code
+        """),
+        needed=GOOD | {"a_file": ""},
+    ),
+    Group(
+        "Problems of all kinds, at once",
+        "run_seq2seq_qa.py --check --model_name_or_path t5-small --do_train {}",
+        lines("""
+            --seed x --num_beams 0 --output_dir a_file/below --cache_dir a_file --use_habana --learnin_rate 1
+            --validation_file nowhere.json --do_eval --output_dir a_file --use_habana --bf16 maybe --hub_tokn hf_secret1
+            --dataset_name squad --output_dir '' --optim quick --fp16 --use_cpu --num_beams many --n_best_size 0
+        """),
+        needed={"a_file": ""},
     ),
     Group(
         "Names, and packages that are not installed",
@@ -304,6 +392,12 @@ ARGUMENT_FILES = [
             ("number_for_name.yaml", "7: seed\n"),
             ("list_for_name.yaml", "[seed, data_seed]: 7\n"),
             ("python.yaml", "run_name: !!python/object/apply:os.system [ls]\n"),
+            ("secret_alias.yaml", "hub_token: *hf_secret1\n"),
+            ("secret_open.yaml", 'hub_token: "hf_secret1\n'),
+            ("secret_tag.yaml", "hub_token: !hf_secret1 x\n"),
+            ("secret_colon.yaml", "hub_token: hf_secret1: x\n"),
+            ("secret_json.json", '{"hub_token": hf_secret1}'),
+            ("secret_name.yaml", "hub_tokn: hf_secret1\nhf_secret1: x\n"),
             ("itself.yaml", "label_names: &a [*a]\n"),
             (
                 "bomb.yaml",
@@ -713,6 +807,11 @@ LAUNCHER = [
             --world_size= run_qa.py
             --world_sise 2 run_qa.py
             --do_train run_qa.py
+            --hub_tokn hf_secret1 run_qa.py
+            --hub_token=secret1 run_qa.py
+            \u2014hub_token=secret1 run_qa.py
+            --use_mpi=hf_secret1 run_qa.py
+            --world_size hf_secret1 run_qa.py
             --use_mpi=yes run_qa.py
             --use_mpi --use_deepspeed run_qa.py
             --master_port 0 run_qa.py

@@ -33,7 +33,7 @@ from qa.identity import (
 )
 from qa.locks import LOCK_FILE, lock, unlock
 from qa.screen import StageLines
-from qa.secret_flags import SECRETS
+from qa.secret_flags import SECRETS, without_secrets
 
 
 TOKENS = {"token": "hf_secretA", "hub_token": "hf_secretB", "push_to_hub_token": "hf_secretC"}
@@ -147,6 +147,32 @@ def test_a_word_that_may_hold_a_secret_is_not_repeated(tmp_path):
     (message,) = problems_of("m", tmp_path, "--do_train", "--train_file", "x", "--hub_tokn=hf_secretB")[:1]
     assert message == "unknown argument --hub_tokn (did you mean --hub_token?)"
     assert "hf_secret" not in "".join(problems_of("m", tmp_path, "--hub=hf_secretB"))  # ambiguous
+    assert "secretB" not in "".join(problems_of("m", tmp_path, "hub_token", "secretB", "--train_file", "x"))
+
+
+@pytest.mark.parametrize(
+    "typed, shown",
+    [
+        ("--token hf_x hf_y --seed 7", "--token *** *** --seed 7"),
+        ("--hub-tok=x", "--hub-tok=***"),
+        ("--hub_tokn x --tokn=x --hub_tokn:x", "--hub_tokn *** --tokn=*** --hub_tokn:***"),
+        ("--hub_tokenhf_x --hub_tokenABC --tokenABC", "--hub_token*** --hub_token*** --token***"),
+        ("hub_token x --seed 7 token=x", "hub_token *** --seed 7 token=***"),
+        ("\u2014hub_token x --do_train \u2013token=x", "\u2014hub_token *** --do_train \u2013token=***"),
+        ("--hf_token x --api_key x --HUB_TOKEN x", "--hf_token *** --api_key *** --HUB_TOKEN ***"),
+        ("--seed hf_x --=hf_x --hf_x", "--seed *** --=*** --***"),
+        ("--train_file tokens.json hf_data/a.json /data/hf_x --id_column key", None),
+    ],
+)
+def test_words_are_shown_without_secrets(typed, shown):
+    assert " ".join(without_secrets(typed.split())) == (shown or typed)
+
+
+def test_no_flag_without_a_secret_is_taken_for_one_with_it():
+    kinds = [ModelArguments, DataArguments, Seq2SeqModelArguments, Seq2SeqDataArguments, training_arguments(True)]
+    names = {field.name for kind in kinds for field in dataclasses.fields(kind)} - set(SECRETS)
+    hidden = [name for name in names if without_secrets([f"--{name}", "x"]) != [f"--{name}", "x"]]
+    assert not hidden
 
 
 def test_every_flag_is_known_to_decide_about_a_training_or_not():

@@ -1,6 +1,7 @@
 """Limits of numbers: every numeric flag has its own, and the parser with the checks keeps to them."""
 
 import pytest
+import torch
 
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.command_line import FLAGS_OF_WRITERS, CommandLine
@@ -58,6 +59,20 @@ def test_numbers_outside_the_limits_are_problems_and_no_others(value):
         )
     found = {problem.split()[0].removeprefix("--") for problem in caught.value.problems if "; give " in problem}
     assert found == {name for name in kinds if not is_good(name, kinds[name], value)}
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 1 - 2**-53])
+def test_an_optimizer_takes_the_largest_numbers_together(beta):
+    """Without an overflow of 32 bits, which is an error in the first step."""
+    weight = torch.ones(2, requires_grad=True)
+    weight.grad = torch.ones(2)
+    most = LIMITS["learning_rate"].most
+    assert most >= 1e10
+    assert {LIMITS[name].most for name in ("weight_decay", "adam_epsilon", "max_grad_norm")} == {most}
+    optimizer = torch.optim.AdamW([weight], lr=most, betas=(beta, beta), eps=most, weight_decay=most, foreach=False)
+    torch.nn.utils.clip_grad_norm_([weight], most)
+    optimizer.step()
+    torch.zeros(2).uniform_(-LIMITS["neftune_noise_alpha"].most, LIMITS["neftune_noise_alpha"].most)
 
 
 def is_good(name: str, kind: type, value: str) -> bool:

@@ -160,9 +160,10 @@ def test_no_engine_sees_an_argument():
 def test_the_dry_run_prints_the_command_and_starts_nothing(engine, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     words = [word for words in random_lists(100, seed=2) for word in words]
-    words += ["--hub_token", "hf_secret", "--token=hf_secret"]
+    words += ["--hub_tokn", "secret", "--hub_token", "hf_secret", "--tokn=hf_secret"]
     status, out, err = call(tmp_path, "--world_size", 8, *engine, "--dry_run", "--", ECHO, tmp_path, "echo", *words)
-    assert status == 0 and script_in(out) == [ECHO, str(tmp_path), "echo", *words[:-2], "***", "--token=***"]
+    hidden = ["--hub_tokn", "***", "--hub_token", "***", "--tokn=***"]
+    assert status == 0 and script_in(out) == [ECHO, str(tmp_path), "echo", *words[:-5], *hidden]
     assert re.match(
         r"env MASTER_ADDR=127.0.0.1 MASTER_PORT=\d+ OMP_NUM_THREADS=\d+ SPAWN_GRACE_SECONDS=60 SPAWN_JOB=\w+ 'SPAWN_SCRIPT=",
         out,
@@ -274,13 +275,14 @@ def test_nohup_holds(tmp_path):
     """Meanwhile nobody on another machine reaches the ranks' store, and no secret is on the launcher's command line."""
     port = free_port_flags()
     process = start(
-        tmp_path, "--world_size", 2, *port, ECHO, tmp_path, "wait", "--hub_token", "hf_secret", "--token=hf_secret",
+        tmp_path, "--world_size", 2, *port, ECHO, tmp_path, "wait", "\u2014tokn=secret", "--hub_token", "hf_secret",
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )  # fmt: skip
     ranks = ranks_of(tmp_path, 2)
     assert addresses_listening(int(port[1])) == ["0100007F"]  # 127.0.0.1
-    assert Path(f"/proc/{process.pid}/cmdline").read_bytes().endswith(b"\0--hub_token\0*********\0--token=*********\0")
-    assert ranks[0]["arguments"] == ["--hub_token", "hf_secret", "--token=hf_secret"]
+    line = Path(f"/proc/{process.pid}/cmdline").read_text()
+    assert line.endswith("\0\u2014tokn=******\0--hub_token\0*********\0")
+    assert ranks[0]["arguments"] == ["\u2014tokn=secret", "--hub_token", "hf_secret"]
     process.send_signal(signal.SIGHUP)
     time.sleep(1)
     assert process.poll() is None and all(map(is_running, processes_of(ranks)))

@@ -4,7 +4,13 @@ import re
 import subprocess
 import sys
 
+import pytest
+import torch
 from helpers import ROOT, split_import_times
+from transformers import TrainerControl, TrainerState
+
+from qa.device import training_arguments
+from qa.screen import StageLines
 
 
 # In order; {out} is the output folder.
@@ -52,3 +58,14 @@ def test_a_run_prints_a_line_for_each_stage_and_a_summary(tiny_model, squad_file
     log = [line for line in log if line not in evaluations]
     assert len(log) == len(wanted), "\n".join(log)
     assert all(re.fullmatch(pattern, line) for pattern, line in zip(wanted, log)), "\n".join(log)
+
+
+@pytest.mark.parametrize(
+    "schedule, steps, warns", [("linear", 2, True), ("linear", 100, False), ("constant", 2, False)]
+)
+def test_a_warm_up_longer_than_the_training_is_reported(schedule, steps, warns, tmp_path, caplog):
+    """The rate would stay near 0, and the run would end well."""
+    flags = {"output_dir": str(tmp_path), "use_cpu": True, "warmup_steps": 100, "lr_scheduler_type": schedule}
+    args, state = training_arguments(False)(**flags), TrainerState(max_steps=steps)
+    StageLines().on_train_begin(args, state, TrainerControl(), model=torch.nn.Linear(2, 2))
+    assert ("--warmup_steps 100 is more than the 2 steps of the training" in caplog.text) == warns
