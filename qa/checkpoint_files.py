@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint are all there and whole, by their structure and without reading tensors."""
+"""Whether the files of a checkpoint are all there and whole: by their structure, and by their fingerprints if it has any."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from qa.device import zero_stage
 from qa.errors import in_one_line
 from qa.files import read_object
 from qa.identity import RUN_FILE
+from qa.written import changed_file
 
 
 # The parts of a checkpoint that a run resumes from, by the engine that wrote it, each with the files that may hold it.
@@ -113,13 +114,13 @@ def name_in(file: Path) -> str:
 
 
 def cut_off(folder: Path) -> str | None:
-    """Return the first file that is incomplete or unreadable, with the reason; also a shard that is not there."""
+    """Return the first file that is incomplete, unreadable or changed, with the reason; also a shard that is not there."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             check_file(file)
         except Exception as error:  # of any kind: the bytes may be anything
             return f"{file.relative_to(folder)} is damaged ({in_one_line(error, 80)})"
-    return None
+    return changed_file(folder)
 
 
 def check_file(file: Path) -> None:

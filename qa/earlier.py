@@ -1,14 +1,14 @@
 """The files of an earlier run in an output folder: which ones are its own, and when they go."""
 
 import logging
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from qa.arguments import STAGES
 from qa.files import write_all_results
 from qa.identity import RUN_FILE
-from qa.saving import CHECKPOINT, WEIGHTS
+from qa.saving import CHECKPOINT, WEIGHTS, discard, overwriting
+from qa.written import is_checkpoint_of_run
 
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,9 @@ def remove_earlier_run(folder: Path, named: list[str]) -> None:
     found = [path for path in sorted(folder.iterdir()) if is_of_run(path) and path.resolve() not in needed]
     if folder.resolve() in needed:
         found = [path for path in found if not is_of_model(path)]
-    for path in found:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    with overwriting(folder):
+        for path in found:
+            discard(path) if CHECKPOINT.fullmatch(path.name) else path.unlink()
     if found:
         logger.warning(
             f"--overwrite_output_dir: removed {len(found)} files and checkpoints of an earlier run in {folder}"
@@ -55,7 +56,7 @@ def remove_earlier_run(folder: Path, named: list[str]) -> None:
 def is_of_run(path: Path) -> bool:
     """Return whether a run wrote a file or folder in its output folder."""
     if CHECKPOINT.fullmatch(path.name):
-        return path.is_dir()
+        return is_checkpoint_of_run(path)
     written = is_of_model(path) and (path.parent / "training_args.bin").is_file()
     return written or path.name in RESULTS or (path.name == "README.md" and is_generated(path))
 

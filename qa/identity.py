@@ -46,7 +46,7 @@ EVALUATION_FLAGS = frozenset(
     "metric_for_best_model greater_is_better prediction_loss_only n_best_size null_score_diff_threshold "
     "predict_with_generate generation_max_length generation_num_beams bf16_full_eval fp16_full_eval".split()
 )
-WHOLE_FILE = 2**26  # bytes: of a larger file of weights a fingerprint reads samples
+WHOLE_FILE = 2**26  # bytes: of a larger file a fingerprint reads samples
 SAMPLES, SAMPLE_SIZE = 64, 2**16
 LENGTH = 16  # characters of a fingerprint
 PASSING = ("_name_or_path", "transformers_version")  # parts of a configuration that decide nothing
@@ -216,7 +216,7 @@ def model_record(model_args, config) -> dict:
     if Path(name).is_dir():
         from qa.checkpoints import weight_files  # it imports all of transformers' models
 
-        weights = fingerprint_of([weights_fingerprint(file) for file in weight_files(model_args) or ()])
+        weights = fingerprint_of([file_fingerprint(file) for file in weight_files(model_args) or ()])
     return {"name": name, "config": fingerprint_of(own), "weights": weights}
 
 
@@ -225,8 +225,8 @@ def fingerprint_of(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
 
 
-def weights_fingerprint(path: Path) -> str:
-    """Return a fingerprint of a file of weights: of all of it, or of its size and samples where it is large.
+def file_fingerprint(path: Path) -> str:
+    """Return a fingerprint of a file: of all of it, or of its size and samples where it is large.
 
     Training changes every tensor. So samples find another model, in less than a second.
     """

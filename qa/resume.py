@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # What a run may have written before its first checkpoint is whole.
 OWN_FILES = re.compile(
-    r"\..+\.partial|(all|train|eval|predict)_results\.json|(eval|predict)_(nbest_predictions|predictions|null_odds)\.json"
+    r"\..+\.partial|\.tmp[0-9A-Za-z]{6}|(all|train|eval|predict)_results\.json|(eval|predict)_(nbest_predictions|predictions|null_odds)\.json"
 )
 
 

@@ -1,19 +1,25 @@
 """Checkpoints and the finished model: whole or not at all, also after a kill or a loss of power."""
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from qa.files import is_disk_full, remove, replacing, sync, sync_all
+from qa.written import is_checkpoint_of_run, write_fingerprints
 
+
+logger = logging.getLogger(__name__)
 
 # A folder in the output folder of a run that has not come to its end. It holds what is being written or deleted.
 UNFINISHED = ".unfinished"
+OVERWRITING = "overwriting"  # in it: an earlier run is being removed
 
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-[1-9][0-9]*")
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -40,6 +46,7 @@ class WholeSaves:
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(self.unfinished / name / "trainer_state.json")
+                write_fingerprints(self.unfinished / name)
                 publish(self.unfinished / name, folder / name)
                 for path in self.surplus_checkpoints(folder):
                     discard(path)
@@ -70,7 +77,7 @@ class WholeSaves:
         Those of later steps go first: the run resumed before them, so they belong to another course of it.
         """
         limit, step = self.args.save_total_limit, self.state.global_step
-        steps = checkpoints_of(folder)
+        steps = {step: path for step, path in checkpoints_of(folder).items() if is_checkpoint_of_run(path)}
         needed = {path for path in (steps.get(step), steps.get(self.state.best_global_step)) if path is not None}
         others = [steps[number] for number in sorted(steps, key=lambda number: (number <= step, number))]
         others = [path for path in others if path not in needed]
@@ -83,7 +90,7 @@ class WholeSaves:
         if self.args.save_total_limit == 1 and best is not None:
             with self.writing(folder):
                 for path in checkpoints_of(folder).values() if self.args.should_save else ():
-                    if path.name != Path(best).name:
+                    if path.name != Path(best).name and is_checkpoint_of_run(path):
                         discard(path)
         return output
 
@@ -162,13 +169,35 @@ def begin(folder: Path) -> None:
 
 
 def end(folder: Path) -> None:
-    remove(folder / UNFINISHED)
+    if not is_being_overwritten(folder):
+        remove(folder / UNFINISHED)
+
+
+def is_being_overwritten(folder: Path) -> bool:
+    """Return whether an earlier run in a folder is to be removed, and is not yet gone."""
+    return (folder / UNFINISHED / OVERWRITING).exists()
+
+
+@contextmanager
+def overwriting(folder: Path) -> Iterator[None]:
+    """Mark a folder until an earlier run in it is gone: after a kill nothing of it is used, and the next run removes it."""
+    mark = folder / UNFINISHED / OVERWRITING
+    mark.parent.mkdir(exist_ok=True)
+    mark.touch()
+    sync(mark.parent)
+    sync(folder)
+    yield
+    sync(folder)
+    mark.unlink()
+    sync(mark.parent)
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove what is half written or half deleted."""
-    for path in (*folder.glob(f"{UNFINISHED}/*"), *folder.glob(".*.partial")):
-        remove(path)
+    """Remove what is half written or half deleted; safetensors 0.8.0 writes under the names `.tmp` and six characters."""
+    left = [path for path in folder.glob(f".tmp{'[0-9A-Za-z]' * 6}") if path.is_file()]
+    for path in (*folder.glob(f"{UNFINISHED}/*"), *folder.glob(".*.partial"), *left):
+        if path != folder / UNFINISHED / OVERWRITING:
+            remove(path)
 
 
 def checkpoints_of(folder: Path) -> dict[int, Path]:
@@ -181,10 +210,10 @@ def checkpoints_of(folder: Path) -> dict[int, Path]:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Rename a folder to its name when all of it is on the disk; what had this name is discarded."""
+    """Rename a folder to its name when all of it is on the disk; what had this name is discarded, or kept if no run wrote it."""
     sync_all(partial)
     if os.path.lexists(path):
-        discard(path)
+        discard(path) if is_checkpoint_of_run(path) else set_aside(path)
     partial.rename(path)
     sync(path.parent)
 
@@ -205,6 +234,14 @@ def remove_weights(folder: Path, kept: Path) -> None:
     for path in folder.iterdir():
         if WEIGHTS.fullmatch(path.name) and not (kept / path.name).exists():
             path.unlink()
+
+
+def set_aside(path: Path) -> None:
+    """Rename what somebody else put at the place of a checkpoint."""
+    names = (path.with_name(f"{path.name}.kept{number or ''}") for number in count())
+    kept = next(name for name in names if not os.path.lexists(name))
+    logger.warning(f"{path} holds files that no run wrote; it is now {kept.name}")
+    path.rename(kept)
 
 
 def discard(path: Path) -> None:

@@ -27,7 +27,7 @@ from qa.identity import write_record
 from qa.locks import lock, unlock
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
-from qa.saving import begin, end
+from qa.saving import begin, end, is_being_overwritten, remove_remains
 from qa.screen import StageLines, print_summary, report_features, report_stage
 from qa.signals import signals_can_wait
 from qa.stopping import weights_not_finite
@@ -67,9 +67,25 @@ def start(
     start_logging(training_args)
     report_shadowing(model_args, data_args, training_args)
     if not data_args.check:
-        on_rank_0(training_args, lock, Path(training_args.output_dir))
+        on_rank_0(training_args, take, Path(training_args.output_dir))
+    complete_overwriting(training_args)
     transformers.set_seed(training_args.seed)
     return model_args, data_args, training_args
+
+
+def take(folder: Path) -> None:
+    """Lock an output folder, and remove what a killed run left half written, of whichever stage."""
+    lock(folder)
+    remove_remains(folder)
+
+
+def complete_overwriting(training_args) -> None:
+    """Set --overwrite_output_dir for a training whose folder holds the remains of a run that it was to remove."""
+    if training_args.do_train and is_being_overwritten(Path(training_args.output_dir)):
+        logger.warning(
+            f"Starting again: --overwrite_output_dir was stopped before {training_args.output_dir} was free"
+        )
+        training_args.overwrite_output_dir = True
 
 
 def start_logging(training_args) -> None:

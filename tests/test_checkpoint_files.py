@@ -1,7 +1,9 @@
 """Checkpoints that were cut off, emptied or changed: the reason is reported, and the one before is taken."""
 
 import json
+import os
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import qa.resume
 from qa.checkpoint_files import damage, refusal
 from qa.device import training_arguments
 from qa.errors import UserError
+from qa.locks import unlock
+from qa.written import FILES_FILE
 
 
 FLAGS = """--do_train --per_device_train_batch_size 16 --max_steps 3 --save_steps 1 --seed 3 --pad_to_max_length False
@@ -30,10 +34,18 @@ def whole(tiny_model, squad_files, tmp_path_factory):
 
 @pytest.fixture
 def stopped(whole, tmp_path):
-    """Return an output folder with the first two checkpoints."""
+    """Return an output folder with the first two checkpoints, as an earlier version wrote them: without fingerprints."""
     for step in (1, 2):
         shutil.copytree(whole / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+        (tmp_path / f"checkpoint-{step}" / FILES_FILE).unlink()
     return tmp_path
+
+
+@pytest.fixture
+def fingerprinted(whole, stopped):
+    for step in (1, 2):
+        shutil.copy(whole / f"checkpoint-{step}" / FILES_FILE, stopped / f"checkpoint-{step}")
+    return stopped
 
 
 def arguments(folder, **flags):
@@ -84,6 +96,54 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(stopped, caplog, name, cha
     assert "checkpoint-2" in warning and word in warning and "\n" not in warning
 
 
+def blank(file):
+    """Write zeros in the middle, as after a loss of power, or ones where there are zeros; the ends stay."""
+    content = bytearray(file.read_bytes())
+    place = slice(len(content) * 2 // 5, len(content) * 2 // 5 + 64)
+    content[place] = bytes(64) if any(content[place]) else b"\xff" * 64
+    file.write_bytes(content)
+
+
+def exchange(file):
+    torch.save({"other": torch.ones(3)}, file)
+
+
+CHANGES = [(name, blank) for name in STATES] + [(name, exchange) for name in STATES[1:]]
+CHANGES += [("run.json", lambda file: file.unlink()), (FILES_FILE, empty), (FILES_FILE, overwrite)]
+
+
+@pytest.mark.parametrize(("name", "change"), CHANGES)
+def test_the_checkpoint_before_one_with_other_content_is_taken(fingerprinted, caplog, name, change):
+    """The structure is as before; the fingerprints that were written with a checkpoint differ."""
+    newest, flags = fingerprinted / "checkpoint-2", arguments(fingerprinted)
+    assert qa.resume.last_checkpoint(fingerprinted, flags) == newest
+    change(newest / name)
+    assert qa.resume.last_checkpoint(fingerprinted, flags) == fingerprinted / "checkpoint-1"
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "qa.resume"]
+    assert "checkpoint-2" in warning and name in warning and "\n" not in warning
+    if change is exchange:
+        (newest / FILES_FILE).unlink()  # as the message says, for a change on purpose
+        assert f"remove {FILES_FILE}" in warning and damage(newest, flags) is None
+
+
+class Malicious:
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_no_code_in_a_checkpoint_runs(tiny_model, squad_files, stopped, name):
+    """With fingerprints the file would not be opened at all."""
+    torch.save({"state": Malicious(stopped / "code_ran")}, stopped / "checkpoint-2" / name)
+    with suppress(Exception):  # as the library refuses it
+        run(tiny_model, stopped, *FLAGS, "--train_file", squad_files / "train.json")
+    unlock(stopped)
+    assert not (stopped / "code_ran").exists()
+
+
 def test_a_run_goes_on_from_the_one_before_to_the_same_weights(tiny_model, squad_files, whole, stopped):
     """Also where the damaged one is a file that has the name of the checkpoint to write."""
     become_a_file(stopped / "checkpoint-2")
@@ -100,7 +160,7 @@ def test_a_run_without_a_whole_checkpoint_starts_again(stopped):
     for step in (1, 2):
         empty(stopped / f"checkpoint-{step}" / "optimizer.pt")
     (stopped / "logs").mkdir()
-    for name in ("eval_predictions.json", "all_results.json", ".eval_null_odds.json.partial"):
+    for name in ("eval_predictions.json", "all_results.json", ".eval_null_odds.json.partial", ".tmpA1b2C3"):
         (stopped / name).touch()
     flags = arguments(stopped, logging_dir=str(stopped / "logs"))
     assert qa.resume.checkpoint_to_resume(flags, None) is None

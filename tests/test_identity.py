@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,22 @@ from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Se
 from qa.device import trainer_class, training_arguments
 from qa.earlier import remove_earlier_run
 from qa.errors import UserError
+from qa.finished import finished_training
 from qa.identity import (
     EVALUATION_FLAGS,
     TRAINING_FLAGS,
     differences,
+    file_fingerprint,
     questions_fingerprint,
     read_record,
-    weights_fingerprint,
 )
 from qa.locks import LOCK_FILE, lock, unlock
+from qa.resume import checkpoint_to_resume
+from qa.saving import is_being_overwritten
 from qa.screen import StageLines
 from qa.secret_flags import SECRETS, without_secrets
+from qa.stages import complete_overwriting
+from qa.written import names_in
 
 
 TOKENS = {"token": "hf_secretA", "hub_token": "hf_secretB", "push_to_hub_token": "hf_secretC"}
@@ -263,7 +269,9 @@ def test_overwriting_removes_the_earlier_run_and_nothing_else(trained, data, tin
     folder, expected = tmp_path / "out", tmp_path / "expected"
     shutil.copytree(trained, folder)
     (folder / "checkpoint-precious").mkdir()
+    (folder / "checkpoint-100").mkdir()
     mine = ["notes.txt", "my_predictions.json", "checkpoint-precious/model.safetensors", "runs.csv"]
+    mine += ["checkpoint-100/notes.txt"]
     for name in mine:
         (folder / name).touch()
     killed_at = 1
@@ -286,6 +294,39 @@ def test_overwriting_removes_the_earlier_run_and_nothing_else(trained, data, tin
     run(tiny_model, expected, *data, "--seed", 7)
     weights = [load_file(path / "model.safetensors") for path in (folder, expected)]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[1])
+
+
+def test_nothing_of_a_run_that_is_being_removed_is_used(trained, tmp_path, monkeypatch):
+    """Killed at every operation; the same command without the flag starts again, each checkpoint being whole or gone."""
+    left = 0
+
+    def killed(operate):
+        def operate_or_exit(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            return operate(*args, **kwargs) if left >= 0 else sys.exit(3)
+
+        return operate_or_exit
+
+    training_args = training_arguments(False)(output_dir="", do_train=True, use_cpu=True, max_steps=4)
+    for operation in range(100):
+        folder, left = tmp_path / str(operation), operation
+        shutil.copytree(trained, folder)
+        with monkeypatch.context() as patch, suppress(SystemExit):
+            for name in ("rename", "unlink", "rmdir"):
+                patch.setattr(os, name, killed(getattr(os, name)))
+            remove_earlier_run(folder, [])
+            break
+        for checkpoint in folder.glob("checkpoint-*"):
+            assert names_in(checkpoint) == names_in(trained / checkpoint.name)
+        training_args.output_dir, training_args.overwrite_output_dir = str(folder), False
+        complete_overwriting(training_args)
+        assert training_args.overwrite_output_dir and finished_training(training_args) is None
+        assert checkpoint_to_resume(training_args, None) is None
+        remove_earlier_run(folder, [])
+        assert not any(folder.glob("checkpoint-*")) and not (folder / "run.json").exists()
+        assert not is_being_overwritten(folder)
+    assert operation > 20
 
 
 def test_overwriting_keeps_what_the_run_starts_from(trained, tmp_path):
@@ -362,8 +403,11 @@ def test_nothing_of_an_earlier_evaluation_stays(trained, data, negatives, tmp_pa
     folder, flags = tmp_path / "out", data[1:] + ["--do_eval"]
     run(trained, folder, "--do_eval", "--validation_file", negatives, "--version_2_with_negative")
     assert (folder / "eval_null_odds.json").exists() and "eval_NoAns_f1" in load(folder / "all_results.json")
+    for name in (".predict_predictions.json.partial", ".tmpA1b2C3"):  # of other runs that were killed
+        (folder / name).touch()
     run(trained, folder, *flags)
     assert not (folder / "eval_null_odds.json").exists()
+    assert not {".predict_predictions.json.partial", ".tmpA1b2C3"} & {path.name for path in folder.iterdir()}
     assert load(folder / "all_results.json") == load(folder / "eval_results.json")
 
 
@@ -413,5 +457,5 @@ def test_a_large_file_of_weights_is_sampled(tmp_path, monkeypatch):
         content = bytearray(size)
         content[place] = 1
         path.write_bytes(content)
-        prints.add(weights_fingerprint(path))
+        prints.add(file_fingerprint(path))
     assert len(prints) >= 3

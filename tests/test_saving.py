@@ -7,7 +7,17 @@ from types import SimpleNamespace
 import pytest
 
 from qa.files import is_disk_full, read_object
-from qa.saving import UNFINISHED, WholeSaves, checkpoints_of, discard, publish_files, remove_weights, workplace
+from qa.saving import (
+    UNFINISHED,
+    WholeSaves,
+    checkpoints_of,
+    discard,
+    publish,
+    publish_files,
+    remove_weights,
+    workplace,
+)
+from qa.written import is_checkpoint_of_run
 
 
 @pytest.mark.parametrize(
@@ -36,6 +46,51 @@ def test_which_checkpoints_are_deleted(tmp_path, steps, step, best, limit, delet
     trainer.args = SimpleNamespace(save_total_limit=limit)
     trainer.state = SimpleNamespace(global_step=step, best_global_step=best)
     assert sorted(trainer.surplus_checkpoints(tmp_path)) == sorted(tmp_path / f"checkpoint-{n}" for n in deleted)
+
+
+@pytest.mark.parametrize(
+    ("names", "own"),
+    [
+        ([], True),
+        (["trainer_state.json", "model.safetensors", "vocab.txt"], True),
+        (["config.json", "training_args.bin"], True),  # of an earlier version's run that was killed
+        (["trainer_state.json", "global_step3/mp_rank_00_model_states.pt", "latest"], True),
+        (["notes.txt"], False),
+        (["trainer_state.json", "notes.txt"], False),
+        (["config.json", "model.safetensors"], False),  # a model
+    ],
+)
+def test_only_what_a_run_wrote_is_deleted(tmp_path, names, own):
+    """Neither beyond the limit nor to make room for a checkpoint of the same step; and it does not count."""
+    folder = tmp_path / "checkpoint-3"
+    (folder / "global_step3").mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+    (tmp_path / "checkpoint-6").mkdir()
+    trainer = WholeSaves()
+    trainer.args = SimpleNamespace(save_total_limit=1)
+    trainer.state = SimpleNamespace(global_step=6, best_global_step=None)
+    assert is_checkpoint_of_run(folder) == own
+    assert trainer.surplus_checkpoints(tmp_path) == ([folder] if own else [])
+    with workplace(tmp_path) as unfinished:
+        (unfinished / "checkpoint-3").mkdir()
+        publish(unfinished / "checkpoint-3", folder)
+    assert not any(folder.iterdir())
+    kept = [path.name for path in (tmp_path / "checkpoint-3.kept").glob("*.*")]
+    assert sorted(kept) == ([] if own else sorted(names))
+
+
+def test_a_file_at_the_place_of_a_checkpoint_is_kept_unless_it_is_empty(tmp_path):
+    for content in ("", "mine", "also mine"):
+        (tmp_path / "checkpoint-3").write_text(content)
+        with workplace(tmp_path) as unfinished:
+            (unfinished / "checkpoint-3").mkdir()
+            publish(unfinished / "checkpoint-3", tmp_path / "checkpoint-3")
+        (tmp_path / "checkpoint-3").rmdir()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "checkpoint-3.kept": "mine",
+        "checkpoint-3.kept1": "also mine",
+    }
 
 
 def test_a_link_to_a_checkpoint_elsewhere_goes_alone(tmp_path):
