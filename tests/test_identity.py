@@ -35,7 +35,7 @@ from qa.identity import (
 )
 from qa.locks import LOCK_FILE, lock, unlock
 from qa.resume import checkpoint_to_resume
-from qa.saving import is_being_overwritten
+from qa.saving import end, is_being_overwritten
 from qa.screen import StageLines
 from qa.secret_flags import SECRETS, without_secrets
 from qa.stages import complete_overwriting
@@ -320,6 +320,7 @@ def test_nothing_of_a_run_that_is_being_removed_is_used(trained, tmp_path, monke
         for checkpoint in folder.glob("checkpoint-*"):
             assert names_in(checkpoint) == names_in(trained / checkpoint.name)
         training_args.output_dir, training_args.overwrite_output_dir = str(folder), False
+        end(folder)  # of an evaluation alone
         complete_overwriting(training_args)
         assert training_args.overwrite_output_dir and finished_training(training_args) is None
         assert checkpoint_to_resume(training_args, None) is None
