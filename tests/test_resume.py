@@ -237,6 +237,7 @@ def test_sums_that_a_checkpoint_lacks_begin_there(models, mixed_lengths, ended, 
     state = load(path)
     del state["stateful_callbacks"]["RunTotals"]
     path.write_text(json.dumps(state))
+    (path.parent / "files.json").unlink()
     flags = [*ENDS["within an epoch"], "--max_steps", steps, "--resume_anyway"]
     run(run_qa, models, mixed_lengths, tmp_path, *flags)
     assert (tmp_path / "train_results.json").exists() == (steps == 6)

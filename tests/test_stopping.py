@@ -86,7 +86,7 @@ def test_a_stop_at_the_end_of_an_epoch_comes_after_its_evaluation(tiny_model, sq
 
 def test_a_loss_that_is_not_finite_ends_a_training(tiny_model, squad_files, tmp_path, caplog):
     """A model with such weights is neither evaluated, the best, nor saved; the last good checkpoint stays."""
-    flags = ["--learning_rate", "1e30", "--max_steps", 9, "--save_strategy", "no"]
+    flags = ["--learning_rate", "1e18", "--max_steps", 9, "--save_strategy", "no"]
     stop = stopped(tiny_model, tmp_path / "lost", squad_files, *flags)
     assert stop.status == 1 and stop.line.startswith("error: the loss of step 2 is nan at a learning rate of ")
     assert "this run wrote no checkpoint" in stop.line
