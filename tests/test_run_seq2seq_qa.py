@@ -332,8 +332,8 @@ def test_numbers_of_the_command_line(writing_models, squad_files, tmp_path):
     with pytest.raises(UserError) as caught:
         run(writing_models["t5"], tmp_path, *flags)
     assert caught.value.problems == (
-        "--val_max_answer_length is 1; give 2 or more",
-        "--num_beams is 0; give 1 or more",
+        "--val_max_answer_length is 1; give 2 or more, 1048576 at most",
+        "--num_beams is 0; give 1 or more, 1024 at most",
     )
 
 
