@@ -116,6 +116,7 @@ class Runs:
         statuses = self.wait(self.start(output, "count"))
         assert not any(statuses), Path(f"{output}.log").read_text()[-6000:]
         traces = [Path(f"{output}.trace_{rank}").read_text().splitlines() for rank in range(self.job["ranks"])]
+        self.first = change_of_first_checkpoint(traces[0])
         return results_of(output), traces, time.time() - start
 
     def disturbed(self, how: str, armed: int, at: float, expected: dict) -> list[str] | None:
@@ -130,6 +131,9 @@ class Runs:
         if how in ("before", "half") and statuses[armed] != -signal.SIGKILL:
             problems.append(f"it was not killed: status {statuses}")
         problems += [f"{path.name} is not whole: {why}" for path, why in damages(output)]
+        last = max(checkpoints_of(output), default=None) if output.is_dir() else None
+        if last is None and how == "before" and armed == 0 and at > self.first:
+            problems.append("no checkpoint is left")
         users = output / "checkpoint-precious"
         begun = (output / UNFINISHED).exists()
         if begun:
@@ -141,11 +145,22 @@ class Runs:
             found = results_of(output)
             problems += [f"other {name}" for name in expected if found[name] != expected[name]]
             problems += ["a folder of the user's is gone"] if begun and not users.exists() else []
+            again = Path(f"{output}.log").read_text()[len(log) :]
+            if last is not None and not re.search(rf"/checkpoint-{last};|holds this training at its end", again):
+                problems.append(f"it did not go on from checkpoint-{last}")
         if problems:
             return [*problems, Path(f"{output}.log").read_text()[-2000:]]
         shutil.rmtree(output)
         Path(f"{output}.log").unlink()
         return []
+
+
+def change_of_first_checkpoint(trace: list[str]) -> int:
+    """Return the number of the change that names the first checkpoint."""
+    changes = [line for line in trace if line.split()[0] not in ("fsync", "from")]
+    return 1 + next(
+        at for at, line in enumerate(changes) if re.fullmatch(r"rename .*/undisturbed/checkpoint-\d+", line)
+    )
 
 
 def damages(output: Path) -> list[tuple[Path, str]]:
