@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from helpers import ROOT
@@ -14,6 +15,7 @@ from tests import gaudi_sim
 from tests.gaudi_sim import building
 
 
+ON_CARD = gaudi_sim.HERE / "on_card.py"
 TOUCH = "import torch; torch.zeros(1, device='hpu')"
 
 
@@ -34,10 +36,24 @@ def python(*arguments: str, **options) -> subprocess.CompletedProcess:
     return run([sys.executable, *arguments], env=gaudi_sim.environment(**options))
 
 
-def test_everything_that_one_process_can_check():
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(gaudi_sim.HERE / "on_card.py")]
+@pytest.fixture(scope="module")
+def on_card(library, tmp_path_factory) -> dict[str, list[str]]:
+    """Run on_card.py; return for each of its tests what each of its cases ended with, an empty text if it passed."""
+    report = tmp_path_factory.mktemp("on_card") / "report.xml"
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(ON_CARD)]
     done = run([sys.executable, "-m", "tests.gaudi_sim", *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert report.exists(), done.stdout[-6000:] + done.stderr[-2000:]
+    ended = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = case.attrib["name"].partition("[")[0]
+        ended.setdefault(name, []).append("".join(part.text or part.tag for part in case if part.tag != "system-out"))
+    return ended
+
+
+@pytest.mark.parametrize("name", re.findall(r"^def (test_\w+)", ON_CARD.read_text(), re.MULTILINE))
+def test_one_process(on_card, name):
+    failures = on_card[name]
+    assert not any(failures), "\n".join(failures)
 
 
 def test_two_ranks_exchange_tensors_and_gradients_and_count(tmp_path):
