@@ -18,6 +18,7 @@ from qa.errors import UserError
 
 CONFIGS = ROOT / "tests" / "configs"
 STAGES = ("deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3")
+STOPPED = "stopped_deepspeed_zero_3/checkpoint-3"
 FLAGS = """--do_train --do_eval --max_train_samples 32 --max_eval_samples 33 --max_seq_length 192 --doc_stride 64
     --learning_rate 5e-4 --num_train_epochs 2 --save_strategy epoch --logging_steps 1 --report_to none --disable_tqdm True"""
 # bf16 keeps three digits, and DeepSpeed logs losses in it; FSDP trains in fp32 here. Rounding errors of the weights add up
@@ -43,19 +44,20 @@ pytestmark = pytest.mark.skipif(
 def job(name: str, folder: Path, still_models: Path, squad_files: Path, batch: int = 4) -> list[str]:
     """Return a run by name: `deepspeed_zero_2`, `fsdp`, or plain for `one`.
 
-    `..._resumed` resumes from the first checkpoint of the former, and `..._causal` takes two steps with a Llama."""
+    `..._resumed` resumes from the first checkpoint of the former, with ZeRO-3 from that of `stopped_...`, which gets a
+    signal in its third step. `..._causal` takes two steps with a Llama."""
     model = still_models / ("llama" if name.endswith("_causal") else "bert")
     words = ["run_qa", "--model_name_or_path", model, "--train_file", squad_files / "train.json"]
     words += ["--validation_file", squad_files / "dev.json", *FLAGS.split(), "--output_dir", folder / name]
     words += ["--per_device_train_batch_size", batch]
-    kind = name.removesuffix("_resumed").removesuffix("_causal")
+    kind = name.removesuffix("_resumed").removesuffix("_causal").removeprefix("stopped_")
     if kind == "fsdp":
         words += ["--fsdp", "full_shard auto_wrap", "--fsdp_config", CONFIGS / "fsdp.json"]
     elif kind in STAGES:
         words += ["--deepspeed", CONFIGS / f"{kind}.json", *["--bf16"] * (kind == "deepspeed_zero_1")]
     words += ["--max_steps", "2"] * name.endswith("_causal")
     if name.endswith("_resumed"):
-        words += ["--resume_from_checkpoint", folder / kind / "checkpoint-4"]
+        words += ["--resume_from_checkpoint", folder / (STOPPED if kind in STOPPED else f"{kind}/checkpoint-4")]
     return list(map(str, words))
 
 
@@ -81,6 +83,7 @@ def cards(simulated_gaudi, still_models, squad_files, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cards")
     # FSDP first: DeepSpeed does not undo its changes in a process.
     names = [name for kind in ("fsdp", *STAGES) for name in (kind, f"{kind}_resumed")]
+    names.insert(names.index("deepspeed_zero_3_resumed"), "stopped_deepspeed_zero_3")
     names += ["deepspeed_zero_3_causal"]
     lazy = ["--use_habana", "--use_lazy_mode"]
     jobs = {name: job(name, folder, still_models, squad_files) + lazy for name in names}
@@ -103,7 +106,13 @@ def test_a_training_resumes_from_its_checkpoint(cards, kind):
     expected, found = (load_file(folder / "model.safetensors") for folder in (cards / kind, resumed))
     assert len(found) > 50 and all(tensor.numel() and tensor.equal(found[name]) for name, tensor in expected.items())
     assert load(resumed / "eval_predictions.json") == load(cards / kind / "eval_predictions.json")
-    assert not (resumed / "checkpoint-4").exists()  # it did not start again
+    assert load(resumed / "train_results.json")["train_resumed_step"] == (3 if kind in STOPPED else 4)
+
+
+def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(cards):
+    assert [path.name for path in cards.glob("stopped_*/checkpoint-*")] == ["checkpoint-3"]
+    ends = [line for line in (cards / "out").read_text().splitlines() if "exit status" in line]
+    assert len(ends) == 2 and all("exit status 143: stopped by SIGTERM after step 3 of 8" in line for line in ends)
 
 
 def test_a_causal_checkpoint_keeps_its_weights(cards, still_models):
@@ -117,7 +126,8 @@ def test_rank_0_alone_prints(cards):
     assert not [
         line
         for line in lines
-        if "simulated Gaudi: ops" not in line and not line.startswith("[rank 1] DeepSpeed deepspeed.ops")
+        if "simulated Gaudi: ops" not in line
+        and not line.startswith(("[rank 1] DeepSpeed deepspeed.ops", "[rank 1] exit"))
     ]
 
 
