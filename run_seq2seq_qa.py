@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
-    if finished and not keep_only_missing(model_args, training_args, rows, record):
+    if finished and not keep_only_missing(model_args, training_args, rows, record, data_args.check):
         return
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
     features = {

@@ -31,7 +31,7 @@ def forget(folder: Path, stages: Iterable[str]) -> None:
     for stage in stages:
         (folder / f"{stage}_results.json").unlink(missing_ok=True)
         remove_answers(folder, stage)
-        write_all_results(folder)
+    write_all_results(folder)
 
 
 def remove_earlier_run(folder: Path, named: list[str]) -> None:

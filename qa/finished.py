@@ -48,7 +48,7 @@ def finished_training(training_args) -> str | None:
     return training_args.output_dir if asked and ended else None
 
 
-def keep_only_missing(model_args, training_args, rows: dict, record: dict | None) -> bool:
+def keep_only_missing(model_args, training_args, rows: dict, record: dict | None, check: bool) -> bool:
     """Change what a run does whose training is finished to what is missing; if nothing is, show the results.
 
     The run then evaluates and predicts with the model in `output_dir`.
@@ -56,9 +56,10 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
     Args:
         rows: by split; those without use are removed.
         record: of the command, on rank 0, see `qa.identity.identify`.
+        check: change no file, for `--check`.
 
     Returns:
-        Whether anything is missing.
+        Whether anything is missing; a push to the hub always is.
     """
     folder = Path(training_args.output_dir)
     stale = stale_stages(folder, record)
@@ -66,18 +67,19 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
         broadcast_object_list(stale)
     asked = [stage for stage in LATER if getattr(training_args, f"do_{stage}")]
     missing = [stage for stage in asked if stage in stale or not has_results(folder, stage)]
+    pushes = ["push to the hub"] * training_args.push_to_hub
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     logger.warning(
         f"{folder} holds this training at its end (step {state.global_step:,} of {state.max_steps:,}); "
-        f"left to do: {', '.join(missing) or 'nothing'}; to train again, add --overwrite_output_dir"
+        f"left to do: {', '.join(missing + pushes) or 'nothing'}; to train again, add --overwrite_output_dir"
     )
-    if not missing:
+    if not missing + pushes:
         show_results(training_args, state, ["train", *asked])
-        if training_args.process_index == 0:
+        if training_args.process_index == 0 and not check:
             end(folder)
         unlock(folder)
         return False
-    if record is not None:
+    if record is not None and not check:
         forget(folder, filter(None, stale))
         write_record(folder, record | {REPLACED: [stage for stage in replaced_stages(folder) if stage not in missing]})
     model_args.model_name_or_path, training_args.do_train = training_args.output_dir, False

@@ -74,7 +74,7 @@ def nearest_existing(place: Path) -> Path:
 def check_room(model: torch.nn.Module, features: dict, training_args) -> None:
     """Check that the disk has room for the model and the checkpoints that a run keeps at the same time.
 
-    Its other files, and the checkpoints that are there already, are not counted.
+    Its other files are not counted. The checkpoints that are there already take no more room.
 
     Raises:
         UserError: with the bytes that are needed and free.

@@ -283,8 +283,6 @@ class RunRecord:
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
         super().save_model(output_dir, *args, **kwargs)
-        if self.run_record is not None and output_dir not in (
-            None,
-            self.args.output_dir,
-        ):  # there it is from the start
+        has_it = output_dir in (None, self.args.output_dir)  # from the start
+        if self.run_record is not None and not has_it:
             write_record(Path(output_dir), self.run_record)

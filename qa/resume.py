@@ -25,8 +25,8 @@ def checkpoint_to_resume(training_args, buckets: list[str] | None) -> str | None
 
     Raises:
         UserError: `output_dir` holds something else, and --overwrite_output_dir is not given; the checkpoint is not one
-            that this run can resume from; or with length `buckets` its run had batches of another size, which
-            transformers 4.55 would keep.
+            that this run can resume from; or with length `buckets` its run had batches of another size, by which
+            the buckets were laid out.
     """
     checkpoint = named_or_last_checkpoint(training_args)
     if checkpoint is not None and buckets is not None and training_args.do_train:

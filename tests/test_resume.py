@@ -6,6 +6,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import history_of, load
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 import run_qa
 import run_seq2seq_qa
+from qa.finished import keep_only_missing
 from qa.locks import LOCK_FILE
 from qa.saving import UNFINISHED
 
@@ -177,6 +179,26 @@ def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_
         out / "all_results.json",
         out / "run.json",
     }
+
+
+def test_a_check_of_a_finished_run_changes_nothing(models, mixed_lengths, ended, tmp_path):
+    """Neither where nothing is left to do, nor where results of other flags would be replaced."""
+    out, flags = tmp_path / "out", [*ENDS["within an epoch"], "--do_eval"]
+    shutil.copytree(ended / "within an epoch", out)
+    run(run_qa, models, mixed_lengths, out, *flags)
+    before = content_of(out)
+    for more in ([], ["--n_best_size", 3]):
+        run(run_qa, models, mixed_lengths, out, *flags, *more, "--check")
+        assert content_of(out) == before
+
+
+def test_a_push_to_the_hub_is_left_to_do(ended, caplog):
+    arguments = {"output_dir": str(ended / "within an epoch"), "do_train": True, "do_eval": False, "do_predict": False}
+    training_args = SimpleNamespace(**arguments, push_to_hub=True, world_size=1, process_index=0)
+    model_args = SimpleNamespace(model_name_or_path="start")
+    assert keep_only_missing(model_args, training_args, {}, None, check=False)
+    assert "left to do: push to the hub" in caplog.text
+    assert (model_args.model_name_or_path, training_args.do_train) == (arguments["output_dir"], False)
 
 
 def test_results_of_another_model_are_not_presented_as_those_of_a_training(models, mixed_lengths, ended, tmp_path):
