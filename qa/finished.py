@@ -70,7 +70,7 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
     pushes = ["push to the hub"] * training_args.push_to_hub
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     logger.warning(
-        f"{folder} holds this training at its end (step {state.global_step:,} of {state.max_steps:,}); "
+        f"{folder} holds the finished training (step {state.global_step:,} of {state.max_steps:,}); "
         f"left to do: {', '.join(missing + pushes) or 'nothing'}; to train again, add --overwrite_output_dir"
     )
     if not missing + pushes:

@@ -240,7 +240,7 @@ def set_aside(path: Path) -> None:
     """Rename what somebody else put at the place of a checkpoint."""
     names = (path.with_name(f"{path.name}.kept{number or ''}") for number in count())
     kept = next(name for name in names if not os.path.lexists(name))
-    logger.warning(f"{path} holds files that no run wrote; it is now {kept.name}")
+    logger.warning(f"{path} holds files that no run wrote; renamed to {kept.name}")
     path.rename(kept)
 
 

@@ -82,9 +82,7 @@ def take(folder: Path) -> None:
 def complete_overwriting(training_args) -> None:
     """Set --overwrite_output_dir for a training whose folder holds the remains of a run that it was to remove."""
     if training_args.do_train and is_being_overwritten(Path(training_args.output_dir)):
-        logger.warning(
-            f"Starting again: --overwrite_output_dir was stopped before {training_args.output_dir} was free"
-        )
+        logger.warning(f"Starting again: a kill interrupted --overwrite_output_dir in {training_args.output_dir}")
         training_args.overwrite_output_dir = True
 
 

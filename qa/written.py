@@ -43,7 +43,7 @@ def changed_file(checkpoint: Path) -> str | None:
         if not (checkpoint / name).is_file():
             return f"there is no {name}"
         if file_fingerprint(checkpoint / name) != fingerprint:
-            return f"{name} is not as it was written; if that is on purpose, remove {FILES_FILE}"
+            return f"{name} was changed after it was written; if that was intended, remove {FILES_FILE}"
     return None
 
 

@@ -154,9 +154,7 @@ def test_a_run_that_has_ended_does_nothing(models, mixed_lengths, ended, caplog,
     assert content_of(ended / name) == before
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     steps = load(ended / name / "trainer_state.json")["max_steps"]
-    assert line.startswith(
-        f"{ended / name} holds this training at its end (step {step} of {steps}); left to do: nothing"
-    )
+    assert line.startswith(f"{ended / name} holds the finished training (step {step} of {steps}); left to do: nothing")
 
 
 def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_lengths, ended, tmp_path):

@@ -58,7 +58,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tiny_model, squad_files,
     )
     assert not list((tmp_path / "whole").glob("checkpoint-*"))
     run(tiny_model, tmp_path / "whole", squad_files, *flags)
-    assert "holds this training at its end (step 8 of 8); left to do: nothing" in caplog.text
+    assert "holds the finished training (step 8 of 8); left to do: nothing" in caplog.text
     output, ends = tmp_path / "model", {2: (signal.SIGINT, 130), 4: (signal.SIGTERM, 143), 5: (signal.SIGUSR1, 143)}
     for step, (number, status) in ends.items():
         stop = stopped(tiny_model, output, squad_files, *flags, number=number, step=step)

@@ -146,7 +146,7 @@ class Runs:
             problems += [f"other {name}" for name in expected if found[name] != expected[name]]
             problems += ["a folder of the user's is gone"] if begun and not users.exists() else []
             again = Path(f"{output}.log").read_text()[len(log) :]
-            if last is not None and not re.search(rf"/checkpoint-{last};|holds this training at its end", again):
+            if last is not None and not re.search(rf"/checkpoint-{last};|holds the finished training", again):
                 problems.append(f"it did not go on from checkpoint-{last}")
         if problems:
             return [*problems, Path(f"{output}.log").read_text()[-2000:]]
