@@ -52,11 +52,11 @@ def environment():
 
 @pytest.fixture(scope="session")
 def simulated_gaudi():
-    """Return the module `tests.gaudi_sim`, its device compiled; without a compiler the test is skipped."""
+    """Return the module `tests.gaudi_sim`, its libraries compiled; without a compiler the test is skipped."""
     from tests import gaudi_sim
 
     try:
-        gaudi_sim.build_library()
+        gaudi_sim.environment()
     except gaudi_sim.CannotBuild as error:
         pytest.skip(str(error))
     return gaudi_sim

@@ -8,16 +8,18 @@
 README.md describes the rest.
 """
 
+import ctypes
 import importlib
 import importlib.util
 import os
 import sys
 from pathlib import Path
 
-from .building import CannotBuild, build_library, cache_folder  # noqa: F401
+from .building import CannotBuild, build_library, build_no_cuda, cache_folder  # noqa: F401
 
 
 HERE = Path(__file__).resolve().parent
+TOO_LATE = "simulated Gaudi: PyTorch already looked for an accelerator; call activate() earlier"
 PLUGIN_VERSION = "1.24.0"  # optimum-habana 1.21 was validated with SynapseAI 1.24
 
 
@@ -48,6 +50,10 @@ def environment(
     # optimum-habana asks `pip list` for the plugin's version, and bin/pip this Python's pip for everything else.
     made["PATH"] = os.pathsep.join([str(HERE / "bin"), os.path.dirname(sys.executable), made.get("PATH", os.defpath)])
     made["SIMULATED_GAUDI_LIBRARY"] = str(build_library())
+    no_cuda = build_no_cuda()
+    made["SIMULATED_GAUDI_NO_CUDA"] = str(no_cuda or "")
+    if no_cuda is not None:
+        made["CUDA_VISIBLE_DEVICES"] = ""  # PyTorch counts GPUs without its hooks
     if cards is not None:
         made["SIMULATED_GAUDI_CARDS"] = str(cards)
     made["SIMULATED_GAUDI_BUSY"] = str(busy)
@@ -95,10 +101,15 @@ def activate(**options) -> None:
     """Make this process one with a simulated Gaudi, and those it starts. Options as of `environment`.
 
     Raises:
-        RuntimeError: PyTorch was asked for an accelerator before; it does not look a second time.
+        RuntimeError: PyTorch was asked for an accelerator before; it does not look a second time. One with CUDA looks
+            during `import torch`.
     """
     made = environment(**options)
     os.environ.update(made)
+    if made["SIMULATED_GAUDI_NO_CUDA"]:
+        if "torch" in sys.modules:
+            raise RuntimeError(TOO_LATE)
+        ctypes.CDLL(made["SIMULATED_GAUDI_NO_CUDA"])
     for folder in reversed(made["PYTHONPATH"].split(os.pathsep)):
         if is_ours(folder) and folder not in sys.path:
             sys.path.insert(0, folder)
@@ -107,7 +118,7 @@ def activate(**options) -> None:
     import torch
 
     if torch.hpu.is_available() != torch.accelerator.is_available():
-        raise RuntimeError("simulated Gaudi: PyTorch already looked for an accelerator; call activate() earlier")
+        raise RuntimeError(TOO_LATE)
 
 
 def counts() -> dict:

@@ -1,4 +1,4 @@
-"""Build device.cpp, once for each PyTorch, into a cache that processes share."""
+"""Build device.cpp and no_cuda.cpp, once for each PyTorch, into a cache that processes share."""
 
 import fcntl
 import hashlib
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 
-SOURCE = Path(__file__).resolve().parent / "device.cpp"
+HERE = Path(__file__).resolve().parent
+PYTORCH_FOR_CPUS = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 class CannotBuild(Exception):
@@ -31,24 +32,40 @@ def build_library() -> Path:
     It needs neither Python's headers nor ninja, since PyTorch loads it as a library of operations.
 
     Raises:
-        CannotBuild: there is no C++ compiler, or it fails; or PyTorch is built for a GPU, and so refuses another device.
+        CannotBuild: there is no C++ compiler, or it fails; or PyTorch is built for AMD's or Intel's GPUs.
     """
-    gpu = gpu_of_torch()
-    if gpu is not None:
+    if gpu_of_torch() in ("hip", "xpu"):
         raise CannotBuild(
-            f"simulated Gaudi: this PyTorch is built for {gpu}, which refuses a second device; install PyTorch's CPU build "
-            "into a fresh environment (the index for it is on PyTorch's installation page)"
+            f"simulated Gaudi: this PyTorch is built for {gpu_of_torch()}, which refuses a second device; install the one for "
+            f"CPUs into a fresh environment: {PYTORCH_FOR_CPUS}"
         )
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(source + " ".join(compile_command("c++", Path())).encode()).hexdigest()[:16]
-    library = cache_folder() / f"device-torch{importlib.metadata.version('torch')}-{key}.so"
+    return build(HERE / "device.cpp", ["-ltorch_cpu", "-lc10"])
+
+
+def build_no_cuda() -> Path | None:
+    """Return the library that hides PyTorch's CUDA, compiled in a few seconds; None if PyTorch is built without CUDA.
+
+    Raises:
+        CannotBuild: as `build_library`.
+    """
+    if gpu_of_torch() != "cuda":
+        return None
+    libraries = ["-Wl,--no-as-needed", f"-Wl,-rpath,{torch_folder() / 'lib'}", "-ltorch_cuda", "-ltorch_cpu", "-lc10"]
+    return build(HERE / "no_cuda.cpp", libraries)
+
+
+def build(source: Path, libraries: list[str]) -> Path:
+    """Return the shared library of a source, from the cache if it was compiled before."""
+    key = hashlib.sha256(source.read_bytes() + " ".join(compile_command("c++", source, libraries, Path())).encode())
+    version = importlib.metadata.version("torch")
+    library = cache_folder() / f"{source.stem}-torch{version}-{key.hexdigest()[:16]}.so"
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     with open(library.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be building it: wait, and take what it made
         if not library.exists():
-            compile_library(library)
+            compile_library(source, libraries, library)
     return library
 
 
@@ -57,18 +74,18 @@ def find_compiler() -> str | None:
     return next(filter(None, map(shutil.which, names)), None)
 
 
-def compile_library(library: Path) -> None:
+def compile_library(source: Path, libraries: list[str], library: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
         raise CannotBuild(
             "simulated Gaudi: no C++ compiler found; install one (on Debian: apt-get install g++) or name it by CXX"
         )
-    print("simulated Gaudi: compiling its device, once (about a minute) ...", file=sys.stderr)
+    print(f"simulated Gaudi: compiling {source.name}, once (up to a minute) ...", file=sys.stderr)
     unfinished = library.with_suffix(f".{os.getpid()}")
-    done = subprocess.run(compile_command(compiler, unfinished), capture_output=True, text=True)
+    done = subprocess.run(compile_command(compiler, source, libraries, unfinished), capture_output=True, text=True)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
-        raise CannotBuild(f"simulated Gaudi: {compiler} fails on {SOURCE}: {lines[0] if lines else 'no message'}")
+        raise CannotBuild(f"simulated Gaudi: {compiler} fails on {source}: {lines[0] if lines else 'no message'}")
     unfinished.replace(library)
 
 
@@ -81,8 +98,8 @@ def torch_folder() -> Path:
     return Path(importlib.util.find_spec("torch").origin).parent  # not imported: that takes seconds
 
 
-def compile_command(compiler: str, library: Path) -> list[str]:
+def compile_command(compiler: str, source: Path, libraries: list[str], library: Path) -> list[str]:
     torch = torch_folder()
     folders = [f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}", f"-L{torch / 'lib'}"]
     options = ["-std=c++20", "-O1", "-fPIC", "-shared", "-w"]
-    return [compiler, *options, *folders, str(SOURCE), "-o", str(library), "-ltorch_cpu", "-lc10"]
+    return [compiler, *options, *folders, str(source), "-o", str(library), *libraries]

@@ -38,7 +38,8 @@ def main(words: list[str]) -> int:
 
 
 def own_environment(node: str) -> dict[str, str]:
-    cards = {name: value for name, value in os.environ.items() if name.startswith("SIMULATED_GAUDI_")}
+    kept = ("SIMULATED_GAUDI_", "CUDA_VISIBLE_DEVICES")
+    cards = {name: value for name, value in os.environ.items() if name.startswith(kept)}
     return {"HOME": "/nowhere", "PATH": os.defpath, "NODE": node, **cards}
 
 

@@ -17,6 +17,16 @@ from tests.gaudi_sim import building
 
 ON_CARD = gaudi_sim.HERE / "on_card.py"
 TOUCH = "import torch; torch.zeros(1, device='hpu')"
+CUDA = """
+#include <ATen/detail/CUDAHooksInterface.h>
+namespace at {
+struct CUDAHooks : CUDAHooksInterface {
+  explicit CUDAHooks(CUDAHooksArgs) {}
+  bool isBuilt() const override { return true; }
+};
+REGISTER_CUDA_HOOKS(CUDAHooks)
+}  // namespace at
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,13 +152,56 @@ def test_without_a_compiler_it_ends_with_one_line(tmp_path):
     assert re.fullmatch(r"simulated Gaudi: no C\+\+ compiler found; .*\n", done.stderr)
 
 
-def test_a_pytorch_for_a_gpu_is_reported_in_one_line(tmp_path):
+def test_a_pytorch_for_another_gpu_is_reported_in_one_line(tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
-    (tmp_path / "torch" / "version.py").write_text("cuda = '13.0'\nhip = None\n")
+    (tmp_path / "torch" / "version.py").write_text("cuda = None\nhip = '7.0'\n")
     done = run([sys.executable, "-m", "tests.gaudi_sim", "script.py"], env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 2
-    assert re.fullmatch(r"simulated Gaudi: this PyTorch is built for cuda, .*\n", done.stderr)
+    assert re.fullmatch(r"simulated Gaudi: this PyTorch is built for hip, .*: pip install torch --index.*\n", done.stderr)
+
+
+@pytest.fixture
+def with_cuda(library, tmp_path, monkeypatch) -> dict[str, str]:
+    """Return an environment whose PyTorch is built with CUDA.
+
+    Where it is not, it gets a library that registers as PyTorch's CUDA does.
+    """
+    if building.gpu_of_torch() != "cuda":
+        monkeypatch.setenv("SIMULATED_GAUDI_CACHE", str(tmp_path))
+        torch = building.torch_folder()
+        (tmp_path / "lib").mkdir()
+        for path in (torch / "lib").iterdir():
+            (tmp_path / "lib" / path.name).symlink_to(path)
+        (tmp_path / "include").symlink_to(torch / "include")
+        (tmp_path / "version.py").write_text("cuda = '13.0'\n")
+        (tmp_path / "cuda.cpp").write_text(CUDA)
+        cuda = building.build(tmp_path / "cuda.cpp", [f"-Wl,-rpath,{torch / 'lib'}", "-ltorch_cpu", "-lc10"])
+        (tmp_path / "lib" / "libtorch_cuda.so").symlink_to(cuda)
+        monkeypatch.setattr(building, "torch_folder", lambda: tmp_path)
+        monkeypatch.setattr(gaudi_sim, "build_library", lambda: library)
+    return gaudi_sim.environment()
+
+
+def test_a_pytorch_with_cuda_takes_the_simulated_gaudi(with_cuda):
+    script = f"import torch; print(torch._C._accelerator_getAccelerator(), torch.cuda.is_available()); {TOUCH}"
+    done = run([sys.executable, "-c", script], env=with_cuda)
+    assert (done.returncode, done.stdout) == (0, "hpu False\n"), done.stderr
+    assert re.fullmatch(r"simulated Gaudi: ops .*\n", done.stderr)
+    assert with_cuda["CUDA_VISIBLE_DEVICES"] == ""
+    # Without the library that hides CUDA:
+    cuda = f"import ctypes; ctypes.CDLL({str(building.torch_folder() / 'lib' / 'libtorch_cuda.so')!r}); "
+    done = run([sys.executable, "-c", cuda + script], env=with_cuda | {"SIMULATED_GAUDI_NO_CUDA": ""})
+    assert done.returncode == 1 and "Cannot have both HPU and" in done.stderr
+
+
+def test_a_sitecustomize_of_the_user_runs_too(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("print('mine')")
+    env = gaudi_sim.environment()
+    env["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    assert run([sys.executable, "-c", "import sitecustomize as s; print(s.__file__)"], env=env).stdout == (
+        f"mine\n{tmp_path}/sitecustomize.py\n"
+    )
 
 
 def test_a_compiler_that_fails_is_named_with_its_error(tmp_path):
