@@ -91,7 +91,7 @@ def missing_programs(job: Job) -> list[str]:
             "git+https://github.com/HabanaAI/DeepSpeed.git` in the version of its image, elsewhere `pip install deepspeed`"
         )
     if job.engine == "torchrun" and find_spec("torch") is None:
-        problems.append("PyTorch is not installed: `pip install -r requirements.txt -r requirements-cpu.txt`")
+        problems.append("PyTorch is not installed: `pip install -r requirements.txt -r requirements-torch.txt`")
     return problems
 
 
