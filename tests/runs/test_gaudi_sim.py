@@ -186,14 +186,14 @@ def with_cuda(library, tmp_path, monkeypatch) -> dict[str, str]:
 
 
 def test_a_pytorch_with_cuda_takes_the_simulated_gaudi(with_cuda):
-    script = f"import torch; print(torch._C._accelerator_getAccelerator(), torch.cuda.is_available()); {TOUCH}"
+    cuda = building.torch_folder() / "lib" / "libtorch_cuda.so"
+    script = f"import ctypes; ctypes.CDLL({str(cuda)!r}); import torch;"  # which loads it, where it is PyTorch's own
+    script += f"print(torch._C._accelerator_getAccelerator(), torch.cuda.is_available()); {TOUCH}"
     done = run([sys.executable, "-c", script], env=with_cuda)
     assert (done.returncode, done.stdout) == (0, "hpu False\n"), done.stderr
     assert re.fullmatch(r"simulated Gaudi: ops .*\n", done.stderr)
     assert with_cuda["CUDA_VISIBLE_DEVICES"] == ""
-    # Without the library that hides CUDA:
-    cuda = f"import ctypes; ctypes.CDLL({str(building.torch_folder() / 'lib' / 'libtorch_cuda.so')!r}); "
-    done = run([sys.executable, "-c", cuda + script], env=with_cuda | {"SIMULATED_GAUDI_NO_CUDA": ""})
+    done = run([sys.executable, "-c", script], env=with_cuda | {"SIMULATED_GAUDI_NO_CUDA": ""})
     assert done.returncode == 1 and "Cannot have both HPU and" in done.stderr
 
 
