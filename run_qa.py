@@ -26,15 +26,14 @@ from qa.arguments import DataArguments, ModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.finished import finished_training, keep_only_missing
-from qa.folders import check_room
 from qa.identity import identify
 from qa.resume import checkpoint_to_resume
+from qa.room import check_room
 from qa.stages import (
     ScoredForm,
     format_for_metric,
     lay_out,
     read_rows,
-    report_check,
     run,
     score_answers,
     start,
@@ -55,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForQuestionAnswering
 
     from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
+    from qa.plan import make_plan, report_plan
+    from qa.timing import time_run
     from qa.weightless import check_batches
     from trainer_qa import QuestionAnsweringTrainer
 
@@ -82,21 +83,28 @@ def main(argv: list[str] | None = None) -> None:
     )
     check_batches(weightless, features, collator)
     check_room(weightless, features, training_args)
-    if data_args.check:
-        return report_check(features, training_args)
 
-    trainer = QuestionAnsweringTrainer(
-        model=load_extractive_model(config, model_args),
-        args=training_args,
-        **trainer_data(features, rows),
-        processing_class=tokenizer,
-        data_collator=collator,
-        post_process_function=partial(to_answers, data_args),
-        compute_metrics=partial(score_answers, data_args),
-        write_answers=partial(write_stage, training_args.output_dir),
-        n_best_size=data_args.n_best_size,
-        **extras,
-    )
+    def make_trainer(args):
+        return QuestionAnsweringTrainer(
+            model=load_extractive_model(config, model_args),
+            args=args,
+            **trainer_data(features, rows),
+            processing_class=tokenizer,
+            data_collator=collator,
+            post_process_function=partial(to_answers, data_args),
+            compute_metrics=partial(score_answers, data_args),
+            write_answers=partial(write_stage, training_args.output_dir),
+            n_best_size=data_args.n_best_size,
+            **extras,
+        )
+
+    if data_args.check:
+        plan = make_plan(weightless, features, collator, tokenizer, training_args, checkpoint)
+        steps = data_args.check_steps
+        timing = None if steps is None else time_run(make_trainer, features, training_args, steps)
+        return report_plan(plan, features, training_args, timing)
+
+    trainer = make_trainer(training_args)
     run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)
 
 

@@ -27,17 +27,16 @@ from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.finished import finished_training, keep_only_missing
-from qa.folders import check_room
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.identity import identify
 from qa.resume import checkpoint_to_resume
+from qa.room import check_room
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
 from qa.stages import (
     ScoredForm,
     format_for_metric,
     lay_out,
     read_rows,
-    report_check,
     run,
     score_answers,
     start,
@@ -62,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import AutoModelForSeq2SeqLM
 
     from qa.models import check_model, load_config_and_tokenizer, load_seq2seq_model, sequence_limit
+    from qa.plan import make_plan, report_plan
+    from qa.timing import time_run
     from qa.weightless import check_batches
     from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 
@@ -103,23 +104,30 @@ def main(argv: list[str] | None = None) -> None:
     longest_answer = max(data_args.max_answer_length, training_args.generation_max_length)
     check_batches(weightless, features, collator, answer_length=longest_answer)
     check_room(weightless, features, training_args)
-    if data_args.check:
-        return report_check(features, training_args)
 
-    model = load_seq2seq_model(config, model_args)
-    set_generation_config(model, generation, training_args)
-    trainer = QuestionAnsweringSeq2SeqTrainer(
-        model=model,
-        args=training_args,
-        **trainer_data(features, rows),
-        processing_class=tokenizer,
-        data_collator=collator,
-        post_process_function=partial(to_answers, data_args, tokenizer),
-        compute_metrics=partial(score_answers, data_args),
-        write_answers=partial(write_stage, training_args.output_dir),
-        empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
-        **extras,
-    )
+    def make_trainer(args):
+        model = load_seq2seq_model(config, model_args)
+        set_generation_config(model, generation, args)
+        return QuestionAnsweringSeq2SeqTrainer(
+            model=model,
+            args=args,
+            **trainer_data(features, rows),
+            processing_class=tokenizer,
+            data_collator=collator,
+            post_process_function=partial(to_answers, data_args, tokenizer),
+            compute_metrics=partial(score_answers, data_args),
+            write_answers=partial(write_stage, training_args.output_dir),
+            empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
+            **extras,
+        )
+
+    if data_args.check:
+        plan = make_plan(weightless, features, collator, tokenizer, training_args, checkpoint, longest_answer)
+        steps = data_args.check_steps
+        timing = None if steps is None else time_run(make_trainer, features, training_args, steps)
+        return report_plan(plan, features, training_args, timing)
+
+    trainer = make_trainer(training_args)
     run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)
 
 

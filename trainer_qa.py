@@ -13,7 +13,14 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa.answers import Candidates, best_positions
-from qa.buckets import EpochOrderSampler, eval_group, evaluation_order, train_group, training_order
+from qa.buckets import (
+    EpochOrderSampler,
+    eval_group,
+    evaluation_order,
+    fills_evaluation,
+    train_group,
+    training_order,
+)
 from qa.device import trainer_class
 from qa.earlier import is_generated
 from qa.identity import RunRecord
@@ -65,9 +72,9 @@ class LengthBuckets(EpochOrder):
         return EpochOrderSampler(order, len(order()))
 
     def evaluation_widths(self, dataset) -> np.ndarray | None:
-        """Return the features' widths; with --dataloader_drop_last one for all of them, so that no batch is short."""
+        """Return the features' widths; one for all of them where no batch may be short, as with --dataloader_drop_last."""
         widths = getattr(dataset, "widths", None)
-        return np.zeros(len(dataset)) if widths is None and self.args.dataloader_drop_last else widths
+        return np.zeros(len(dataset)) if widths is None and fills_evaluation(self.args) else widths
 
 
 class AnswerEvaluation(LengthBuckets):
@@ -149,13 +156,8 @@ class AnswerEvaluation(LengthBuckets):
 
     def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
         """Return answers and metrics of the features in `loader`; rank 0 finds, scores and writes the answers."""
-        group = eval_group(self.args)
-        start, self.begun, self.kept = time.time(), [], PreallocatedArrays(-(-len(features) // group) * group)
-        loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
-        description = "Evaluation" if stage == "eval" else "Prediction"
-        # A run that resumes where this evaluation was takes the same dropout without it.
-        with torch.random.fork_rng(devices=[]):
-            output = loop(loader, description, ignore_keys=ignore_keys, metric_key_prefix=prefix)
+        start = time.time()
+        output = self.run_model(loader, features, stage, ignore_keys=ignore_keys, metric_key_prefix=prefix)
         metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
         metrics |= evaluation_speed(
             prefix,
@@ -163,7 +165,7 @@ class AnswerEvaluation(LengthBuckets):
             begun=self.begun,
             warmup=self.args.throughput_warmup_steps,
             samples=output.num_samples,
-            batch=group,
+            batch=eval_group(self.args),
         )
         result = [EvalPrediction(None, None), {}]
         if self.kept.count and self.post_process_function is not None:
@@ -173,6 +175,15 @@ class AnswerEvaluation(LengthBuckets):
             broadcast_object_list(result)
         answers, scores = result
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
+
+    def run_model(self, loader, features, stage: str, **settings):
+        """Run the model on the features in `loader`, and return the loop's output; `kept` holds what answers need."""
+        group = eval_group(self.args)
+        self.begun, self.kept = [], PreallocatedArrays(-(-len(features) // group) * group)
+        loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
+        # A run that resumes where this evaluation was takes the same dropout without it.
+        with torch.random.fork_rng(devices=[]):
+            return loop(loader, "Evaluation" if stage == "eval" else "Prediction", **settings)
 
     def answer_and_score(self, examples, features, stage: str) -> list:
         """Turn the kept outputs into answers, score them and write their files; return answers and scores."""

@@ -163,6 +163,13 @@ class DataArguments:
             "could start, else 2."
         },
     )
+    check_steps: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "With --check also run N steps of each shape on the device, without writing anything, and report time, speed "
+            "and memory of the run."
+        },
+    )
     debug_traceback: bool = field(
         default=False, metadata={"help": "Print the traceback of an error too, for a report of a defect."}
     )

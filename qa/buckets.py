@@ -121,6 +121,11 @@ def eval_group(training_args) -> int:
     return training_args.eval_batch_size * training_args.world_size
 
 
+def fills_evaluation(training_args) -> bool:
+    """Return whether the last batch of an evaluation is filled up, although there are no buckets."""
+    return training_args.dataloader_drop_last
+
+
 def pad_widths(lengths: np.ndarray, boundaries: Sequence[int], group: int) -> np.ndarray:
     """Return (features,) the boundary that each feature of the given length is padded to.
 

@@ -50,6 +50,8 @@ def data_problems(data_args: DataArguments, training_args) -> list[str]:
     wanted = {split: getattr(training_args, f"do_{stage}") for split, stage in STAGES.items()}
     if not any(wanted.values()):
         problems.append("nothing to do: add --do_train, --do_eval or --do_predict")
+    if data_args.check_steps is not None and not data_args.check:
+        problems.append(f"--check_steps {data_args.check_steps} is a part of --check; add --check")
     for split, flag in SPLITS.items():
         path = getattr(data_args, flag)
         origin = SPLITS["train"] if split == "validation" and data_args.validation_split is not None else flag

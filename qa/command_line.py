@@ -24,7 +24,7 @@ from qa.secret_flags import without_secrets, without_tokens
 
 # The flags that `--help` lists, by topic. `--help_all` lists the others too: those that only the libraries define.
 HELP = {
-    "The run": "output_dir overwrite_output_dir do_train do_eval do_predict check debug_traceback resume_from_checkpoint "
+    "The run": "output_dir overwrite_output_dir do_train do_eval do_predict check check_steps debug_traceback resume_from_checkpoint "
     "resume_anyway save_strategy save_total_limit eval_strategy load_best_model_at_end metric_for_best_model "
     "early_stopping_patience max_train_minutes nan_patience logging_steps report_to seed",
     "Data": "dataset_name dataset_config_name train_file validation_file test_file id_column question_column "

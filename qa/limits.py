@@ -72,6 +72,7 @@ LIMITS = {
     "max_train_samples": COUNT,
     "max_eval_samples": COUNT,
     "max_predict_samples": COUNT,
+    "check_steps": COUNT,
     "null_score_diff_threshold": Limit(-math.inf, math.inf),
     "validation_split": Limit(0, 1, above=True, below=True, hint=": it is a share, as in 0.1"),
     # Training

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from qa.buckets import padding_share, train_group
+from qa.steps import warmup_steps
 
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,6 @@ SUMMARY_SCORES = {
     "mlqa_exact_match": "MLQA's EM",
     "mlqa_f1": "MLQA's F1",
 }
-
-WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")  # schedules that ignore it
 
 
 class StageLines(TrainerCallback):
@@ -37,7 +36,7 @@ class StageLines(TrainerCallback):
             f"Training {parameters / 1e6:,.1f} million parameters on {args.device.type}: {state.max_steps:,} steps of "
             f"{batch} features{done}"
         )
-        warmup = 0 if args.lr_scheduler_type in WITHOUT_WARMUP else args.get_warmup_steps(state.max_steps)
+        warmup = warmup_steps(args, state.max_steps)
         if warmup > state.max_steps:
             logger.warning(
                 f"--warmup_steps {warmup:,} is more than the {state.max_steps:,} steps of the training: the learning rate "

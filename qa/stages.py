@@ -199,13 +199,6 @@ def trainer_data(features: dict, rows: dict) -> dict:
     return {"train_dataset": features.get("train"), **evaluated}
 
 
-def report_check(features: dict, training_args) -> None:
-    """Print the end of `--check`: the number of features of each split; on rank 0 alone."""
-    counts = ", ".join(f"{len(part)} {split} features" for split, part in features.items())
-    if training_args.process_index == 0:
-        print(f"checked, a run could start: {counts}")
-
-
 def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, int], card: dict[str, str]) -> dict:
     """Train, and save the model, the tokenizer, `train_results.json`, a card and the trainer's state; return the metrics.
 

@@ -101,7 +101,7 @@ def build_weightless(auto_class: type, config, trust_remote_code: bool = False) 
         for name, parameter in module._parameters.items():
             if parameter is not None:  # a tied one stays one
                 named = made.setdefault(id(parameter), Weightless(parameter.detach(), f"{path}.{name}".lstrip(".")))
-                module._parameters[name] = named
+                module._parameters[name] = named.requires_grad_(parameter.requires_grad)
     return model
 
 

@@ -9,7 +9,8 @@ import torch
 
 import qa.folders
 from qa.errors import UserError
-from qa.folders import check_room, checkpoints_kept, folder_problems
+from qa.folders import folder_problems
+from qa.room import check_room, checkpoints_at_once
 
 
 def training_args(folder="nowhere", **settings) -> argparse.Namespace:
@@ -62,7 +63,7 @@ def test_a_folder_that_is_read_only(tmp_path, monkeypatch):
     ],
 )
 def test_the_number_of_checkpoints_at_the_same_time(settings, kept):
-    assert checkpoints_kept(100, training_args(**settings)) == kept
+    assert checkpoints_at_once(100, training_args(**settings)) == kept
 
 
 def test_a_disk_without_room_is_an_error(tmp_path):

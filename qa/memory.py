@@ -1,0 +1,247 @@
+"""An estimate of the memory that a device needs, from one step of a model without weights.
+
+The step runs on tensors without values, so it shows what a training keeps for its gradients, and what it needs in between.
+It is the libraries' code for a CPU, and agrees with a training there. Kernels of a card may keep less, above all of
+attention; its allocator takes more than it hands out.
+"""
+
+import inspect
+import logging
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from qa.device import zero_stage
+from qa.errors import UserError, in_one_line
+from qa.room import bytes_of_weight, states_of_weight
+from qa.steps import name_of
+from qa.weightless import Weightless, forward
+
+
+logger = logging.getLogger(__name__)
+
+MOST_POSITIONS = 2**27  # batch x length x length of a step that is tried here: its masks have values
+
+
+@dataclass
+class Memory:
+    """Bytes on one device; `optimizer` and `activations` are None where they are not known.
+
+    `scratch` is what an update of the weights needs in between. With `accumulates` gradients of earlier batches are there
+    during a step.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int | None
+    activations: int | None
+    scratch: int
+    accumulates: bool
+
+    def total(self) -> int:
+        """Return the bytes at the peak: with all the activations, or with all the gradients and an update."""
+        activations = (self.activations or 0) + self.gradients * self.accumulates
+        return self.weights + (self.optimizer or 0) + max(activations, self.gradients + self.scratch)
+
+
+def estimate_memory(
+    model: torch.nn.Module, features: dict, collate: Callable, training_args, answer_length: int = 1
+) -> Memory:
+    """Return the memory of a training or, without one, that of an evaluation without its search for answers.
+
+    Args:
+        model: without weights, see `qa.weightless`; it is changed as the flags say.
+        features: by split.
+        collate: makes a batch of a list of features.
+        answer_length: tokens of an answer, where the model writes one.
+
+    Raises:
+        UserError: the model does not support --gradient_checkpointing.
+    """
+    trains, widest = training_args.do_train, max(features.values(), key=lambda part: widths_of(part).max(initial=0))
+    part = features["train"] if trains else widest
+    batch = training_args.per_device_train_batch_size if trains else training_args.per_device_eval_batch_size
+    weights, gradients, optimizer = parameter_bytes(model, training_args)
+    prepare(model, training_args)
+    dtype = autocast_type(training_args)
+
+    def peak(number: int) -> int:
+        step = collate(longest_features(part, number))
+        return training_peak(model, step, dtype) if trains else forward_peak(model, step, dtype, answer_length)
+
+    activations = peak_of_batch(peak, batch, len(collate(longest_features(part, 1))["input_ids"][0]))
+    if not trains:
+        return Memory(weights, gradients=0, optimizer=0, activations=activations, scratch=0, accumulates=False)
+    largest = max((weight.numel() for weight in model.parameters() if weight.requires_grad), default=0)
+    return Memory(
+        weights,
+        gradients,
+        optimizer,
+        activations,
+        scratch=2 * 4 * largest,  # AdamW updates one tensor at a time, and makes two more of its size
+        accumulates=training_args.gradient_accumulation_steps > 1,
+    )
+
+
+def parameter_bytes(model: torch.nn.Module, training_args) -> tuple[int, int, int | None]:
+    """Return the bytes of weights, gradients and the optimizer's states on one device; None for unknown states.
+
+    DeepSpeed keeps a copy of the weights in fp32 with the states. Its stages divide the states (1), the gradients (2) and
+    the weights (3) among the ranks; FSDP divides as its options say. Other ranks have their gradients twice, to exchange them.
+    """
+    every = sum(weight.numel() for weight in model.parameters())
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    width, states, ranks = bytes_of_weight(training_args), states_of_weight(training_args), training_args.world_size
+    options, copies, shares = " ".join(map(name_of, training_args.fsdp or [])), 1, (1, 1, 1)
+    if training_args.deepspeed:
+        stage = zero_stage(training_args.deepspeed)
+        shares, states = [ranks if stage >= least else 1 for least in (3, 2, 1)], states and states + 4
+    elif "shard" in options:
+        shares = (ranks if "full_shard" in options else 1, ranks, ranks)
+    elif ranks > 1:
+        copies = 2
+    optimizer = None if states is None else states * trained // shares[2]
+    return width * every // shares[0], copies * width * trained // shares[1], optimizer
+
+
+def prepare(model: torch.nn.Module, training_args) -> None:
+    """Set a model's precision and checkpointing of gradients as a run does."""
+    model.config.use_cache = False
+    if bytes_of_weight(training_args) == 2:
+        halve(model)
+    if training_args.do_train and training_args.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
+        except ValueError as error:
+            raise UserError(f"--gradient_checkpointing: {in_one_line(error)}; omit it") from error
+
+
+def halve(model: torch.nn.Module) -> None:
+    """Give a model without weights parameters and buffers in bf16."""
+    made = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                half = made.setdefault(id(weight), Weightless(weight.meta.bfloat16(), weight.path))
+                module._parameters[name] = half.requires_grad_(weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.bfloat16()
+
+
+def autocast_type(training_args) -> torch.dtype | None:
+    """Return the type that the operations of a run compute in under autocast, None without autocast."""
+    if training_args.deepspeed or bytes_of_weight(training_args) == 2:
+        return None
+    return torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
+
+
+def widths_of(part) -> np.ndarray:
+    """Return (features,) the tokens that features are padded to, or have, where each batch is padded to its longest."""
+    return part.lengths() if part.widths is None else part.widths
+
+
+def longest_features(part, number: int) -> list[dict]:
+    """Return N of the longest features, repeated where there are fewer."""
+    return [part[index] for index in np.resize(np.argsort(-widths_of(part), kind="stable")[:number], number)]
+
+
+def peak_of_batch(peak: Callable[[int], int], batch: int, length: int) -> int | None:
+    """Return the bytes of a step of N features; those of a large batch follow from two smaller ones, since they rise evenly.
+
+    Args:
+        peak: returns the bytes of a step of the number of features that it gets.
+
+    Returns:
+        None where the step needs values, as the routers of experts do.
+    """
+    most = max(2, MOST_POSITIONS // length**2)
+    try:
+        if batch <= most:
+            return peak(batch)
+        whole, half = peak(most), peak(most // 2)
+        return whole + (whole - half) * (batch - most) // (most - most // 2)
+    except Exception as error:  # the model's code, and that of its kernels
+        logger.warning(f"The memory of a step is not known: {type(error).__name__}: {in_one_line(error)}")
+        return None
+
+
+def training_peak(model: torch.nn.Module, batch: dict, dtype: torch.dtype | None) -> int:
+    """Return the bytes that a step of a training needs at its peak, without weights and without the gradients of weights."""
+    taken = inspect.signature(model.forward).parameters
+    labels = batch.pop("labels", None)  # the trainer computes the loss of a text itself
+    batch = {name: tensor for name, tensor in batch.items() if name in taken}
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    hooks = [weight.register_post_accumulate_grad_hook(drop_gradient) for weight in weights]
+    model.train()
+    with counting(model, batch) as live:
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            outputs = model(**batch)
+            loss = (
+                outputs["loss"] if labels is None else cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten())
+            )
+        loss.backward()
+    for hook in hooks:
+        hook.remove()
+    return live.peak
+
+
+def drop_gradient(weight: torch.Tensor) -> None:
+    weight.grad = None
+
+
+def forward_peak(model: torch.nn.Module, batch: dict, dtype: torch.dtype | None, answer_length: int) -> int:
+    """Return the bytes that the forward pass of an evaluation needs at its peak, without weights."""
+    with counting(model, batch) as live, torch.autocast("cpu", dtype, enabled=dtype is not None):
+        forward(model, batch, answer_length=answer_length)
+    return live.peak
+
+
+@contextmanager
+def counting(model: torch.nn.Module, batch: dict) -> Iterator["LiveBytes"]:
+    """Count the bytes of tensors that are made, quietly, and without effect on random numbers."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself will warn
+        with LiveBytes([*model.parameters(), *model.buffers(), *batch.values()]) as live:
+            yield live
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of the tensors that operations return, as long as anything holds them; `peak` is the most at once."""
+
+    def __init__(self, uncounted: Iterable[torch.Tensor]):
+        super().__init__()
+        self.now = self.peak = 0
+        self.kept = [storage_of(tensor) for tensor in uncounted]
+        self.alive = {id(storage) for storage in self.kept}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.add(storage_of(tensor))
+        return result
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) not in self.alive:
+            self.alive.add(id(storage))
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.remove, id(storage), storage.nbytes())
+
+    def remove(self, name: int, size: int) -> None:
+        self.alive.remove(name)
+        self.now -= size
+
+
+def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage:
+    """Return the storage of a tensor; PyTorch has one object for it as long as it lives."""
+    return (tensor.meta if isinstance(tensor, Weightless) else tensor).untyped_storage()
