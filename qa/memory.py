@@ -60,24 +60,24 @@ def estimate_memory(
     Args:
         model: without weights, see `qa.weightless`; it is changed as the flags say.
         features: by split.
-        collate: makes a batch of a list of features.
+        collate: makes a batch of a list of features; its `length` is the one length of all batches, or None.
         answer_length: tokens of an answer, where the model writes one.
 
     Raises:
         UserError: the model does not support --gradient_checkpointing.
     """
-    trains, widest = training_args.do_train, max(features.values(), key=lambda part: widths_of(part).max(initial=0))
-    part = features["train"] if trains else widest
+    trains = training_args.do_train
+    part = features["train"] if trains else max(features.values(), key=lambda part: part.lengths().max(initial=0))
     batch = training_args.per_device_train_batch_size if trains else training_args.per_device_eval_batch_size
     weights, gradients, optimizer = parameter_bytes(model, training_args)
     prepare(model, training_args)
     dtype = autocast_type(training_args)
 
     def peak(number: int) -> int:
-        step = collate(longest_features(part, number))
+        step = collate(largest_batch(part, number, collate.length))
         return training_peak(model, step, dtype) if trains else forward_peak(model, step, dtype, answer_length)
 
-    activations = peak_of_batch(peak, batch, len(collate(longest_features(part, 1))["input_ids"][0]))
+    activations = peak_of_batch(peak, batch, len(collate(largest_batch(part, 1, collate.length))["input_ids"][0]))
     if not trains:
         return Memory(weights, gradients=0, optimizer=0, activations=activations, scratch=0, accumulates=False)
     largest = max((weight.numel() for weight in model.parameters() if weight.requires_grad), default=0)
@@ -144,14 +144,18 @@ def autocast_type(training_args) -> torch.dtype | None:
     return torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
 
 
-def widths_of(part) -> np.ndarray:
-    """Return (features,) the tokens that features are padded to, or have, where each batch is padded to its longest."""
-    return part.lengths() if part.widths is None else part.widths
+def largest_batch(part, number: int, length: int | None) -> list[dict]:
+    """Return N features for a batch of the most tokens, with padding where they can have any: masks take memory too.
 
-
-def longest_features(part, number: int) -> list[dict]:
-    """Return N of the longest features, repeated where there are fewer."""
-    return [part[index] for index in np.resize(np.argsort(-widths_of(part), kind="stable")[:number], number)]
+    Args:
+        length: that all features are padded to, None where they are not.
+    """
+    lengths = part.lengths()
+    widths = part.widths if part.widths is not None else lengths if length is None else np.full(len(part), length)
+    chosen = np.resize(np.lexsort((lengths, -widths))[:number], number)
+    if number > 1:
+        chosen[-1] = lengths.argmin()
+    return [part[index] for index in chosen]
 
 
 def peak_of_batch(peak: Callable[[int], int], batch: int, length: int) -> int | None:

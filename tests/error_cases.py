@@ -141,6 +141,7 @@ COMMAND_LINE = [
             --max_seq_length 7
             --max_seq_length 99999999
             --doc_stride -1
+            --check_steps 5
             --doc_stride 384
             --n_best_size 0
             --n_best_size 2147483647
