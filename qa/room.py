@@ -63,10 +63,14 @@ def bytes_of_weight(training_args) -> int:
     """
     if not training_args.do_train:
         return 2 if training_args.bf16_full_eval or training_args.fp16_full_eval else 4
-    settings = deepspeed_settings(training_args.deepspeed) if training_args.deepspeed else {}
-    enabled = [settings.get(kind, {}).get("enabled") for kind in ("bf16", "fp16")]
-    auto = [training_args.bf16, training_args.fp16]
-    return 2 if any(given is True or (given == "auto" and flag) for given, flag in zip(enabled, auto)) else 4
+    if not training_args.deepspeed:
+        return 4
+    settings, auto = (
+        deepspeed_settings(training_args.deepspeed),
+        {"bf16": training_args.bf16, "fp16": training_args.fp16},
+    )
+    enabled = [settings.get(kind, {}).get("enabled") for kind in auto]
+    return 2 if any(given is True or (given == "auto" and flag) for given, flag in zip(enabled, auto.values())) else 4
 
 
 def states_of_weight(training_args) -> int | None:
@@ -103,6 +107,6 @@ def size(number: int) -> str:
     """Return a number of bytes for a person.
 
     >>> size(3_100_000), size(250_000_000), size(3 * 10**12)
-    ('3.1 MB', '0.2 GB', '3,000.0 GB')
+    ('3.1 MB', '250.0 MB', '3,000.0 GB')
     """
-    return f"{number / 1e9:,.1f} GB" if number >= 10**8 else f"{number / 1e6:,.1f} MB"
+    return f"{number / 1e9:,.1f} GB" if number >= 10**9 else f"{number / 1e6:,.1f} MB"

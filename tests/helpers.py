@@ -87,6 +87,38 @@ def signal_at_step(number: int, step: int):
             signal.signal(each, handler)
 
 
+@contextmanager
+def memory_of_second_step():
+    """Yield a list that gets the bytes at the peak of the second step of each training within, as PyTorch counts them."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+    from transformers import TrainerCallback, trainer
+
+    peaks = []
+
+    class Tracker(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            if state.global_step == 1:
+                self.tracker = MemTracker()
+                self.tracker.track_external(model, optimizer.optimizer)
+                self.tracker.__enter__()
+
+        def on_substep_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                self.tracker.reset_mod_stats()  # it takes one batch
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                self.tracker.__exit__(None, None, None)
+                (peak,) = self.tracker.get_tracker_snapshot("peak").values()
+                peaks.append(peak["Total"])
+
+    trainer.DEFAULT_CALLBACKS.append(Tracker)
+    try:
+        yield peaks
+    finally:
+        trainer.DEFAULT_CALLBACKS.remove(Tracker)
+
+
 def history_of(folder: Path, name: str) -> list[float]:
     """Return the values that a training logged under a name, in order."""
     return [entry[name] for entry in load(folder / "trainer_state.json")["log_history"] if name in entry]

@@ -7,13 +7,12 @@ import re
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from helpers import examples, load
+from helpers import examples, load, memory_of_second_step
 from hypothesis import given
 from hypothesis import strategies as some
 from safetensors.torch import load_file
-from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.data import BatchSampler, SequentialSampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, trainer
+from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -25,7 +24,7 @@ from qa.steps import count_checkpoints, count_evaluations, count_steps
 
 
 COMMON = "--max_seq_length 96 --doc_stride 16 --report_to none --disable_tqdm True --learning_rate 1e-3"
-TRAIN = f"{COMMON} --do_train --per_device_train_batch_size 8 --do_eval"
+TRAIN = f"{COMMON} --do_train --per_device_train_batch_size 8 --do_eval --logging_steps 1"
 # Script, model and flags; the features are not multiples of the batches.
 RUNS = {
     "padded": (run_qa, "bert", f"{TRAIN} --num_train_epochs 1.5 --save_strategy epoch"),
@@ -43,43 +42,6 @@ RUNS = {
     ),
     "evaluation": (run_qa, "bert", f"{COMMON} --do_eval --do_predict"),
 }
-
-
-class Watch(TrainerCallback):
-    """The parameters of a training, its evaluations, and the memory of its second step as PyTorch's own tracker counts it."""
-
-    evaluations, memory, trained = 0, None, 0
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        Watch.trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-
-    def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
-        if state.global_step == 1:
-            self.tracker = MemTracker()
-            self.tracker.track_external(model, optimizer.optimizer)
-            self.tracker.__enter__()
-
-    def on_substep_end(self, args, state, control, **kwargs):
-        if state.global_step == 1:
-            self.tracker.reset_mod_stats()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            self.tracker.__exit__(None, None, None)
-            (Watch.memory,) = self.tracker.get_tracker_snapshot("peak").values()
-
-    def on_evaluate(self, *args, **kwargs):
-        Watch.evaluations += 1
-
-
-@pytest.fixture
-def watch(monkeypatch):
-    """Watch the next training; its class has what was seen."""
-    for name in ("evaluations", "memory", "trained"):
-        monkeypatch.setattr(Watch, name, 0)
-    trainer.DEFAULT_CALLBACKS.append(Watch)
-    yield Watch
-    trainer.DEFAULT_CALLBACKS.remove(Watch)
 
 
 @pytest.fixture
@@ -185,18 +147,18 @@ def events(epoch: int, total: int, args) -> list[int]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_plan_is_that_of_the_run(command, plans, shapes, watch, tmp_path, capsys, name):
+def test_the_plan_is_that_of_the_run(command, plans, shapes, tmp_path, capsys, name):
     script, words = command(name)
     script.main([*words, "--check", "--check_steps", "2"])
     (plan,) = plans
     assert not (tmp_path / "out").exists()
     check_lines(capsys.readouterr().out, plan)
     check_steps_taken(plan, shapes)
-    script.main(words)
+    with memory_of_second_step() as peaks:
+        script.main(words)
     if plan.training:
         check_training(plan, tmp_path / "out", shapes["training_step"])
-        assert plan.training.evaluations == watch.evaluations - 1  # the one of --do_eval
-        assert plan.memory.total() == pytest.approx(watch.memory["Total"], rel=0.03)
+        assert plan.memory.total() == pytest.approx(*peaks, rel=0.03)
     evaluated = {shape for split, part in plan.parts.items() if split != "train" for shape in part.shapes}
     assert set(shapes["prediction_step"]) == evaluated
 
@@ -243,12 +205,13 @@ def check_training(plan, folder, shapes: list) -> None:
     assert training.steps == state["global_step"]
     assert training.epoch_steps == math.ceil(plan.parts["train"].steps / training.accumulated)
     rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
-    assert not rates or rates.index(max(rates)) <= training.warmup
+    assert training.evaluations == sum("eval_runtime" in entry for entry in state["log_history"])
+    assert len(rates) == training.steps and rates.index(max(rates)) == max(0, training.warmup - 1)
     assert set(shapes) == set(plan.parts["train"].shapes)
     checkpoints = sorted(folder.glob("checkpoint-*"))
     assert training.checkpoints == len(checkpoints)
     tensors = load_file(folder / "model.safetensors").values()
-    assert plan.trainable == plan.parameters == sum(tensor.numel() for tensor in tensors) == Watch.trained
+    assert plan.trainable == plan.parameters == sum(tensor.numel() for tensor in tensors)
     assert training.weight_bytes == sum(tensor.nbytes for tensor in tensors)
     states = torch.load(checkpoints[0] / "optimizer.pt", weights_only=True)["state"].values()
     assert training.state_bytes == sum(tensor.nbytes for state in states for tensor in state.values() if tensor.ndim)
