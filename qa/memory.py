@@ -35,8 +35,8 @@ MOST_POSITIONS = 2**27  # batch x length x length of a step that is tried here: 
 class Memory:
     """Bytes on one device; `optimizer` and `activations` are None where they are not known.
 
-    `scratch` is what an update of the weights needs in between. With `accumulates` gradients of earlier batches are there
-    during a step.
+    `scratch` is what an update of the weights needs in between, `lasting` the part of the gradients that is there during the
+    whole step.
     """
 
     weights: int
@@ -44,12 +44,12 @@ class Memory:
     optimizer: int | None
     activations: int | None
     scratch: int
-    accumulates: bool
+    lasting: int
 
     def total(self) -> int:
         """Return the bytes at the peak: with all the activations, or with all the gradients and an update."""
-        activations = (self.activations or 0) + self.gradients * self.accumulates
-        return self.weights + (self.optimizer or 0) + max(activations, self.gradients + self.scratch)
+        largest = max((self.activations or 0) + self.lasting, self.gradients + self.scratch)
+        return self.weights + (self.optimizer or 0) + largest
 
 
 def estimate_memory(
@@ -79,7 +79,7 @@ def estimate_memory(
 
     activations = peak_of_batch(peak, batch, len(collate(largest_batch(part, 1, collate.length))["input_ids"][0]))
     if not trains:
-        return Memory(weights, gradients=0, optimizer=0, activations=activations, scratch=0, accumulates=False)
+        return Memory(weights, gradients=0, optimizer=0, activations=activations, scratch=0, lasting=0)
     largest = max((weight.numel() for weight in model.parameters() if weight.requires_grad), default=0)
     return Memory(
         weights,
@@ -87,7 +87,7 @@ def estimate_memory(
         optimizer,
         activations,
         scratch=2 * 4 * largest,  # AdamW updates one tensor at a time, and makes two more of its size
-        accumulates=training_args.gradient_accumulation_steps > 1,
+        lasting=lasting_gradients(gradients, training_args),
     )
 
 
@@ -95,21 +95,32 @@ def parameter_bytes(model: torch.nn.Module, training_args) -> tuple[int, int, in
     """Return the bytes of weights, gradients and the optimizer's states on one device; None for unknown states.
 
     DeepSpeed keeps a copy of the weights in fp32 with the states. Its stages divide the states (1), the gradients (2) and
-    the weights (3) among the ranks; FSDP divides as its options say. Other ranks have their gradients twice, to exchange them.
+    the weights (3) among the ranks; FSDP divides as its options say.
     """
     every = sum(weight.numel() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     width, states, ranks = bytes_of_weight(training_args), states_of_weight(training_args), training_args.world_size
-    options, copies, shares = " ".join(map(name_of, training_args.fsdp or [])), 1, (1, 1, 1)
+    options, shares = " ".join(map(name_of, training_args.fsdp or [])), (1, 1, 1)
     if training_args.deepspeed:
         stage = zero_stage(training_args.deepspeed)
         shares, states = [ranks if stage >= least else 1 for least in (3, 2, 1)], states and states + 4
     elif "shard" in options:
         shares = (ranks if "full_shard" in options else 1, ranks, ranks)
-    elif ranks > 1:
-        copies = 2
+    copies = 2 if has_copies(training_args) else 1
     optimizer = None if states is None else states * trained // shares[2]
     return width * every // shares[0], copies * width * trained // shares[1], optimizer
+
+
+def lasting_gradients(gradients: int, training_args) -> int:
+    """Return the bytes of gradients that are there during a whole step: of earlier batches, and the copies of several ranks."""
+    if training_args.gradient_accumulation_steps > 1:
+        return gradients
+    return gradients // 2 if has_copies(training_args) else 0
+
+
+def has_copies(training_args) -> bool:
+    """Return whether the ranks have a second copy of the gradients, which they exchange, as DDP does."""
+    return training_args.world_size > 1 and not training_args.deepspeed and not training_args.fsdp
 
 
 def prepare(model: torch.nn.Module, training_args) -> None:

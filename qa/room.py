@@ -40,20 +40,19 @@ def check_room(model: torch.nn.Module, features: dict, training_args) -> None:
 
 
 def saved_bytes(model: torch.nn.Module, training_args) -> tuple[int, int | None]:
-    """Return the bytes of a model's weights on the disk, and of the optimizer's states in a checkpoint; None if not known.
+    """Return the bytes of a model's weights on the disk, and those that a checkpoint adds to resume from; None if not known.
 
-    DeepSpeed adds the weights as it trains them, which ZeRO-3 does not, and a copy of them in fp32.
+    These are the optimizer's states. FSDP and DeepSpeed (not ZeRO-3) add the weights again, and DeepSpeed a copy in fp32.
     """
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    width, states = bytes_of_weight(training_args), states_of_weight(training_args)
-    weights = sum(width * tensor.numel() for tensor in tensors.values())
+    weights = bytes_of_weight(training_args) * sum(tensor.numel() for tensor in tensors.values())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    if training_args.save_only_model:
-        return weights, 0
-    if states is None or not training_args.deepspeed:
-        return weights, states if states is None else states * trained
-    whole = weights if zero_stage(training_args.deepspeed) < 3 else 0
-    return weights, whole + (states + 4) * trained
+    states = states_of_weight(training_args)
+    if training_args.save_only_model or states is None:
+        return weights, 0 if training_args.save_only_model else None
+    if not training_args.deepspeed:
+        return weights, states * trained + (weights if training_args.fsdp else 0)
+    return weights, (states + 4) * trained + (weights if zero_stage(training_args.deepspeed) < 3 else 0)
 
 
 def bytes_of_weight(training_args) -> int:

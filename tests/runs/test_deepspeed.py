@@ -3,6 +3,7 @@
 All jobs for the simulated Gaudi run in one launch (see ranks_run.py), and as one rank in this process, in fp32.
 """
 
+import argparse
 import json
 import os
 from importlib.util import find_spec
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, distance_trained, history_of, load, start_ranks
 from safetensors.torch import load_file
+from transformers import AutoModelForQuestionAnswering
 
 import run_qa
 from qa.errors import UserError
+from qa.room import saved_bytes
 
 
 CONFIGS = ROOT / "tests" / "configs"
@@ -107,6 +110,18 @@ def test_a_training_resumes_from_its_checkpoint(cards, kind):
     assert len(found) > 50 and all(tensor.numel() and tensor.equal(found[name]) for name, tensor in expected.items())
     assert load(resumed / "eval_predictions.json") == load(cards / kind / "eval_predictions.json")
     assert load(resumed / "train_results.json")["train_resumed_step"] == (3 if kind in STOPPED else 4)
+
+
+@pytest.mark.parametrize("kind", [*STAGES, "fsdp"])
+def test_the_bytes_of_a_checkpoint_are_those_of_a_check(cards, still_models, kind):
+    """The tokenizer and small files come on top: 0.1 MB, and as much for each rank with DeepSpeed."""
+    model = AutoModelForQuestionAnswering.from_pretrained(still_models / "bert")
+    args = {"do_train": True, "save_only_model": False, "optim": "adamw_torch", "bf16": False, "fp16": False}
+    config = str(CONFIGS / f"{kind}.json") if kind in STAGES else None
+    weights, states = saved_bytes(model, argparse.Namespace(**args, deepspeed=config, fsdp=kind == "fsdp"))
+    assert (cards / kind / "model.safetensors").stat().st_size == pytest.approx(weights, rel=0.01)
+    written = sum(path.stat().st_size for path in (cards / kind / "checkpoint-4").rglob("*") if path.is_file())
+    assert weights + states < written < weights + states + 3e5
 
 
 def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(cards):

@@ -6,6 +6,7 @@ are in test_deepspeed.py. Models have no dropout, since ranks draw other masks; 
 """
 
 import json
+import math
 import os
 import re
 import signal
@@ -71,6 +72,7 @@ def jobs_of(
     writes += [*WRITES_FLAGS.split(), "--output_dir", folder / "writes"]
     jobs = {
         "best": ["run_qa", *best, "--output_dir", folder / "best"],
+        "checked": ["run_qa", *stopped, "--output_dir", folder / "checked", "--check", "--check_steps", "1"],
         "whole": ["run_qa", *stopped, "--output_dir", folder / "whole"],
         "resumed": ["run_qa", *resumed],
         "again": ["run_qa", *resumed],
@@ -144,6 +146,17 @@ def test_a_signal_to_one_rank_stops_all_of_them(two):
     assert [path.name for path in (two / "writes").glob("checkpoint-*")] == [f"checkpoint-{step}"]
 
 
+def test_a_check_on_two_ranks_reports_the_run(two):
+    """Once, with batches of both ranks; no rank writes a file, also not in the steps that it takes."""
+    printed, state = (two / "out").read_text(), load(two / "whole" / "trainer_state.json")
+    epoch = math.ceil(state["max_steps"] / state["num_train_epochs"])
+    assert printed.count(f"training       {state['max_steps']} steps, {epoch} an epoch\n") == 1
+    assert printed.count("global batch   8 features (2 ranks x 4)\n") == 1
+    assert len(re.findall(r"^time +about .*training", printed, re.MULTILINE)) == 1
+    written = [load(two / f"written_by_{rank}.json")["checked"] for rank in (0, 1)]
+    assert not (two / "checked").exists() and not [name for part in written for name in part if str(two) in name]
+
+
 def test_the_scores_mean_something(one, squad_files):
     """And the best checkpoint is not the last one, where training stopped early."""
     golds = dict(list(golds_of(squad_files / "dev.json").items())[:33])
@@ -166,6 +179,7 @@ def test_files_are_written_once_by_rank_0(two):
     """Those that Python opens; answers are computed where files are written, so the other ranks computed none."""
     first, other = (load(two / f"written_by_{rank}.json") for rank in (0, 1))
     assert {Path(file).name for file in first.pop("again")} <= {LOCK_FILE, Path(os.devnull).name}
+    del first["checked"]
     for job in first:
         assert not [file for file in other[job] if file != os.devnull], job
         evaluations = 1 + (len(history_of(two / job, "eval_loss")) if job == "best" else 0)
