@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 # A folder in the output folder of a run that has not come to its end. It holds what is being written or deleted.
 UNFINISHED = ".unfinished"
 OVERWRITING = "overwriting"  # in it: an earlier run is being removed
+SUPERSEDED = "superseded-"  # in it, before the name of a checkpoint: it loses its name to a new one of the same step
 
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-[1-9][0-9]*")
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -193,7 +194,15 @@ def overwriting(folder: Path) -> Iterator[None]:
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove what is half written or half deleted; safetensors 0.8.0 writes under the names `.tmp` and six characters."""
+    """Remove what is half written or half deleted; safetensors 0.8.0 writes under the names `.tmp` and six characters.
+
+    A checkpoint that was to be replaced gets its name again if it has no successor.
+    """
+    for superseded in folder.glob(f"{UNFINISHED}/{SUPERSEDED}*"):
+        path = folder / superseded.name.removeprefix(SUPERSEDED)
+        if not os.path.lexists(path):
+            superseded.rename(path)
+            sync(folder)
     left = [path for path in folder.glob(f".tmp{'[0-9A-Za-z]' * 6}") if path.is_file()]
     for path in (*folder.glob(f"{UNFINISHED}/*"), *folder.glob(".*.partial"), *left):
         if path != folder / UNFINISHED / OVERWRITING:
@@ -210,12 +219,18 @@ def checkpoints_of(folder: Path) -> dict[int, Path]:
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Rename a folder to its name when all of it is on the disk; what had this name is discarded, or kept if no run wrote it."""
+    """Rename a folder to its name when all of it is on the disk.
+
+    A checkpoint that had this name is replaced: after a kill between the two renames, `remove_remains` puts it back. What
+    no run wrote is kept under another name.
+    """
     sync_all(partial)
+    superseded = path.parent / UNFINISHED / f"{SUPERSEDED}{path.name}"
     if os.path.lexists(path):
-        discard(path) if is_checkpoint_of_run(path) else set_aside(path)
+        path.rename(superseded) if is_checkpoint_of_run(path) else set_aside(path)
     partial.rename(path)
     sync(path.parent)
+    remove(superseded)
 
 
 def publish_files(partial: Path, folder: Path) -> None:

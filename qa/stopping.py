@@ -9,10 +9,14 @@ from the device, which waits for the work queued on it; on a Gaudi its shapes ar
     signal            written                          143 or 130, see signals.py
     time is up        written                          75
     loss not finite   none, the last one is kept       1
+
+An evaluation in a training ends after its current step for the first two reasons. The checkpoint notes that it is due, and
+the run that resumes from there does it first.
 """
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -30,6 +34,14 @@ SECONDS_BETWEEN_LOOKS = 2
 MOST_STEPS_BETWEEN_LOOKS = 100
 
 
+class EvaluationStopped(Stopped):
+    """An evaluation in a training that ended before its last step, or did not begin."""
+
+
+class EndedOnStart(Exception):
+    """The evaluation that was due when a run resumed has ended its training: early stopping."""
+
+
 class StoppableTraining:
     """Mixin for a trainer: a training can end before its last step, on all ranks together.
 
@@ -37,14 +49,17 @@ class StoppableTraining:
         qa.errors.Stopped: the training has ended so, with its last checkpoint whole.
     """
 
-    reason, losses, saved_step, first_bad = 0, (), None, ""
+    reason, losses, saved_step, first_bad, evaluating = 0, (), None, "", False
 
-    def train(self, *args, **kwargs):
-        self.losses, self.reason = [], 0
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        self.losses, self.reason, self.resumed_from = [], 0, resume_from_checkpoint
         self.bad_steps, self.bad_step, self.first_bad = 0, None, ""  # those in a row, the last and the first one
         self.next_look, self.looked_at, self.looked_step = 0, time.monotonic(), None
         self.last_step = self.saved_step = None
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, **kwargs)
+        except EndedOnStart:  # The libraries would take another step. From its end they take none.
+            return self.train(str(self.checkpoint_folder(self.state.global_step)), **kwargs)
 
     def training_step(self, *args, **kwargs):
         """Return the loss; keep it on the device until it is read together with others."""
@@ -67,22 +82,29 @@ class StoppableTraining:
         if self.reason == NOT_FINITE:
             raise self.not_finite()
         epoch_ends = (self.state.epoch or 0) % 1 == 0 or self.control.should_training_stop
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        with suppress(EvaluationStopped):
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
         if self.reason and (after_epoch or not epoch_ends):
-            if step != self.saved_step:
+            if step != self.saved_step or self.control.should_evaluate:
                 self._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # An engine ends the others as soon as one rank has ended.
-            raise self.stopped()
+            self.end_together()
+
+    def end_together(self) -> None:
+        self.accelerator.wait_for_everyone()  # An engine ends the others as soon as one rank has ended.
+        raise self.stopped()
 
     def look(self) -> None:
         """Find out whether a rank has a reason to stop, and choose the step of the next look; both alike on all ranks."""
         step, now = self.state.global_step, time.monotonic()
         seconds = (now - self.looked_at) / max(1, step - (self.looked_step or 0))
         self.reason, seconds = self.largest([max(self.read_losses(), self.requested()), seconds])
-        steps = int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-6))
-        on_cpu = self.args.device.type == "cpu"
-        self.next_look = step + (1 if on_cpu else max(1, min(steps, MOST_STEPS_BETWEEN_LOOKS)))
+        self.next_look = step + self.steps_between_looks(seconds)
         self.looked_at, self.looked_step = now, step
+
+    def steps_between_looks(self, seconds: float) -> int:
+        """Return the number of steps, of so many seconds each, from a look to the next one."""
+        steps = int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-6))
+        return 1 if self.args.device.type == "cpu" else max(1, min(steps, MOST_STEPS_BETWEEN_LOOKS))
 
     def largest(self, numbers: list[float]) -> list[float]:
         """Return the largest value of each number among the ranks."""
@@ -122,28 +144,85 @@ class StoppableTraining:
         super().save_model(*args, **kwargs)
         self.saved_step = self.state.global_step
 
-    def _evaluate(self, *args, **kwargs) -> dict:
-        """Evaluate in a training as the base does, unless the model has weights that are not finite."""
-        self.require_finite_weights()
-        return super()._evaluate(*args, **kwargs)
-
     def require_finite_weights(self) -> None:
         if self.largest([float(bool(weights_not_finite(self.model)))])[0]:
             raise self.not_finite()
+
+    # Evaluations in a training
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler: bool = False) -> dict | None:
+        """Evaluate in a training as the base does, unless there is a reason to stop, or the weights are not finite.
+
+        Args:
+            skip_scheduler: before the first step: for --eval_on_start, or since the evaluation of a stopped run is due.
+
+        Raises:
+            EvaluationStopped: on all ranks together.
+        """
+        if skip_scheduler and self.resumed_from is not None:
+            return self.complete_step(trial, ignore_keys_for_eval)
+        self.require_finite_weights()
+        self.evaluated, self.next_evaluation_look, self.evaluation_began = 0, 1, time.monotonic()
+        self.evaluating = True
+        try:
+            self.require_no_reason()
+            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=skip_scheduler)
+        finally:
+            self.evaluating = False
+
+    def prediction_step(self, *args, **kwargs):
+        """Do what the base does; in a training only if there is no reason to stop."""
+        if self.evaluating:
+            if self.evaluated == self.next_evaluation_look:
+                self.look_in_evaluation()
+            self.evaluated += 1
+        return super().prediction_step(*args, **kwargs)
+
+    def look_in_evaluation(self) -> None:
+        """Find out whether a rank has a reason to stop, and choose the step of the next look; both alike on all ranks."""
+        seconds = (time.monotonic() - self.evaluation_began) / self.evaluated
+        self.reason, seconds = self.largest([self.requested(), seconds])
+        self.next_evaluation_look = self.evaluated + self.steps_between_looks(seconds)
+        self.require_no_reason()
+
+    def require_no_reason(self) -> None:
+        if self.reason:
+            status, why = self.status_and_reason()
+            raise EvaluationStopped(status, f"stopped by {why} before the first step; the same command starts again")
+
+    def complete_step(self, trial, ignore_keys_for_eval) -> None:
+        """Evaluate after the last step of a stopped run, and write its checkpoint again, now with the scores."""
+        self._load_rng_state(self.resumed_from)  # The checkpoint gets it.
+        self.control.should_evaluate = True
+        self.state.num_train_epochs = self.epochs  # For a training at its end the libraries get 0 epochs.
+        with suppress(EvaluationStopped):
+            self._determine_best_metric(self._evaluate(trial, ignore_keys_for_eval), trial)
+        self._save_checkpoint(self.model, trial)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        if self.reason:
+            self.end_together()
+        if self.control.should_training_stop:
+            raise EndedOnStart
 
     # How it ends
 
     def stopped(self) -> Stopped:
         folder = self.checkpoint_folder(self.state.global_step)
-        why = "--max_train_minutes" if self.reason == TIME_IS_UP else name_of(int(self.reason))
+        status, why = self.status_and_reason()
         again = (
             "the same command without --overwrite_output_dir" if self.args.overwrite_output_dir else "the same command"
         )
         return Stopped(
-            STATUS_OF_TIME if self.reason == TIME_IS_UP else STATUS[int(self.reason)],
+            status,
             f"stopped by {why} after step {self.state.global_step} of {self.state.max_steps}; {folder} is written, and "
             f"{again} goes on from there",
         )
+
+    def status_and_reason(self) -> tuple[int, str]:
+        """Return the exit status of a stop, and its reason in words."""
+        if self.reason == TIME_IS_UP:
+            return STATUS_OF_TIME, "--max_train_minutes"
+        return STATUS[int(self.reason)], name_of(int(self.reason))
 
     def not_finite(self) -> Stopped:
         kept = (

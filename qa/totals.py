@@ -62,8 +62,9 @@ class WholeRun:
 
     def _save_checkpoint(self, *args, **kwargs) -> None:
         self.totals.step, self.totals.seconds = self.state.global_step, time.time() - self.totals.start
-        self.totals.loss, self.totals.logged_step = self._total_loss_scalar, self._globalstep_last_logged
-        self.totals.unlogged_loss = self._nested_gather(self.tr_loss).mean().item()
+        if self.tr_loss is not None:  # before a step they are those of the checkpoint that the run resumed from
+            self.totals.loss, self.totals.logged_step = self._total_loss_scalar, self._globalstep_last_logged
+            self.totals.unlogged_loss = self._nested_gather(self.tr_loss).mean().item()
         super()._save_checkpoint(*args, **kwargs)
 
     def log(self, logs: dict, *args, **kwargs) -> None:

@@ -192,8 +192,9 @@ class FinishedTraining:
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
         self.resumed = None
         if resume_from_checkpoint is not None:
-            self.args.eval_on_start = False  # early stopping would count it
             self.resumed = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text())
+            # Early stopping would count another one than that which is due.
+            self.args.eval_on_start = self.args.eval_strategy != "no" and evaluation_is_due(self.resumed)
         output = super().train(resume_from_checkpoint, **kwargs)
         self.state.num_train_epochs = self.epochs
         return output
@@ -215,6 +216,15 @@ def has_ended(state: dict, steps: int, patience: int | None) -> bool:
     early_stopping = state["stateful_callbacks"].get("EarlyStoppingCallback", {}).get("attributes", {})
     without_progress = early_stopping.get("early_stopping_patience_counter", 0)
     return state["global_step"] >= steps or (patience is not None and without_progress >= patience)
+
+
+def evaluation_is_due(state: dict) -> bool:
+    """Return whether a run was stopped before the evaluation of its last step had come to its end.
+
+    Args:
+        state: the content of a checkpoint's `trainer_state.json`.
+    """
+    return state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_evaluate", False)
 
 
 class Resumable(ResumedEpochs, FinishedTraining, RestoredCallbacks):

@@ -57,22 +57,31 @@ def addresses_listening(port: int) -> list[str]:
 
 
 @contextmanager
-def signal_at_step(number: int, step: int):
+def signal_at_step(number: int, step: int, batch: int | None = None):
     """Let trainings within send their process a signal at the beginning of a step, and handle signals as a script does.
 
-    Step 0 means the end of the training, before the model is saved.
+    Step 0 means the end of the training, before the model is saved. With a `batch` the signal comes at the end of that
+    batch of an evaluation after the step.
     """
     from transformers import TrainerCallback, trainer
 
     from qa.signals import REQUEST, STATUS, handle_signals
 
     class Sender(TrainerCallback):
+        batches = 0  # since the last step
+
         def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == step - 1:
+            self.batches = 0
+            if batch is None and state.global_step == step - 1:
+                os.kill(os.getpid(), number)
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            self.batches += 1
+            if (state.global_step, self.batches) == (step, batch):
                 os.kill(os.getpid(), number)
 
         def on_train_end(self, args, state, control, **kwargs):
-            if step == 0:
+            if step == 0 and batch is None:
                 os.kill(os.getpid(), number)
 
     handlers = {each: signal.getsignal(each) for each in STATUS}

@@ -16,7 +16,7 @@ from qa.checkpoint_files import damage, refusal
 from qa.device import training_arguments
 from qa.errors import UserError
 from qa.locks import unlock
-from qa.written import FILES_FILE
+from qa.written import FILES_FILE, changed_file, write_fingerprints
 
 
 FLAGS = """--do_train --per_device_train_batch_size 16 --max_steps 3 --save_steps 1 --seed 3 --pad_to_max_length False
@@ -124,6 +124,19 @@ def test_the_checkpoint_before_one_with_other_content_is_taken(fingerprinted, ca
     if change is exchange:
         (newest / FILES_FILE).unlink()  # as the message says, for a change on purpose
         assert f"remove {FILES_FILE}" in warning and damage(newest, flags) is None
+
+
+def test_a_change_anywhere_in_a_large_file_is_found(tmp_path):
+    """Of 100 MB, by a bit."""
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    os.truncate(weights, 10**8)
+    write_fingerprints(tmp_path)
+    assert changed_file(tmp_path) is None
+    with weights.open("r+b") as file:
+        file.seek(12_345_678)
+        file.write(b"\x01")
+    assert "model.safetensors was changed" in changed_file(tmp_path)
 
 
 class Malicious:

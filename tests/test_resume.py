@@ -3,17 +3,19 @@
 import json
 import os
 import shutil
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import history_of, load
+from helpers import history_of, load, signal_at_step
 from safetensors.torch import load_file
 
 import run_qa
 import run_seq2seq_qa
+from qa.errors import Stopped
 from qa.finished import keep_only_missing
 from qa.locks import LOCK_FILE
 from qa.saving import UNFINISHED
@@ -71,7 +73,7 @@ def check_same_run(resumed, whole, step: int) -> None:
     for results in (record, expected):
         results.pop("train_padding_share", None)  # of the steps since then, as the times
     assert without_times(record) == pytest.approx(without_times(expected), rel=1e-6)  # a sum in another order
-    totals = load(whole / f"checkpoint-{step}" / "trainer_state.json")["stateful_callbacks"]["RunTotals"]
+    totals = load(resumed / f"checkpoint-{step}" / "trainer_state.json")["stateful_callbacks"]["RunTotals"]
     assert record["train_runtime"] > totals["attributes"]["seconds"] > 0
 
 
@@ -87,6 +89,84 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(models, mixed_lengths, tm
     resume(tmp_path / "whole", step, tmp_path / "resumed")
     run(script, models, mixed_lengths, tmp_path / "resumed", *flags)
     check_same_run(tmp_path / "resumed", tmp_path / "whole", step)
+
+
+# A run that is stopped in an evaluation
+
+
+def stop_in_evaluation(step: int, batch: int, number: int, *args) -> None:
+    """Start a run that a signal stops in its evaluation after a step; its checkpoint has no score of that."""
+    with signal_at_step(number, step, batch), pytest.raises(Stopped) as stop:
+        run(*args)
+    folder = args[3]
+    assert stop.value.status == (130 if number == signal.SIGINT else 143)
+    assert (
+        f" after step {step} of " in stop.value.line
+        and f"{folder / f'checkpoint-{step}'} is written" in stop.value.line
+    )
+    log = load(folder / f"checkpoint-{step}" / "trainer_state.json")["log_history"]
+    assert not [entry for entry in log if entry["step"] == step and "eval_loss" in entry]
+    assert not (folder / "eval_results.json").exists()
+
+
+def state_of(checkpoint: Path) -> dict:
+    """Return what the trainer's state in a checkpoint says, except of times and of its folder."""
+    state = load(checkpoint / "trainer_state.json")
+    state["log_history"] = [
+        without_times({name: value for name, value in entry.items() if not name.startswith("train_")})
+        for entry in state["log_history"]
+    ]
+    state["best_model_checkpoint"] = Path(state["best_model_checkpoint"] or "").name
+    return {name: value for name, value in state.items() if name != "stateful_callbacks"}
+
+
+def check_same_files(resumed: Path, whole: Path) -> None:
+    """Check that two runs left the same files and checkpoints, with the same content except times."""
+    for folder in (resumed, whole):
+        assert not (folder / UNFINISHED).exists()
+    names = {path.relative_to(folder) for folder in (resumed, whole) for path in folder.rglob("*")}
+    names = {name for name in names if name.name not in (LOCK_FILE,) and name.parts[0] != "runs"}
+    missing = [name for name in names if not ((resumed / name).exists() and (whole / name).exists())]
+    assert not missing
+    for name in names:
+        if name.name == "trainer_state.json":
+            assert state_of((resumed / name).parent) == state_of((whole / name).parent), name
+        elif name.suffix in (".safetensors", ".pt", ".pth") or name.name.endswith("predictions.json"):
+            assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_an_evaluation_that_a_signal_ends_is_repeated(models, mixed_lengths, ended, tmp_path):
+    """Also where that is interrupted in its turn, and where early stopping ends the training then, without another step."""
+    case = run_qa, models, mixed_lengths, tmp_path, *ENDS["early"]
+    stop_in_evaluation(2, 1, signal.SIGTERM, *case)
+    stop_in_evaluation(2, 2, signal.SIGINT, *case)
+    stop_in_evaluation(6, 2, signal.SIGUSR1, *case)
+    run(*case)
+    check_same_run(tmp_path, ended / "early", step=6)
+    check_same_files(tmp_path, ended / "early")
+
+
+def test_an_evaluation_of_an_epoch_that_writes_answers_is_repeated(models, mixed_lengths, tmp_path):
+    """Within a training and at its end."""
+    flags = [
+        "--eval_strategy",
+        "epoch",
+        "--save_strategy",
+        "epoch",
+        "--load_best_model_at_end",
+        "--num_train_epochs",
+        2,
+    ]
+    flags += ["--predict_with_generate", "--val_max_answer_length", 4, "--per_device_eval_batch_size", 4]
+    run(run_seq2seq_qa, models, mixed_lengths, tmp_path / "whole", *flags)
+    first, last = steps_of(tmp_path / "whole")
+    for step in (first, last):
+        stop_in_evaluation(
+            step, 1, signal.SIGTERM, run_seq2seq_qa, models, mixed_lengths, tmp_path / "stopped", *flags
+        )
+    run(run_seq2seq_qa, models, mixed_lengths, tmp_path / "stopped", *flags)
+    check_same_run(tmp_path / "stopped", tmp_path / "whole", step=last)
+    check_same_files(tmp_path / "stopped", tmp_path / "whole")
 
 
 # A run that is started again after its end

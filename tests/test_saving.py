@@ -14,6 +14,7 @@ from qa.saving import (
     discard,
     publish,
     publish_files,
+    remove_remains,
     remove_weights,
     workplace,
 )
@@ -138,3 +139,25 @@ def test_results_that_were_cut_off_count_as_none(tmp_path, content):
     if content is not None:
         (tmp_path / "all_results.json").write_text(content)
     assert read_object(tmp_path / "all_results.json") == {}
+
+
+def test_a_checkpoint_that_was_being_replaced_is_there_after_a_kill(tmp_path):
+    """The kill comes between its last name and that of the new one, which is gone; or when the new one has its name."""
+    for name in ("checkpoint-3", "checkpoint-6"):
+        (tmp_path / UNFINISHED / f"superseded-{name}").mkdir(parents=True)
+        (tmp_path / UNFINISHED / f"superseded-{name}" / "trainer_state.json").write_text("old")
+    (tmp_path / UNFINISHED / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-6").mkdir()
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text("new")
+    remove_remains(tmp_path)
+    found = {path.parent.name: path.read_text() for path in tmp_path.rglob("trainer_state.json")}
+    assert found == {"checkpoint-3": "old", "checkpoint-6": "new"} and not any((tmp_path / UNFINISHED).iterdir())
+
+
+def test_a_new_checkpoint_takes_the_place_of_one_with_its_name(tmp_path):
+    for folder in (tmp_path / "checkpoint-3", tmp_path / UNFINISHED / "checkpoint-3"):
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(folder.parent.name)
+    publish(tmp_path / UNFINISHED / "checkpoint-3", tmp_path / "checkpoint-3")
+    assert (tmp_path / "checkpoint-3" / "trainer_state.json").read_text() == UNFINISHED
+    assert not any((tmp_path / UNFINISHED).iterdir())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, load, signal_at_step
+from helpers import ROOT, history_of, load, signal_at_step
 from safetensors.torch import load_file, save_file
 
 import run_qa
@@ -75,13 +75,30 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tiny_model, squad_files,
     assert all(expected[name].equal(found[name]) for name in expected)
 
 
-def test_a_stop_at_the_end_of_an_epoch_comes_after_its_evaluation(tiny_model, squad_files, tmp_path):
+def test_a_stop_at_the_end_of_an_epoch_comes_before_its_evaluation(tiny_model, squad_files, tmp_path):
+    """The run that goes on from there has it, and each epoch has one."""
     flags = ["--num_train_epochs", 2, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", 1]
     flags += ["--validation_file", squad_files / "dev.json", "--max_train_samples", 8, "--load_best_model_at_end"]
     stop = stopped(tiny_model, tmp_path, squad_files, *flags, step=3)
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     assert str(checkpoint) in stop.line
-    assert "eval_f1" in load(checkpoint / "trainer_state.json")["log_history"][-1]
+    assert not history_of(checkpoint, "eval_f1")
+    run(tiny_model, tmp_path, squad_files, *flags)
+    assert [
+        entry["epoch"] for entry in load(tmp_path / "trainer_state.json")["log_history"] if "eval_f1" in entry
+    ] == [1, 2]
+
+
+def test_a_signal_in_an_evaluation_before_the_first_step(tiny_model, squad_files, tmp_path):
+    """There is nothing to save."""
+    flags = ["--validation_file", squad_files / "dev.json", "--eval_strategy", "epoch", "--eval_on_start"]
+    with signal_at_step(signal.SIGINT, 0, batch=1), pytest.raises(Stopped) as stop:
+        run(tiny_model, tmp_path, squad_files, *flags)
+    assert (stop.value.status, stop.value.line) == (
+        130,
+        "stopped by Ctrl-C (SIGINT) before the first step; the same command starts again",
+    )
+    assert {path.name for path in tmp_path.iterdir()} <= {UNFINISHED, RUN_FILE, LOCK_FILE}
 
 
 def test_a_loss_that_is_not_finite_ends_a_training(tiny_model, squad_files, tmp_path, caplog):

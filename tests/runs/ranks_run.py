@@ -3,7 +3,7 @@
     python gaudi_spawn.py --world_size 2 tests/runs/ranks_run.py JOBS_JSON
 
 `JOBS_JSON` is {name: [script, argument, ...]}. The first run that fails ends the process, as it would end the script.
-In a run whose name begins with `stopped`, rank 1 gets SIGTERM at its third step, and all ranks have to end with that.
+In a run whose name begins with one of STOPS, something happens to rank 1 in a step, and all ranks have to end with that.
 Next to it, `written_by_{rank}.json` holds {name: {file: how often this rank opened it for writing}}.
 """
 
@@ -13,6 +13,9 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 
@@ -41,22 +44,66 @@ def run(script: str, argv: list[str]) -> dict[str, int]:
     return dict(OPENED)
 
 
-def run_to_stop(script: str, argv: list[str]) -> None:
-    """Run a script that a signal to rank 1 stops; print what rank 0 would print."""
-    from helpers import signal_at_step  # It imports PyTorch, before which the script sets the Gaudi's mode.
-
+def run_to_stop(script: str, argv: list[str], what: str) -> None:
+    """Run a script that has to stop because of `what` happens to rank 1; print what rank 0 would print."""
     import qa.stopping
     from qa.errors import Stopped
 
-    before = os.environ.copy()
+    before, began = os.environ.copy(), qa.stopping.BEGAN
     qa.stopping.SECONDS_BETWEEN_LOOKS = 0  # A simulated Gaudi would take all steps before the second look.
     try:
-        with signal_at_step(signal.SIGTERM, step=3 if os.environ["RANK"] == "1" else 0):
+        with STOPS[what]() if os.environ["RANK"] == "1" else nullcontext():
             importlib.import_module(script).main(argv)
         raise AssertionError("the run was not stopped")
     except Stopped as stop:
         print(f"exit status {stop.status}: {stop.line}")
+    qa.stopping.BEGAN = began
     restore(before)
+
+
+def signal_in(step: int, batch: int | None = None):
+    """Let a signal come in a step, or in a batch of the evaluation after it."""
+    from helpers import signal_at_step  # It imports PyTorch, before which the script sets the Gaudi's mode.
+
+    return signal_at_step(signal.SIGTERM, step, batch)
+
+
+@contextmanager
+def at_step(step: int, function: Callable):
+    """Call a function of the model at the beginning of a step."""
+    from transformers import TrainerCallback, trainer
+
+    class Caller(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == step - 1:
+                function(model)
+
+    trainer.DEFAULT_CALLBACKS.append(Caller)
+    try:
+        yield
+    finally:
+        trainer.DEFAULT_CALLBACKS.remove(Caller)
+
+
+def end_of_time(model) -> None:
+    import qa.stopping
+
+    qa.stopping.BEGAN -= 10**6
+
+
+def lose_weights(model) -> None:
+    import torch
+
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+
+
+STOPS = {
+    "stopped": partial(signal_in, 3),
+    "timed": partial(at_step, 5, end_of_time),
+    "lost": partial(at_step, 7, lose_weights),
+    "evaluated": partial(signal_in, 8, batch=1),
+}
 
 
 def restore(before: dict[str, str]) -> None:
@@ -68,8 +115,9 @@ def main() -> None:
     jobs = Path(sys.argv[1])
     written = {}
     for name, (script, *argv) in json.loads(jobs.read_text()).items():
-        if name.startswith("stopped"):
-            run_to_stop(script, argv)
+        what = name.partition("_")[0]
+        if what in STOPS:
+            run_to_stop(script, argv, what)
         else:
             written[name] = run(script, argv)
     if os.environ["RANK"] == "0":
