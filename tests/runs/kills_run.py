@@ -9,7 +9,8 @@ count the changes in the output folder of a fork. `JOB.json` holds an object:
     flags       of the script, without --output_dir
     ranks       number of processes of a run
     folder      to work in
-    kills       what happens and how often, or "all" for each of the changes: {"before": 10, "half": "all"}
+    kills       what happens and how often, or at which changes, or "all" for each of them:
+                {"before": 10, "half": [3, 17], "full": "all"}
                 before: a kill at a change of a file; half: within a write; full: no room from a change on;
                 any: a kill of all ranks at any time
 
@@ -42,6 +43,7 @@ import run_seq2seq_qa  # noqa: E402
 from qa.checkpoint_files import damage  # noqa: E402
 from qa.errors import run_or_exit  # noqa: E402
 from qa.saving import UNFINISHED, checkpoints_of  # noqa: E402
+from qa.upstream import skip_unused_libraries  # noqa: E402
 
 
 SCRIPTS = {"run_qa": run_qa, "run_seq2seq_qa": run_seq2seq_qa}
@@ -181,8 +183,10 @@ def results_of(output: Path) -> dict:
     return results
 
 
-def places(changes: int, often: int | str) -> list[int]:
-    """Return which of the changes are disturbed, spread evenly."""
+def places(changes: int, often: int | str | list[int]) -> list[int]:
+    """Return which of the changes are disturbed: those of a list, or so many, spread evenly."""
+    if isinstance(often, list):
+        return [at for at in often if at <= changes]
     if often == "all" or often >= changes:
         return list(range(1, changes + 1))
     return [round(1 + (changes - 1) * number / max(1, often - 1)) for number in range(often)]
@@ -200,6 +204,7 @@ def count(trace: list[str], how: str) -> int:
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
+    skip_unused_libraries()  # as a script does; each fork would import DeepSpeed
     SCRIPTS[job["script"]].main([*job["flags"], "--check", "--output_dir", str(Path(job["folder"]) / "unused")])
     AcceleratorState._reset_state(reset_partial_state=True)  # a rank of several makes its own
     gc.collect()

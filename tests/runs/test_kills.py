@@ -56,8 +56,9 @@ def test_a_killed_run_goes_on(name, library, tiny_model, tiny_writers, squad_fil
     (tmp_path / "job.json").write_text(json.dumps(job, default=str))
     environment = os.environ | {"LD_PRELOAD": str(library), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, ROOT / "tests" / "runs" / "kills_run.py", tmp_path / "job.json"]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-6000:]
+    with (tmp_path / "out").open("wb") as out:  # which shows problems while it runs
+        done = subprocess.run(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, (tmp_path / "out").read_text()[-6000:]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["problems"] == {}, result["done"]
     check_order(result["trace"], tmp_path / "undisturbed")
