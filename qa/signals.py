@@ -2,7 +2,8 @@
 
     a signal arrives         what happens                                             exit status
     -----------------------  -------------------------------------------------------  -----------------------------------
-    in a training            the step ends, all ranks write a checkpoint (stopping.py)  143, 143, for Ctrl-C 130
+    in a training            the step, or the batch of an evaluation, ends; all ranks   143, 143, for Ctrl-C 130
+                             write a checkpoint (stopping.py)
     at another time          the run ends at once: it has nothing to save             the same
     a second time            the run ends at once                                     the same
 

@@ -102,7 +102,7 @@ class StoppableTraining:
         self.looked_at, self.looked_step = now, step
 
     def steps_between_looks(self, seconds: float) -> int:
-        """Return the number of steps, of so many seconds each, from a look to the next one."""
+        """Return after how many steps, of the given length in seconds, the ranks look again."""
         steps = int(SECONDS_BETWEEN_LOOKS / max(seconds, 1e-6))
         return 1 if self.args.device.type == "cpu" else max(1, min(steps, MOST_STEPS_BETWEEN_LOOKS))
 

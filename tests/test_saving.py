@@ -2,6 +2,9 @@
 
 import errno
 import os
+import signal
+import sys
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -141,23 +144,38 @@ def test_results_that_were_cut_off_count_as_none(tmp_path, content):
     assert read_object(tmp_path / "all_results.json") == {}
 
 
-def test_a_checkpoint_that_was_being_replaced_is_there_after_a_kill(tmp_path):
-    """The kill comes between its last name and that of the new one, which is gone; or when the new one has its name."""
-    for name in ("checkpoint-3", "checkpoint-6"):
-        (tmp_path / UNFINISHED / f"superseded-{name}").mkdir(parents=True)
-        (tmp_path / UNFINISHED / f"superseded-{name}" / "trainer_state.json").write_text("old")
-    (tmp_path / UNFINISHED / "checkpoint-3").mkdir()
-    (tmp_path / "checkpoint-6").mkdir()
-    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text("new")
-    remove_remains(tmp_path)
-    found = {path.parent.name: path.read_text() for path in tmp_path.rglob("trainer_state.json")}
-    assert found == {"checkpoint-3": "old", "checkpoint-6": "new"} and not any((tmp_path / UNFINISHED).iterdir())
+def test_a_checkpoint_that_is_replaced_survives_a_kill(tmp_path):
+    """At each change of a name and each removal: the old one or the new one has the name, and is whole."""
+    survivors = []
+    for number in range(1, 20):
+        folder = tmp_path / str(number)
+        for checkpoint in (folder / "checkpoint-3", folder / UNFINISHED / "checkpoint-3"):
+            checkpoint.mkdir(parents=True)
+            for name in ("trainer_state.json", "optimizer.pt"):
+                (checkpoint / name).write_text(checkpoint.parent.name)
+        killed = killed_at_change(
+            number, lambda: publish(folder / UNFINISHED / "checkpoint-3", folder / "checkpoint-3")
+        )
+        remove_remains(folder)
+        (content,) = {path.read_text() for path in (folder / "checkpoint-3").iterdir()}
+        assert len(list((folder / "checkpoint-3").iterdir())) == 2 and not any((folder / UNFINISHED).iterdir())
+        survivors.append("new" if content == UNFINISHED else "old")
+        if not killed:
+            break
+    assert survivors == ["old"] * 2 + ["new"] * 4
 
 
-def test_a_new_checkpoint_takes_the_place_of_one_with_its_name(tmp_path):
-    for folder in (tmp_path / "checkpoint-3", tmp_path / UNFINISHED / "checkpoint-3"):
-        folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text(folder.parent.name)
-    publish(tmp_path / UNFINISHED / "checkpoint-3", tmp_path / "checkpoint-3")
-    assert (tmp_path / "checkpoint-3" / "trainer_state.json").read_text() == UNFINISHED
-    assert not any((tmp_path / UNFINISHED).iterdir())
+def killed_at_change(number: int, function) -> bool:
+    """Call a function in a fork that is killed before its N-th renaming or removal; return whether it was."""
+    process = os.fork()
+    if process == 0:
+        changes = count(1)
+
+        def kill(event: str, args: tuple) -> None:
+            if event in ("os.rename", "os.remove", "os.rmdir") and next(changes) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        function()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])

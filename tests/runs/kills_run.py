@@ -184,7 +184,7 @@ def results_of(output: Path) -> dict:
 
 
 def places(changes: int, often: int | str | list[int]) -> list[int]:
-    """Return which of the changes are disturbed: those of a list, or so many, spread evenly."""
+    """Return which of the changes are disturbed: those of a list, or N, spread evenly."""
     if isinstance(often, list):
         return [at for at in often if at <= changes]
     if often == "all" or often >= changes:
