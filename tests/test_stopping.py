@@ -76,17 +76,17 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tiny_model, squad_files,
 
 
 def test_a_stop_at_the_end_of_an_epoch_comes_before_its_evaluation(tiny_model, squad_files, tmp_path):
-    """The run that goes on from there has it, and each epoch has one."""
-    flags = ["--num_train_epochs", 2, "--eval_strategy", "epoch", "--save_strategy", "epoch", "--save_total_limit", 1]
-    flags += ["--validation_file", squad_files / "dev.json", "--max_train_samples", 8, "--load_best_model_at_end"]
+    """The run that goes on from there has it, and each epoch has one. The step's checkpoint was there already."""
+    flags = ["--num_train_epochs", 2, "--eval_strategy", "epoch", "--save_steps", 3, "--save_total_limit", 1]
+    flags += ["--validation_file", squad_files / "dev.json", "--max_train_samples", 8]
     stop = stopped(tiny_model, tmp_path, squad_files, *flags, step=3)
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     assert str(checkpoint) in stop.line
-    assert not history_of(checkpoint, "eval_f1")
+    state = load(checkpoint / "trainer_state.json")
+    assert state["epoch"] == 1 and not history_of(checkpoint, "eval_f1")
     run(tiny_model, tmp_path, squad_files, *flags)
-    assert [
-        entry["epoch"] for entry in load(tmp_path / "trainer_state.json")["log_history"] if "eval_f1" in entry
-    ] == [1, 2]
+    state = load(tmp_path / "trainer_state.json")
+    assert [entry["epoch"] for entry in state["log_history"] if "eval_f1" in entry] == [1, 2]
 
 
 def test_a_signal_in_an_evaluation_before_the_first_step(tiny_model, squad_files, tmp_path):
