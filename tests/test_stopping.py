@@ -1,5 +1,6 @@
 """Trainings that end before their last step, and processes that a signal ends: real signals, to this process and to light scripts."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from qa.errors import Stopped, UserError
 from qa.identity import RUN_FILE
 from qa.locks import LOCK_FILE
 from qa.saving import UNFINISHED
+from qa.signals import REQUEST
 
 
 SCRIPT = f"""
@@ -99,6 +101,20 @@ def test_a_signal_in_an_evaluation_before_the_first_step(tiny_model, squad_files
         "stopped by Ctrl-C (SIGINT) before the first step; the same command starts again",
     )
     assert {path.name for path in tmp_path.iterdir()} <= {UNFINISHED, RUN_FILE, LOCK_FILE}
+
+
+def test_a_signal_in_an_evaluation_without_a_training_ends_it_at_once(tiny_model, squad_files, tmp_path):
+    """A process of its own ends, without a file of the evaluation."""
+    words = ["--model_name_or_path", tiny_model, "--do_eval", "--validation_file", squad_files / "dev.json"]
+    words += ["--per_device_eval_batch_size", 4, "--report_to", "none", "--output_dir", tmp_path]
+    process = os.fork()
+    if process == 0:
+        REQUEST.__init__()
+        with signal_at_step(signal.SIGUSR1, 0, batch=2):
+            run_qa.main(list(map(str, words)))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 
 
 def test_a_loss_that_is_not_finite_ends_a_training(tiny_model, squad_files, tmp_path, caplog):
