@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.
     from transformers import AutoModelForQuestionAnswering
 
+    from qa.attention import set_attention
     from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
     from qa.plan import make_plan, report_plan
     from qa.timing import time_run
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with training_args.main_process_first():  # it downloads the files, the others find them in the cache
         config, tokenizer = load_config_and_tokenizer(model_args)
+    set_attention(AutoModelForQuestionAnswering, config, model_args, training_args.attn_implementation)
     extras = trainer_extras(training_args, model_args)
     weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, remote=data_args.check)
     record = identify(

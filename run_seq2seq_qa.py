@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.
     from transformers import AutoModelForSeq2SeqLM
 
+    from qa.attention import set_attention
     from qa.models import check_model, load_config_and_tokenizer, load_seq2seq_model, sequence_limit
     from qa.plan import make_plan, report_plan
     from qa.timing import time_run
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with training_args.main_process_first():  # it downloads the files, the others find them in the cache
         config, tokenizer = load_config_and_tokenizer(model_args)
+    set_attention(AutoModelForSeq2SeqLM, config, model_args, training_args.attn_implementation)
     extras = trainer_extras(training_args, model_args)
     set_language(tokenizer, data_args.language_code)
     generation = read_generation_config(config, tokenizer, model_args, training_args)

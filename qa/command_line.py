@@ -36,7 +36,8 @@ HELP = {
     "null_score_diff_threshold answer_language predict_with_generate val_max_answer_length num_beams language_code "
     "ignore_pad_token_for_loss",
     "Training": "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
-    "gradient_accumulation_steps warmup_ratio weight_decay lr_scheduler_type bf16 gradient_checkpointing deepspeed",
+    "gradient_accumulation_steps warmup_ratio weight_decay lr_scheduler_type bf16 attn_implementation "
+    "gradient_checkpointing deepspeed",
     "Gaudi": "use_habana gaudi_config_name use_lazy_mode use_hpu_graphs_for_inference torch_compile "
     "torch_compile_backend throughput_warmup_steps",
 }

@@ -23,7 +23,14 @@ from qa.preflight import (
     read_gaudi_config,
 )
 from qa.secret_flags import SECRETS
-from qa.upstream import GaudiCorrections, RankDevice, exchange_through_gloo, patch_bart, write_finite_states
+from qa.upstream import (
+    GaudiCorrections,
+    RankDevice,
+    exchange_through_gloo,
+    patch_attention,
+    patch_bart,
+    write_finite_states,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -71,8 +78,8 @@ GAUDI_FLAGS = {
 }
 
 
-# Those with an effect on every device: see qa.speed.
-EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput")
+# Those with an effect on every device: see qa.speed and qa.attention.
+EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput", "attn_implementation")
 
 
 # Defaults of TrainingArguments that optimum-habana changes; kept on every device, so that results are the same.
@@ -86,8 +93,14 @@ GAUDI_DEFAULTS = {
 }
 
 
-# The scripts' own flags of the training.
+# The scripts' own flags of the training, and one of optimum-habana's with another default.
 OWN_FLAGS = {
+    "attn_implementation": (
+        Optional[str],
+        None,
+        "How the model computes its attention. By default with the kernel for it where the model has one: sdpa, on a Gaudi "
+        "Habana's for BERT and XLM-RoBERTa.",
+    ),
     "early_stopping_patience": (
         Optional[int],
         None,
@@ -106,6 +119,7 @@ OWN_FLAGS = {
     ),
     "nan_patience": (int, 3, "End training after N steps in a row whose loss is NaN or infinite, with exit status 1."),
 }
+CHOICES = {"attn_implementation": ["eager", "sdpa", "gaudi_fused_sdpa"]}
 
 
 class QuietParser(argparse.ArgumentParser):
@@ -154,15 +168,21 @@ def training_arguments(seq2seq: bool, /) -> type:
         from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
         base, added = Seq2SeqTrainingArguments if seq2seq else TrainingArguments, GAUDI_FLAGS | GAUDI_DEFAULTS
-    flags = [(name, kind, dataclasses.field(default=default)) for name, (kind, default) in added.items()]
-    for name, _, flag in flags[: len(GAUDI_FLAGS)]:
-        where = "every device" if name in EVERYWHERE else "a Gaudi (--use_habana), ignored elsewhere"
-        flag.metadata = {"help": f"Flag of optimum-habana for {where}."}
-    for name, (kind, default, text) in OWN_FLAGS.items():
-        flags.append((name, kind, dataclasses.field(default=default, metadata={"help": text})))
+    flags = [flag_field(name, *declared) for name, declared in added.items() if name not in OWN_FLAGS]
+    flags += [flag_field(name, *declared) for name, declared in OWN_FLAGS.items()]
     made = dataclasses.make_dataclass(f"Device{base.__name__}", flags, bases=(DeviceChoice, RankDevice, base))
     made.__module__ = __name__
     return made
+
+
+def flag_field(name: str, kind: type, default, text: str | None = None) -> tuple:
+    """Return a field of a dataclass for `make_dataclass`."""
+    if text is None and name in GAUDI_FLAGS:
+        where = "every device" if name in EVERYWHERE else "a Gaudi (--use_habana), ignored elsewhere"
+        text = f"Flag of optimum-habana for {where}."
+    metadata = {"help": text} if text else {}
+    metadata |= {"choices": CHOICES[name]} if name in CHOICES else {}
+    return name, kind, dataclasses.field(default=default, metadata=metadata)
 
 
 def __getattr__(name: str) -> type:
@@ -193,6 +213,7 @@ class DeviceChoice:
             raise UserError(*problems)
         if self.use_habana:
             patch_bart()
+            patch_attention()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
 
@@ -228,6 +249,9 @@ class DeviceChoice:
         ]
         for name in given:
             setattr(self, name, GAUDI_FLAGS[name][1])
+        if self.attn_implementation == "gaudi_fused_sdpa":
+            given.append("attn_implementation")
+            self.attn_implementation = None
         self.use_lazy_mode = False  # GaudiTrainingArguments refuses its own default without use_habana
         if self.half_precision_backend == "hpu_amp":
             self.half_precision_backend = "cpu_amp" if gaudi_is_usable() else "auto"

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,11 +17,12 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from qa.arguments import DataArguments, ModelArguments, hub_arguments
+from qa.attention import kernels_dropped
 from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes
 from qa.errors import UserError, in_one_line, reason_of, short
 from qa.hub import loading_problem
 from qa.limits import LIMITS
-from qa.upstream import trunk_mapping
+from qa.upstream import own_generation_ignored, trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
 from qa.windows import Template
 
@@ -43,8 +44,9 @@ def load_config_and_tokenizer(model_args: ModelArguments):
     """
     if not getattr(model_args, "use_fast_tokenizer", True):
         logger.warning("--use_fast_tokenizer False has no effect: windows are cut by the offsets of a fast tokenizer")
-    config = from_pretrained(AutoConfig, "config_name", model_args)
-    tokenizer = from_pretrained(AutoTokenizer, "tokenizer_name", model_args, use_fast=True)
+    with nullcontext() if model_args.trust_remote_code else kernels_dropped(model_args):
+        config = from_pretrained(AutoConfig, "config_name", model_args)
+        tokenizer = from_pretrained(AutoTokenizer, "tokenizer_name", model_args, use_fast=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"--model_name_or_path {model_args.model_name_or_path}: its tokenizer {type(tokenizer).__name__} is a slow one; "
@@ -147,7 +149,7 @@ def load_model(auto_class: type, config, model_args: ModelArguments):
     with loading_problems(auto_class, "model_name_or_path", model_args):
         mapping = trunk_mapping(build_weightless(auto_class, config, model_args.trust_remote_code))
     settings = {"config": config, "key_mapping": mapping, "output_loading_info": True}
-    with hidden_lines("transformers.modeling_utils", "newly initialized"):
+    with hidden_lines("transformers.modeling_utils", "newly initialized"), own_generation_ignored(model_args):
         loaded, found = from_pretrained(auto_class, "model_name_or_path", model_args, **settings)
     if problems := lost_tensors(loaded, found["missing_keys"]):
         raise UserError(*(f"--model_name_or_path {name}: {problem}" for problem in problems))

@@ -20,6 +20,9 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | ReadableWeights | safetensors 0.8.0 | nobody except the owner can read model.safetensors | test_the_library_still_hides_weights |
 | GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps | test_the_corrections_are_still_needed |
 | trunk_mapping | transformers 4.55.4 | Llama for questions loads no tensor of a causal checkpoint | test_the_library_still_loses_causal_weights |
+| changed_configurations | transformers 4.55.4 | a configuration runs code of the hub (CVE-2026-4372) | test_attention.py |
+| own_generation_ignored | transformers 4.55.4 | a model's folder runs code for generation | test_attention.py |
+| patch_attention | optimum-habana 1.21.2 | BERT and XLM-RoBERTa train without dropout of their attention | test_gaudi_flags.py |
 | patch_bart | optimum-habana 1.21.2 | AttributeError `_shape` in BART's forward | test_bart_still_needs_its_patch |
 | HubAdapter | huggingface_hub 0.36 | HTTP 429 or a broken download ends the run, a mute hub holds it forever | test_hub.py |
 | exchange_through_gloo | DeepSpeed 0.19.8 | compiles for a minute before it trains on CPUs | test_deepspeed.py |
@@ -37,6 +40,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -321,6 +325,50 @@ def trunk_mapping(model: torch.nn.Module) -> dict[str, str] | None:
     return None if family == own else {rf"^{family}\.": ""}
 
 
+@contextmanager
+def changed_configurations(change: Callable[[dict], None]) -> Iterator[None]:
+    """Let a function change, in place, the content of each config.json that transformers reads within, before it is used."""
+    from transformers import PretrainedConfig
+
+    read = vars(PretrainedConfig)["_dict_from_json_file"]
+
+    def read_and_change(cls, file) -> dict:
+        settings = read.__func__(cls, file)
+        change(settings)
+        return settings
+
+    PretrainedConfig._dict_from_json_file = classmethod(read_and_change)
+    try:
+        yield
+    finally:
+        PretrainedConfig._dict_from_json_file = read
+
+
+@contextmanager
+def own_generation_ignored(model_args) -> Iterator[None]:
+    """Let a model that is loaded within bring no `custom_generate/generate.py`, and report that it is not run.
+
+    transformers 4.55.4 runs the one of a folder without --trust_remote_code, and loads no model of the hub that has one.
+    """
+    from transformers import GenerationMixin
+
+    load = GenerationMixin.load_custom_generate
+
+    def ignore(model, name, **kwargs):
+        file = "custom_generate/generate.py"
+        if (Path(name) / file).is_file() if Path(name).is_dir() else huggingface_hub.file_exists(name, file):
+            logger.warning(
+                f"{name}: its code for generation, {file}, is not run; add --trust_remote_code if you trust it"
+            )
+        raise FileNotFoundError(file)  # the libraries go on without
+
+    GenerationMixin.load_custom_generate = load if model_args.trust_remote_code else ignore
+    try:
+        yield
+    finally:
+        GenerationMixin.load_custom_generate = load
+
+
 def patch_bart() -> None:
     """Let BART run on a Gaudi: optimum-habana's forwards expect an older BART than transformers 4.55.4 has.
 
@@ -362,6 +410,52 @@ def bart_forward(model, *args, use_cache: bool | None = None, token_idx: torch.T
 def reorder_beams(past_key_values: tuple, beams: torch.Tensor) -> tuple:
     """Return the decoder's states of the beams that go on; those of the encoder are the same for all beams of a text."""
     return tuple((*(states.index_select(0, beams) for states in layer[:2]), *layer[2:]) for layer in past_key_values)
+
+
+def patch_attention() -> None:
+    """Let BERT and XLM-RoBERTa train with the dropout of attention that their configurations have.
+
+    optimum-habana's forwards pass 0 to Habana's kernel, also in training. For what the kernel does not compute they call
+    themselves without an end. Each new object of training arguments installs them again.
+    """
+    from transformers.models.bert.modeling_bert import BertSdpaSelfAttention
+    from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSdpaSelfAttention
+
+    for attention in (BertSdpaSelfAttention, XLMRobertaSdpaSelfAttention):
+        attention.forward = fused_attention
+
+
+def fused_attention(
+    attention,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    head_mask: torch.Tensor | None = None,
+    encoder_hidden_states: torch.Tensor | None = None,
+    past_key_value=None,
+    output_attentions: bool = False,
+    cache_position: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, None]:
+    """Compute the self-attention of an encoder with Habana's kernel; anything else as `eager` does.
+
+    Args:
+        hidden_states: (batch, length, size).
+        attention_mask: added to the scores, (batch, 1, length or 1, length).
+    """
+    absolute = attention.position_embedding_type == "absolute"
+    others = (head_mask, encoder_hidden_states, past_key_value)
+    if not absolute or output_attentions or attention.is_decoder or any(other is not None for other in others):
+        eager = type(attention).__base__.forward
+        return eager(attention, hidden_states, attention_mask, *others, output_attentions, cache_position)
+    from habana_frameworks.torch.hpex.kernels import FusedSDPA
+
+    heads = (*hidden_states.shape[:-1], attention.num_attention_heads, attention.attention_head_size)
+    query, key, value = (
+        layer(hidden_states).view(heads).transpose(1, 2) for layer in (attention.query, attention.key, attention.value)
+    )
+    mask = None if attention_mask is None else attention_mask.to(query.dtype)
+    dropout, softmax = (attention.dropout_prob, "None") if attention.training else (0.0, "fast")
+    mixed = FusedSDPA.apply(query, key, value, mask, dropout, False, None, softmax, False)
+    return mixed.transpose(1, 2).flatten(2), None
 
 
 class PatientRetry(Retry):
