@@ -15,6 +15,7 @@ from qa.buckets import read_buckets
 from qa.device import runs_on_cpu, zero_stage
 from qa.errors import UserError
 from qa.folders import folder_problems, short_path
+from qa.gaudi_flags import gaudi_flag_problems
 from qa.limits import LIMITS, number_problems
 from qa.metrics import score_names
 from qa.names import name_problems
@@ -40,7 +41,7 @@ def find_problems(data_args: DataArguments, training_args) -> list[str]:
         *bucket_problems(data_args, training_args),
         *best_model_problems(data_args, training_args),
         *training_problems(training_args),
-        *(gaudi_problems(training_args) if training_args.use_habana else []),
+        *([*gaudi_flag_problems(training_args), *gaudi_problems(training_args)] if training_args.use_habana else []),
     ]
 
 

@@ -17,6 +17,7 @@ import torch
 
 from qa.command_line import read_bool
 from qa.errors import UserError
+from qa.gaudi_flags import flags_without_effect
 from qa.preflight import (
     gaudi_is_usable,
     quiet_imports,
@@ -198,6 +199,8 @@ class DeviceChoice:
     @quiet_imports()
     def __post_init__(self):
         self.choose_defaults()
+        if self.use_habana and self.use_hpu_graphs:  # optimum-habana checks it, and does nothing else with it
+            self.use_hpu_graphs_for_inference = True
         if not self.use_habana:
             self.reset_gaudi_flags()
             # optimum-habana takes the word of DeepSpeed's configuration; transformers wants --bf16 to say the same.
@@ -214,6 +217,7 @@ class DeviceChoice:
         if self.use_habana:
             patch_bart()
             patch_attention()
+            self.report_flags_without_effect()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
 
@@ -238,6 +242,10 @@ class DeviceChoice:
             f'--deepspeed {self.deepspeed}: {there} in the file, but {here} of the flags; make them equal, or write "auto"'
             for there, here in pairs
         ]
+
+    def report_flags_without_effect(self) -> None:
+        if flags := flags_without_effect(self, {name: default for name, (_, default) in GAUDI_FLAGS.items()}):
+            logger.warning(f"Without effect in this run: {', '.join(flags)}")
 
     def reset_gaudi_flags(self) -> None:
         """Set every flag that only a Gaudi knows back to its default, and warn of those that were given."""

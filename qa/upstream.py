@@ -413,16 +413,20 @@ def reorder_beams(past_key_values: tuple, beams: torch.Tensor) -> tuple:
 
 
 def patch_attention() -> None:
-    """Let BERT and XLM-RoBERTa train with the dropout of attention that their configurations have.
+    """Correct the attention that Habana's kernel computes; each object of training arguments installs optimum-habana's again.
 
-    optimum-habana's forwards pass 0 to Habana's kernel, also in training. For what the kernel does not compute they call
-    themselves without an end. Each new object of training arguments installs them again.
+    - BERT and XLM-RoBERTa train with the dropout of their configurations. optimum-habana's forwards pass 0 to the kernel,
+      call themselves without an end for what it does not compute, and XLM-RoBERTa's needs a method of an older transformers.
+    - With --attn_implementation gaudi_fused_sdpa decoders see no padding and no later tokens: transformers makes masks only
+      for the names of attentions that it knows a kind of mask for.
     """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.models.bert.modeling_bert import BertSdpaSelfAttention
     from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaSdpaSelfAttention
 
     for attention in (BertSdpaSelfAttention, XLMRobertaSdpaSelfAttention):
         attention.forward = fused_attention
+    ALL_MASK_ATTENTION_FUNCTIONS.register("gaudi_fused_sdpa", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
 def fused_attention(

@@ -67,6 +67,10 @@ def train_and_record(trainer, *args) -> dict:
         "autocast": trainer.use_hpu_amp,
         "device": trainer.model.device.type,
     }
+    if trainer.args.world_size > 1:
+        handler = vars(trainer.accelerator.ddp_handler or object)
+        settings |= {name: handler.get(name) for name in ("bucket_cap_mb", "find_unused_parameters")}
+        settings["outermost"] = type(trainer.model_wrapped).__name__
     (Path(trainer.args.output_dir) / "settings.json").write_text(json.dumps(settings))
     return metrics
 

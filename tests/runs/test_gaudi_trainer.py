@@ -195,22 +195,32 @@ def test_an_epoch_that_is_resumed_within_takes_its_last_update(on_gaudi):
 
 @pytest.fixture(scope="module")
 def on_two_gaudis(simulated_gaudi, steady_models, squad_files, tmp_path_factory):
-    """Output folders of T5 on two ranks by the correction left out, in one launch."""
+    """Output folders of T5 on two ranks by the correction left out, or by what is special, in one launch."""
     folder, runs = tmp_path_factory.mktemp("two_gaudis"), {}
-    for name, without in (("right", None), ("without", TOKENS)):
+    more = {"right": ["--ddp_bucket_cap_mb", "17", "--ddp_find_unused_parameters", "True"]}
+    more["fast"] = ["--distribution_strategy", "fast_ddp"]
+    for name, without in (("right", None), ("without", TOKENS), ("fast", None)):
         flags = flags_of("run_seq2seq_qa", steady_models, squad_files, folder / name, batch=4)
-        flags += ["--use_habana", "--use_lazy_mode", "False"]
+        flags += ["--use_habana", "--use_lazy_mode", "False", *more.get(name, [])]
         runs[name] = {"script": "run_seq2seq_qa", "flags": flags, "without": [without] if without else []}
     (folder / "runs.json").write_text(json.dumps(runs))
     port = str(gaudi_spawn.free_port())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     done = start_on_gaudi(simulated_gaudi.environment(), launcher, folder / "runs.json")
     assert done.returncode == 0, done.stderr[-4000:]
-    return {None: folder / "right", TOKENS: folder / "without"}
+    return {None: folder / "right", TOKENS: folder / "without", "fast": folder / "fast"}
 
 
 def test_two_ranks_have_the_loss_of_one(on_cpu, on_two_gaudis):
     assert losses_of(on_two_gaudis[None]) == pytest.approx(on_cpu["run_seq2seq_qa", 1], abs=1e-4)
+
+
+def test_flags_of_several_ranks_are_followed(on_two_gaudis):
+    """The model is in DDP with their settings; with fast_ddp in none, and the gradients are averaged in bf16."""
+    right, fast = (load(on_two_gaudis[name] / "settings.json") for name in (None, "fast"))
+    assert (right["bucket_cap_mb"], right["find_unused_parameters"]) == (17, True)
+    assert right["outermost"] == "DistributedDataParallel" != fast["outermost"]
+    assert losses_of(on_two_gaudis["fast"]) == pytest.approx(losses_of(on_two_gaudis[None]), rel=0.05)
 
 
 def test_the_library_still_takes_t5s_loss_for_one_divided_by_the_ranks(on_cpu, on_two_gaudis):

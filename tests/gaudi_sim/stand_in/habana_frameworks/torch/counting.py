@@ -50,18 +50,19 @@ def start() -> None:
     atexit.register(report)
 
 
-def counted_call(module, *args, **kwargs):
+def counted_call(self, *args, **kwargs):
     """Record, in place of `Module.__call__`, the shapes that a model's outermost call has.
 
     It is here and not in a hook on the models because DDP, DeepSpeed, HPU graphs and `torch.compile` all end in
     such a call, whichever of them wraps which. While `torch.compile` traces, nothing is counted.
+    PyTorch's profiler reads the argument `self` of whatever is `Module.__call__`, by this name.
     """
-    if torch.compiler.is_compiling() or Calls.under_way or not is_model(module):
-        return call_module(module, *args, **kwargs)
+    if torch.compiler.is_compiling() or Calls.under_way or not is_model(self):
+        return call_module(self, *args, **kwargs)
     Calls.under_way = True
     try:
-        note_shapes(module, args, kwargs)
-        return call_module(module, *args, **kwargs)
+        note_shapes(self, args, kwargs)
+        return call_module(self, *args, **kwargs)
     finally:
         Calls.under_way = False
 

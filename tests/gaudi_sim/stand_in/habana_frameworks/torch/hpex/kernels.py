@@ -23,7 +23,9 @@ class FusedSDPA:
         if valid_sequence_lengths is not None:
             raise NotImplementedError("simulated Gaudi: FusedSDPA with valid_sequence_lengths")
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            *(query, key, value, attn_mask, dropout_p, bool(is_causal)),
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
 
 

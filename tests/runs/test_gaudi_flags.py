@@ -1,0 +1,295 @@
+"""Every flag that optimum-habana adds or changes: followed, refused, or reported as without effect; one table, `FLAGS`."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from helpers import ROOT, corpus_texts, load
+from small_tokenizers import make_tokenizers
+
+
+COMPILE = ["--torch_compile", "--torch_compile_backend", "hpu_backend"]
+EVALUATE = ["--do_eval", "--max_eval_samples", 8, "--per_device_eval_batch_size", 4]
+# Runs by name: model, mode and flags. Those of a run have different places in what is seen of it.
+RUNS = {
+    "plain": ("bert", "lazy", EVALUATE),
+    "several": (
+        "bert",
+        "lazy",
+        [*EVALUATE, "--use_hpu_graphs", "--max_hpu_graphs", 1, "--disable_tensor_cache_hpu_graphs"]
+        + ["--non_blocking_data_copy", "--adjust_throughput", "--sdp_on_bf16", "--adam_epsilon", 1e-3]
+        + ["--attn_implementation", "eager", "--profiling_warmup_steps", 1, "--profiling_steps", 1],
+    ),
+    "training": (
+        "bert",
+        "lazy",
+        ["--pipelining_fwd_bwd", "--optim", "adagrad", "--profiling_record_shapes", False, "--profiling_with_stack"]
+        + [*EVALUATE, "--profiling_warmup_steps_eval", 1, "--profiling_steps_eval", 1],
+    ),
+    "graphs": ("bert", "lazy", ["--use_hpu_graphs_for_training"]),
+    "infinite": ("bert", "lazy", ["--learning_rate", 1e18, "--nan_patience", 9, "--logging_nan_inf_filter", True]),
+    "fused": (
+        "smollm3",
+        "eager",
+        ["--attn_implementation", "gaudi_fused_sdpa", "--flash_attention_recompute", "--flash_attention_fast_softmax"],
+    ),
+    "not fused": ("smollm3", "eager", ["--attn_implementation", "eager"]),
+    "writes": ("t5", "lazy", [*EVALUATE, "--predict_with_generate", "--ignore_eos", False]),
+    "compiled": (
+        "bert",
+        "compile",
+        ["--compile_dynamic", True, "--cache_size_limit", 5, "--use_regional_compilation"]
+        + ["--inline_inbuilt_nn_modules", False, "--allow_unspec_int_on_nn_module", True],
+    ),
+    "first step": ("bert", "compile", ["--compile_from_sec_iteration", "--max_steps", 1]),
+    "dropout": ("bert_dropout", "eager", []),
+    "no dropout": ("bert_still", "eager", []),
+    "dropout of xlm-roberta": ("xlm-roberta_dropout", "eager", []),
+    "no dropout of xlm-roberta": ("xlm-roberta_still", "eager", []),
+}
+
+NO_MODEL = "no model for question answering reads it; omit it"
+FUSED = "needs --attn_implementation gaudi_fused_sdpa; add that, or omit it"
+NOT_SUPPORTED = "supported by optimum-habana"
+# What is refused, with a part of the message.
+REFUSED = {
+    "flash_attention_recompute": ([], FUSED),
+    "flash_attention_fast_softmax": ([], FUSED),
+    "flash_attention_causal_mask": ([], NO_MODEL),
+    "flash_attention_fp8": ([], NO_MODEL),
+    "context_parallel_size": ([2], "read a window on one card; omit it"),
+    "fp8": ([], "needs Intel's transformer engine, which is not installed"),
+    "half_precision_backend": (["cpu_amp"], "computes nothing on a Gaudi"),
+    "use_cpu": ([], "--use_cpu and --use_habana contradict each other"),
+    "attn_implementation": (["gaudi_fused_sdpa"], "models of the type bert do not compute their attention that way"),
+    "fp16": ([], NOT_SUPPORTED),
+    "fp16_full_eval": ([], NOT_SUPPORTED),
+    "tf32": ([True], NOT_SUPPORTED),
+    "tpu_num_cores": ([1], NOT_SUPPORTED),
+    "tpu_metrics_debug": ([], NOT_SUPPORTED),
+    "mp_parameters": (["x"], NOT_SUPPORTED),
+}
+# What has no effect in an eager run on one card, with the line about it.
+UNUSED = {
+    "compile_dynamic": ([True], "--torch_compile"),
+    "compile_from_sec_iteration": ([], "--torch_compile"),
+    "cache_size_limit": ([5], "--torch_compile"),
+    "use_regional_compilation": ([], "--torch_compile"),
+    "inline_inbuilt_nn_modules": ([True], "--torch_compile"),
+    "allow_unspec_int_on_nn_module": ([True], "--torch_compile"),
+    "use_compiled_autograd": ([], "--torch_compile and --deepspeed"),
+    "pipelining_fwd_bwd": ([], "lazy mode"),
+    "profiling_warmup_steps": ([1], "--profiling_steps"),
+    "profiling_warmup_steps_eval": ([1], "--profiling_steps_eval"),
+    "profiling_record_shapes": ([False], "--profiling_steps or --profiling_steps_eval"),
+    "profiling_with_stack": ([], "--profiling_steps or --profiling_steps_eval"),
+    "minimize_memory": ([], "--fp8"),
+    "distribution_strategy": (["fast_ddp"], "several cards"),
+    "ignore_eos": ([False], "--predict_with_generate"),
+    "use_zero3_leaf_promotion": ([], "another trainer: that of optimum-habana does not read it"),
+}
+TRAINER = "tests/runs/test_gaudi_trainer.py::"
+# Every flag, and how it is shown that it is followed: by a test elsewhere, by a run here and what is seen of it, or None
+# for one that is only refused or without effect.
+FLAGS = {
+    "use_habana": f"{TRAINER}test_the_gaudi_configuration_reaches_the_run",
+    "gaudi_config_name": f"{TRAINER}test_the_gaudi_configuration_reaches_the_run",
+    "use_lazy_mode": "tests/runs/test_gaudi_models.py::test_the_runs_used_the_card_as_their_flags_say",
+    "use_hpu_graphs": lambda seen: (seen["several"]["graph_wraps"], seen["plain"]["graph_wraps"]) == (1, 0),
+    "use_hpu_graphs_for_inference": "tests/runs/test_gaudi_models.py::test_the_runs_used_the_card_as_their_flags_say",
+    "use_hpu_graphs_for_training": lambda seen: seen["graphs"]["graph_wraps"] == 1,
+    "use_compiled_autograd": None,
+    "compile_from_sec_iteration": lambda seen: seen["first step"]["compiles"] == 0 < seen["compiled"]["compiles"],
+    "compile_dynamic": lambda seen: seen["compiled"]["dynamic"] is True is not seen["first step"]["dynamic"],
+    "use_zero3_leaf_promotion": None,
+    "cache_size_limit": lambda seen: seen["compiled"]["cache_size_limit"] == 5,
+    "use_regional_compilation": lambda seen: (
+        [seen[run]["outermost"] for run in ("compiled", "first step")]
+        == ["BertForQuestionAnswering", "OptimizedModule"]
+    ),
+    "inline_inbuilt_nn_modules": lambda seen: not seen["compiled"]["inline_inbuilt_nn_modules"],
+    "allow_unspec_int_on_nn_module": lambda seen: seen["compiled"]["allow_unspec_int_on_nn_module"],
+    "disable_tensor_cache_hpu_graphs": lambda seen: seen["several"]["wrapped"][0][1]["disable_tensor_cache"],
+    "max_hpu_graphs": lambda seen: seen["several"]["wrapped"][0][1]["max_graphs"] == 1,
+    "distribution_strategy": f"{TRAINER}test_flags_of_several_ranks_are_followed",
+    "context_parallel_size": None,
+    "minimize_memory": None,
+    "throughput_warmup_steps": "tests/test_buckets.py::test_tokens_and_padding_are_counted",
+    "adjust_throughput": lambda seen: speeds(seen, "several") == 1 and speeds(seen, "plain") != 1,
+    "pipelining_fwd_bwd": lambda seen: seen["training"]["mark_steps"] == seen["plain"]["mark_steps"] + 2,  # one a step
+    "ignore_eos": lambda seen: seen["writes"]["generated"][0][1]["ignore_eos"] is False,
+    "non_blocking_data_copy": lambda seen: seen["several"]["copies"] > 0,
+    "profiling_warmup_steps": lambda seen: seen["several"]["traces"],
+    "profiling_steps": lambda seen: seen["several"]["traces"],
+    "profiling_warmup_steps_eval": lambda seen: seen["training"]["traces"],
+    "profiling_steps_eval": lambda seen: seen["training"]["traces"],
+    "profiling_record_shapes": lambda seen: traced(seen, "record_shapes") == (1, 0),
+    "profiling_with_stack": lambda seen: traced(seen, "with_stack") == (0, 1),
+    "optim": lambda seen: (seen["training"]["optimizer"], seen["plain"]["optimizer"]) == ("Adagrad", "AdamW"),
+    "adam_epsilon": lambda seen: (seen["several"]["epsilon"], seen["plain"]["epsilon"]) == (1e-3, 1e-6),
+    "logging_nan_inf_filter": lambda seen: all(map(math.isfinite, seen["infinite"]["losses"])),
+    "ddp_bucket_cap_mb": f"{TRAINER}test_flags_of_several_ranks_are_followed",
+    "ddp_find_unused_parameters": f"{TRAINER}test_flags_of_several_ranks_are_followed",
+    "half_precision_backend": f"{TRAINER}test_the_gaudi_configuration_reaches_the_run",
+    "attn_implementation": lambda seen: (
+        [
+            [name for name in seen[run]["modules"] if name.startswith("Bert") and name.endswith("SelfAttention")]
+            for run in ("plain", "several")
+        ]
+        == [["BertSdpaSelfAttention"], ["BertSelfAttention"]]
+    ),
+    "flash_attention_recompute": lambda seen: seen["fused"]["attended"][0][0][-1] is True,
+    "flash_attention_fast_softmax": lambda seen: seen["fused"]["attended"][0][0][-2] == "fast",
+    "flash_attention_causal_mask": None,
+    "flash_attention_fp8": None,
+    "sdp_on_bf16": lambda seen: (seen["several"]["sdp_on_bf16"], seen["plain"]["sdp_on_bf16"]) == (True, False),
+    "fp8": None,
+}
+
+
+def speeds(seen: dict, run: str) -> float:
+    """Return the ratio of the reported speed to that without evaluation and saving."""
+    results = seen[run]["train_results"]
+    return results["train_samples_per_second"] / results["train_steady_samples_per_second"]
+
+
+def traced(seen: dict, setting: str) -> tuple:
+    """Return a setting of the profiles of the two runs that have one."""
+    return tuple(seen[run]["traces"][0].get(setting, 0) for run in ("several", "training"))
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model, tiny_writers, tmp_path_factory) -> dict[str, Path]:
+    """Return the folders of models by name: with and without dropout of the attention alone, and one for Habana's kernel."""
+    folder = tmp_path_factory.mktemp("models")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    tokenizers = make_tokenizers(corpus_texts())
+    made = {"bert": tiny_model, "t5": tiny_writers["t5"]}
+    kinds = {"smollm3": {"num_key_value_heads": 2, "initializer_range": 0.3}}
+    for kind in ("bert", "xlm-roberta"):
+        still = {"hidden_dropout_prob": 0.0, "initializer_range": 0.3}
+        kinds[f"{kind}_still"] = still | {"attention_probs_dropout_prob": 0.0}
+        kinds[f"{kind}_dropout"] = still | {"attention_probs_dropout_prob": 0.5}
+    for name, settings in kinds.items():
+        kind = name.split("_")[0]
+        tokenizer = tokenizers["roberta" if kind == "xlm-roberta" else "bert"]
+        settings = sizes | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | settings
+        transformers.set_seed(0)
+        config = transformers.AutoConfig.for_model(kind, **settings)
+        transformers.AutoModelForQuestionAnswering.from_config(config).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        made[name] = folder / name
+    return made
+
+
+def flags_of(folder: Path, model: Path, squad_files: Path, mode: str, flags: list) -> list[str]:
+    given = [
+        "--model_name_or_path",
+        model,
+        "--output_dir",
+        folder,
+        "--do_train",
+        "--train_file",
+        squad_files / "train.json",
+    ]
+    given += [
+        "--validation_file",
+        squad_files / "dev.json",
+        "--max_train_samples",
+        16,
+        "--max_steps",
+        2,
+        "--logging_steps",
+        1,
+    ]
+    given += ["--max_seq_length", 96, "--doc_stride", 24, "--per_device_train_batch_size", 4, "--save_strategy", "no"]
+    given += ["--report_to", "none", "--disable_tqdm", True, "--use_habana", "--use_lazy_mode", mode == "lazy", *flags]
+    return list(map(str, given + COMPILE * (mode == "compile")))
+
+
+@pytest.fixture(scope="module")
+def seen(simulated_gaudi, models, squad_files, tmp_path_factory) -> dict[str, dict]:
+    """Return what is seen of each run, by its name; of those that are refused by the flag, and of the unused flags."""
+    folder = tmp_path_factory.mktemp("gaudi_flags")
+    runs = RUNS | {flag: ("bert", "eager", [f"--{flag}", *value]) for flag, (value, _) in REFUSED.items()}
+    runs["unused"] = ("bert", "eager", [word for flag, (value, _) in UNUSED.items() for word in (f"--{flag}", *value)])
+    tasks = {}
+    for name, (model, mode, flags) in runs.items():
+        script = "run_seq2seq_qa" if model == "t5" else "run_qa"
+        flags = flags_of(folder / name / "out", models[model], squad_files, mode, flags)
+        tasks[name] = {"script": script, "flags": flags, "lazy": mode == "lazy"}
+    (folder / "runs.json").write_text(json.dumps(tasks))
+    command = [sys.executable, str(ROOT / "tests" / "runs" / "gaudi_flags_run.py"), str(folder / "runs.json")]
+    env = simulated_gaudi.environment() | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {name: read(folder / name) for name in runs}
+
+
+def read(folder: Path) -> dict:
+    """Return what is seen of a run, its results, and its profiles in the order of their names."""
+    found = load(folder / "out" / "seen.json")
+    results = folder / "out" / "train_results.json"
+    found["train_results"] = load(results) if results.exists() else {}
+    found["traces"] = [load(trace) for trace in sorted(folder.glob("hpu_profile/**/*.json"))]
+    return found
+
+
+def test_the_table_has_every_flag_of_the_library(simulated_gaudi):
+    """Also those that the library refuses itself."""
+    code = (
+        "from optimum.habana.transformers import training_args as library\n"
+        "print(*library.GaudiTrainingArguments.__annotations__)\n"
+        "print(*library.UNSUPPORTED_ARGUMENTS)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=simulated_gaudi.environment(), capture_output=True, text=True
+    )
+    added, refused = (line.split() for line in done.stdout.splitlines()[-2:])
+    assert set(FLAGS) == set(added)
+    assert set(refused) - set(REFUSED) == {"fp16_backend", "fp16_opt_level"}  # without --fp16 nothing reads them
+    ways = {flag for table in (REFUSED, UNUSED) for flag in table}
+    assert {flag for flag, shown in FLAGS.items() if shown is None} <= ways
+
+
+@pytest.mark.parametrize("flag", [flag for flag, shown in FLAGS.items() if shown is not None])
+def test_a_flag_is_followed(seen, flag):
+    shown = FLAGS[flag]
+    if isinstance(shown, str):
+        file, _, name = shown.partition("::")
+        assert f"\ndef {name}(" in (ROOT / file).read_text()
+    else:
+        assert shown(seen)
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_a_flag_is_refused_in_a_line(seen, flag):
+    (problem,) = seen[flag]["problems"]
+    assert REFUSED[flag][1] in problem and "\n" not in problem and "Error" not in problem
+
+
+def test_flags_without_effect_are_named_in_a_line(seen):
+    (line,) = (line for line in seen["unused"]["lines"] if line.startswith("Without effect"))
+    flags = [f"--{flag} (needs {needed})" for flag, (_, needed) in UNUSED.items()]
+    assert sorted(line.removeprefix("Without effect in this run: ").split(", ")) == sorted(flags)
+    assert all(not found["problems"] for name, found in seen.items() if name not in REFUSED)
+    named = [name for name, found in seen.items() if any(line.startswith("Without effect") for line in found["lines"])]
+    assert named == ["unused"]
+
+
+@pytest.mark.parametrize("kind", ["", " of xlm-roberta"])
+def test_the_dropout_of_attention_acts_in_training(seen, kind):
+    """optimum-habana's BERT passes 0.0 to Habana's kernel, whatever its configuration says; its XLM-RoBERTa ends with an error."""
+    losses = [seen[f"{name}{kind}"]["losses"] for name in ("dropout", "no dropout")]
+    assert all(len(each) == 2 for each in losses)
+    assert losses[0] != pytest.approx(losses[1], abs=1e-3)
+
+
+def test_attention_by_habanas_kernel_has_the_losses_of_plain_attention(seen):
+    """A decoder's: without a mask it would see padding and later tokens."""
+    assert seen["fused"]["losses"] == pytest.approx(seen["not fused"]["losses"], abs=1e-4)
+    assert seen["fused"]["attended"] and not seen["not fused"]["attended"]
