@@ -23,6 +23,7 @@ from qa.steps import batch_shapes, count_checkpoints, count_evaluations, count_s
 from qa.timing import Timing
 
 
+TITLES = {"train": "training", "validation": "evaluation", "test": "prediction"}
 SMALL_FILES = 40_000  # bytes of a checkpoint's configuration, arguments, state, random numbers and fingerprints
 
 
@@ -256,12 +257,12 @@ def stage_seconds(plan: Plan, training_args, timing: Timing) -> dict[str, float]
     seconds, paces = {}, timing.paces
     if plan.training and "train" in paces:
         left = (plan.training.steps - plan.training.done) / plan.training.epoch_steps
-        seconds["training"] = max(0, left) * paces["train"].whole
+        seconds[TITLES["train"]] = max(0, left) * paces["train"].whole
     if plan.training and plan.training.evaluations and "validation" in paces:
-        seconds["evaluations during it"] = plan.training.evaluations * paces["validation"].whole
-    for split, title in (("validation", "evaluation"), ("test", "prediction")):
+        seconds["evaluations during training"] = plan.training.evaluations * paces["validation"].whole
+    for split in ("validation", "test"):
         if split in paces and getattr(training_args, f"do_{STAGES[split]}"):
-            seconds[title] = paces[split].whole
+            seconds[TITLES[split]] = paces[split].whole
     return seconds
 
 

@@ -19,7 +19,7 @@ def training_args(folder="nowhere", **settings) -> argparse.Namespace:
         "max_steps": -1,
     }
     known |= {"train_batch_size": 4, "world_size": 1, "gradient_accumulation_steps": 1, "num_train_epochs": 3.0}
-    known |= {"save_strategy": "steps", "save_steps": 5, "save_total_limit": None}
+    known |= {"save_strategy": "steps", "save_steps": 5, "save_total_limit": None, "fsdp": []}
     known |= {
         "early_stopping_patience": None,
         "max_train_minutes": None,
