@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -174,14 +175,15 @@ def check_lines(printed: str, plan) -> None:
 
 
 def check_steps_taken(plan, shapes: dict) -> None:
-    """Check that of each shape one step was taken and then two, and forget them; a batch that is not whole is left out."""
+    """Check that each split took one step of each shape and then two, all of whole batches, and forget them."""
+    expected = {"training_step": Counter(), "prediction_step": Counter()}
     for split, part in plan.parts.items():
-        accumulated = plan.training.accumulated if split == "train" else 1
-        taken = shapes["training_step" if split == "train" else "prediction_step"]
+        accumulated, step = (
+            (plan.training.accumulated, "training_step") if split == "train" else (1, "prediction_step")
+        )
         whole = max(batch for batch, _ in part.shapes)
-        for shape in part.shapes:
-            if shape[0] == whole:
-                assert taken.count(shape) >= 3 * accumulated
+        expected[step].update({shape: 3 * accumulated for shape in part.shapes if shape[0] == whole})
+    assert {step: Counter(taken) for step, taken in shapes.items()} == expected
     for taken in shapes.values():
         taken.clear()
 
@@ -206,7 +208,7 @@ def check_training(plan, folder, shapes: list) -> None:
     assert training.epoch_steps == math.ceil(plan.parts["train"].steps / training.accumulated)
     rates = [entry["learning_rate"] for entry in state["log_history"] if "learning_rate" in entry]
     assert training.evaluations == sum("eval_runtime" in entry for entry in state["log_history"])
-    assert len(rates) == training.steps and rates.index(max(rates)) == max(0, training.warmup - 1)
+    assert len(rates) == training.steps and rates.index(max(rates)) == training.warmup
     assert set(shapes) == set(plan.parts["train"].shapes)
     checkpoints = sorted(folder.glob("checkpoint-*"))
     assert training.checkpoints == len(checkpoints)

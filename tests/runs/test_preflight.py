@@ -19,8 +19,8 @@ NODES = {
     "in order, lazy without the variable": (
         {},
         {},
-        ["--use_lazy_mode", "--use_hpu_graphs_for_inference", "--bf16"],
-        ["checked, a run could start: 34 validation features"],
+        ["--use_lazy_mode", "--use_hpu_graphs_for_inference", "--bf16", "--check_steps", "1"],
+        ["checked, a run could start: 34 validation features", "MB of device memory in these steps"],
         0,
     ),
     "no card": (
