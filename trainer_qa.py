@@ -72,7 +72,7 @@ class LengthBuckets(EpochOrder):
         return EpochOrderSampler(order, len(order()))
 
     def evaluation_widths(self, dataset) -> np.ndarray | None:
-        """Return the features' widths; one for all of them where no batch may be short, as with --dataloader_drop_last."""
+        """Return the features' widths; one for all of them where no batch may be short, as on a Gaudi."""
         widths = getattr(dataset, "widths", None)
         return np.zeros(len(dataset)) if widths is None and fills_evaluation(self.args) else widths
 
@@ -109,6 +109,18 @@ class AnswerEvaluation(LengthBuckets):
     def prediction_step(self, *args, **kwargs):
         self.begun.append(time.time())
         return super().prediction_step(*args, **kwargs)
+
+    def first_rows(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return (batch,) which rows of the next step's batch do not repeat others to fill it up; all, if none would be.
+
+        Every batch takes the same operations, with which a Gaudi in lazy mode compiles no graph for the last one.
+
+        Args:
+            labels: (batch, ...) of this rank.
+        """
+        place = len(self.begun) * eval_group(self.args) + self.args.process_index * self.args.eval_batch_size
+        first = torch.arange(place, place + len(labels)) < self.features_asked
+        return (first if first.any() else ~first).to(labels.device)
 
     def keep(self, *tensors: torch.Tensor) -> None:
         """Keep the outputs of a step, (batch, ...) on every rank, for the answers.
@@ -179,7 +191,8 @@ class AnswerEvaluation(LengthBuckets):
     def run_model(self, loader, features, stage: str, **settings):
         """Run the model on the features in `loader`, and return the loop's output; `kept` holds what answers need."""
         group = eval_group(self.args)
-        self.begun, self.kept = [], PreallocatedArrays(-(-len(features) // group) * group)
+        self.begun, self.features_asked = [], len(features)
+        self.kept = PreallocatedArrays(-(-len(features) // group) * group)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         # A run that resumes where this evaluation was takes the same dropout without it.
         with torch.random.fork_rng(devices=[]):
@@ -304,11 +317,15 @@ class QuestionAnsweringTrainer(WholeTraining, trainer_class(False)):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Return the loss; keep the best positions, a tenth of the logits, to save memory."""
         places = [inputs.pop(name) for name in NOT_FOR_THE_MODEL]
+        if "start_positions" in inputs:
+            first = self.first_rows(inputs["start_positions"])
+            labels = {name: inputs[name].masked_fill(~first, IGNORED) for name in ("start_positions", "end_positions")}
+            inputs = inputs | labels
         loss, logits, _ = super().prediction_step(
             model, inputs, prediction_loss_only=prediction_loss_only, ignore_keys=ignore_keys
         )
         if loss is not None:  # without any label it is NaN; `answer` divides by the share of labels among all features
-            share = (inputs["start_positions"] != IGNORED).float().mean().to(loss.device)
+            share = ((inputs["start_positions"] != IGNORED).sum() / first.sum()).to(loss.device)
             loss = torch.where(share > 0, loss * share, torch.zeros_like(loss))
         if logits is not None:
             logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART also returns its encoder's states

@@ -2,6 +2,7 @@
 
 import inspect
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -9,6 +10,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from qa.device import trainer_class
 from qa.generation import end_tokens, shift_right
+from qa.graphs import CompiledCalls
 from trainer_qa import WholeTraining
 
 
@@ -27,7 +29,7 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
 
     def __init__(self, *args, empty_answer: list[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.empty_answer = empty_answer
+        self.empty_answer, self.generation = empty_answer, None
         self.compute_loss_func = self.token_loss
 
     def token_loss(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
@@ -55,12 +57,16 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
         negatives the log-probability of the empty answer, (batch,).
         """
         inputs = self._prepare_inputs(inputs)
+        if "labels" in inputs:
+            first = self.first_rows(inputs["labels"])
+            inputs = inputs | {"labels": inputs["labels"].masked_fill(~first[:, None], -100)}
         if prediction_loss_only or not self.args.predict_with_generate:
             return self.loss_alone(model, inputs, ignore_keys), None, None
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        _, tokens, _ = super().prediction_step(
-            model, read, prediction_loss_only=False, ignore_keys=ignore_keys, **self.generation_settings()
-        )
+        with self.compiled_generation():
+            _, tokens, _ = super().prediction_step(
+                model, read, prediction_loss_only=False, ignore_keys=ignore_keys, **self.generation_settings()
+            )
         most = self.args.generation_max_length
         # The libraries pad to the checkpoint's length, which may be 200. The start token is not part of an answer.
         tokens = tokens[:, 1:most]
@@ -74,6 +80,15 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
         answers = tokens.masked_fill(~written, self.processing_class.pad_token_id)
         self.keep(self._pad_tensors_to_max_len(answers, most), *scores)  # one width for all batches
         return loss, None, None
+
+    def compiled_generation(self):
+        """Return a context in which the model writes with compiled graphs, where flags compile for a Gaudi."""
+        if not (self.args.use_habana and self.args.torch_compile):
+            return nullcontext()
+        if self.generation is None:
+            settings = self.accelerator.state.dynamo_plugin.to_kwargs()
+            self.generation = CompiledCalls(self.model, self.model.get_encoder(), **settings)
+        return self.generation
 
     def loss_alone(self, model, inputs, ignore_keys) -> torch.Tensor | None:
         """Return the loss of a batch; None without labels, which some models need to run at all."""

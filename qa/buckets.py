@@ -122,8 +122,11 @@ def eval_group(training_args) -> int:
 
 
 def fills_evaluation(training_args) -> bool:
-    """Return whether the last batch of an evaluation is filled up, although there are no buckets."""
-    return training_args.dataloader_drop_last
+    """Return whether the last batch of an evaluation is filled up, although there are no buckets.
+
+    A Gaudi would compile another graph for a short one.
+    """
+    return training_args.dataloader_drop_last or training_args.use_habana
 
 
 def pad_widths(lengths: np.ndarray, boundaries: Sequence[int], group: int) -> np.ndarray:

@@ -30,6 +30,7 @@ from qa.upstream import (
     exchange_through_gloo,
     patch_attention,
     patch_bart,
+    support_albert_checkpointing,
     write_finite_states,
 )
 
@@ -212,8 +213,10 @@ class DeviceChoice:
         super().__post_init__()
         if self.deepspeed and self.use_cpu:
             exchange_through_gloo()
-        if problems := self.deepspeed_mismatches():
+        if problems := self.deepspeed_mismatches() + self.checkpointing_problems():
             raise UserError(*problems)
+        if self.gradient_checkpointing:
+            support_albert_checkpointing()
         if self.use_habana:
             patch_bart()
             patch_attention()
@@ -227,6 +230,9 @@ class DeviceChoice:
 
     def choose_defaults(self) -> None:
         """Set defaults of the libraries that suit nobody: every tracker, bars in files, one warning from each rank."""
+        compiles = self.torch_compile or self.torch_compile_backend is not None or self.torch_compile_mode is not None
+        if self.compile_dynamic is None and self.use_habana and compiles:
+            self.compile_dynamic = False  # PyTorch would make one symbolic graph for all shapes except the first
         if self.report_to is None:  # all that are installed: W&B without a login ends the run
             self.report_to = "none"
         if self.disable_tqdm is None and not sys.stderr.isatty():
@@ -246,6 +252,12 @@ class DeviceChoice:
     def report_flags_without_effect(self) -> None:
         if flags := flags_without_effect(self, {name: default for name, (_, default) in GAUDI_FLAGS.items()}):
             logger.warning(f"Without effect in this run: {', '.join(flags)}")
+
+    def checkpointing_problems(self) -> list[str]:
+        """Return the problem with settings of --gradient_checkpointing that a Gaudi's layers would repeat without end."""
+        if not self.use_habana or not (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            return []
+        return ["--gradient_checkpointing_kwargs: use_reentrant is true, but on a Gaudi it is always false; omit it"]
 
     def reset_gaudi_flags(self) -> None:
         """Set every flag that only a Gaudi knows back to its default, and warn of those that were given."""

@@ -69,13 +69,16 @@ def load_config_and_tokenizer(model_args: ModelArguments):
     return config, tokenizer
 
 
-def check_model(auto_class: type, config, tokenizer, model_args: ModelArguments, remote: bool) -> torch.nn.Module:
+def check_model(
+    auto_class: type, config, tokenizer, model_args: ModelArguments, remote: bool, checkpointing: bool = False
+) -> torch.nn.Module:
     """Return the model without its weights, after checking that tokenizer, configuration and checkpoint go together.
 
     The tokenizer's token types are omitted, in place, where the model has fewer.
 
     Args:
         remote: ask the hub for names and sizes of tensors that its cache does not have.
+        checkpointing: the layers have to support gradient checkpointing.
 
     Raises:
         UserError: with every problem found.
@@ -84,7 +87,9 @@ def check_model(auto_class: type, config, tokenizer, model_args: ModelArguments,
     with loading_problems(auto_class, "model_name_or_path", model_args):
         weightless = build_weightless(auto_class, config, model_args.trust_remote_code)
     omit_surplus_token_types(config, tokenizer)
-    problems = vocabulary_problems(weightless, tokenizer)
+    problems = vocabulary_problems(weightless, tokenizer) + (
+        checkpointing_problems(weightless) if checkpointing else []
+    )
     sizes = None if hasattr(config, "quantization_config") else read_sizes(model_args, remote)
     if sizes is not None:
         problems += [f"--model_name_or_path {name}: {problem}" for problem in checkpoint_problems(weightless, sizes)]
@@ -120,6 +125,18 @@ def vocabulary_problems(model: torch.nn.Module, tokenizer) -> list[str]:
     ]
 
 
+def checkpointing_problems(model: torch.nn.Module) -> list[str]:
+    """Return the problem with a model whose layers transformers cannot checkpoint."""
+    if model.supports_gradient_checkpointing and any(
+        hasattr(part, "gradient_checkpointing") for part in model.modules()
+    ):
+        return []
+    return [
+        f"--gradient_checkpointing: {type(model).__name__} does not support it; omit it, and save memory with a lower "
+        "--per_device_train_batch_size"
+    ]
+
+
 def omit_surplus_token_types(config, tokenizer) -> None:
     """Let a tokenizer omit token types where it has more than the model, as BERT's has for RoBERTa."""
     types = getattr(config, "type_vocab_size", None)
@@ -136,6 +153,10 @@ def load_extractive_model(config, model_args: ModelArguments):
     Raises:
         UserError: it cannot be loaded, or the checkpoint lacks tensors that are no part of the head.
     """
+    if is_causal(config):
+        config.use_cache = (
+            False  # nothing reads it, and it would keep the states of all layers, also of checkpointed ones
+        )
     return load_model(AutoModelForQuestionAnswering, config, model_args)
 
 

@@ -22,6 +22,7 @@ from qa.earlier import remove_answers, remove_earlier_run
 from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
 from qa.files import write_results
 from qa.finished import mark_unfinished, note_replaced
+from qa.graphs import allow_graphs
 from qa.hub import report_shadowing
 from qa.identity import write_record
 from qa.locks import lock, unlock
@@ -187,6 +188,8 @@ def lay_out(features: dict, data_args: DataArguments, training_args, length: int
         UserError: dropping the last batch leaves no batch to train on.
     """
     set_widths(features, data_args.length_buckets, length, training_args)
+    if training_args.use_habana and training_args.torch_compile and training_args.cache_size_limit is None:
+        allow_graphs(features)
     report_features(features, training_args, data_args.pad_to_max_length, length)
     number, group = len(features.get("train", ())), train_group(training_args)
     if training_args.dataloader_drop_last and 0 < number < group:

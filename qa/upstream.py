@@ -19,6 +19,9 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | GivenBatchSize | transformers 4.55.4 | a resumed run keeps its checkpoint's batch size, whatever the flag | test_identity.py |
 | ReadableWeights | safetensors 0.8.0 | nobody except the owner can read model.safetensors | test_the_library_still_hides_weights |
 | GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps | test_the_corrections_are_still_needed |
+| the same, `_wrap_model` | optimum-habana 1.21.2 | an evaluation of a compiled training is not compiled | test_readme.py |
+| checkpoint_layers | optimum-habana 1.21.2 | `--gradient_checkpointing` fails in lazy mode and with DeepSpeed, or never ends | test_gradient_checkpointing... |
+| support_albert_checkpointing | transformers 4.55.4 | ALBERT cannot checkpoint its layers | test_gradient_checkpointing_needs_... |
 | trunk_mapping | transformers 4.55.4 | Llama for questions loads no tensor of a causal checkpoint | test_the_library_still_loses_causal_weights |
 | changed_configurations | transformers 4.55.4 | a configuration runs code of the hub (CVE-2026-4372) | test_attention.py |
 | own_generation_ignored | transformers 4.55.4 | a model's folder runs code for generation | test_attention.py |
@@ -69,6 +72,7 @@ import requests  # noqa: E402
 import torch.distributed.rendezvous  # noqa: E402
 import transformers.utils.import_utils  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 from urllib3.util.retry import Retry  # noqa: E402
 
 from qa.files import to_json  # noqa: E402
@@ -293,7 +297,23 @@ class BestCheckpoint:
 
 
 class GaudiCorrections:
-    """Mixin for GaudiTrainer: corrections of its loss."""
+    """Mixin for GaudiTrainer: corrections of its loss, of its gradient checkpointing and of its compiled evaluation."""
+
+    compiled = None
+
+    def _wrap_model(self, model, training=True, dataloader=None):
+        """Return the model to train, or for an evaluation the compiled one where flags compile.
+
+        GaudiTrainer compiles the model that it trains, and evaluates the one within it.
+        """
+        wrapped = super()._wrap_model(model, training, dataloader)
+        if training and self.args.gradient_checkpointing:
+            checkpoint_layers(self.model, self.args.gradient_checkpointing_kwargs)
+        if training or not self.args.torch_compile or self.is_deepspeed_enabled:  # DeepSpeed compiles a model in place
+            return wrapped
+        if self.compiled is None:
+            self.compiled = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        return self.compiled
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the loss; in training divided by the accumulated steps, as transformers' `training_step` divides it.
@@ -460,6 +480,29 @@ def fused_attention(
     dropout, softmax = (attention.dropout_prob, "None") if attention.training else (0.0, "fast")
     mixed = FusedSDPA.apply(query, key, value, mask, dropout, False, None, softmax, False)
     return mixed.transpose(1, 2).flatten(2), None
+
+
+def checkpoint_layers(model: torch.nn.Module, settings: dict | None) -> None:
+    """Let a model that a GaudiTrainer trains checkpoint its layers by PyTorch's own function, without reentrant autograd.
+
+    optimum-habana replaces that function. Its own calls a private one by position, which has one more parameter since
+    PyTorch 2.9; the one for DeepSpeed makes a tuple of a layer's only tensor. With reentrant autograd its T5, which hands
+    the bias of positions on by name, would repeat its layers without end.
+
+    Args:
+        settings: the value of --gradient_checkpointing_kwargs.
+    """
+    torch.utils.checkpoint.checkpoint = transformers.modeling_utils.checkpoint = checkpoint
+    model.gradient_checkpointing_enable({**(settings or {}), "use_reentrant": False})
+
+
+def support_albert_checkpointing() -> None:
+    """Let ALBERT train with --gradient_checkpointing: transformers supports that for almost every other model."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+    from transformers.models.albert.modeling_albert import AlbertLayerGroup, AlbertPreTrainedModel
+
+    AlbertLayerGroup.__bases__ = (GradientCheckpointingLayer,)
+    AlbertPreTrainedModel.supports_gradient_checkpointing = True
 
 
 class PatientRetry(Retry):

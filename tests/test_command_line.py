@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Union
 
 import pytest
@@ -15,7 +16,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from qa.argument_file import expand_file
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.command_line import HELP, LIBRARY_HELP, CommandLine
-from qa.device import GAUDI_DEFAULTS, GAUDI_FLAGS, OWN_FLAGS, training_arguments
+from qa.device import GAUDI_DEFAULTS, GAUDI_FLAGS, OWN_FLAGS, DeviceChoice, training_arguments
 from qa.errors import UserError
 from qa.stages import start
 
@@ -84,6 +85,13 @@ def test_without_a_gaudi_its_flags_are_named_once_and_ignored(caplog):
     assert training.do_eval and "do_eval" not in record.message
     assert training.throughput_warmup_steps == 3 and training.adjust_throughput  # these count everywhere
     assert "throughput" not in record.message
+
+
+def test_reentrant_checkpointing_is_refused_on_a_gaudi():
+    settings = SimpleNamespace(use_habana=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+    (problem,) = DeviceChoice.checkpointing_problems(settings)
+    assert problem.startswith("--gradient_checkpointing_kwargs: use_reentrant is true")
+    assert not DeviceChoice.checkpointing_problems(SimpleNamespace(**vars(settings) | {"use_habana": False}))
 
 
 def test_use_habana_without_a_gaudi_ends_at_once():

@@ -352,6 +352,23 @@ def test_shapes_that_an_architecture_demands(tokenizers, squad_files, tmp_path, 
     assert found == [f"a batch of {length} tokens of the {split}" for length, split in map(str.split, refused)]
 
 
+@pytest.mark.parametrize(
+    "kind, settings, refused", [("albert", {}, False), ("reformer", {"axial_pos_shape": [8, 8]}, True)]
+)
+def test_gradient_checkpointing_needs_a_model_that_supports_it(
+    tokenizers, squad_files, tmp_path, kind, settings, refused
+):
+    """transformers supports it for neither, which it reports in a traceback when the training begins."""
+    prepare(tmp_path, "ForQuestionAnswering", config_of(kind, **settings), tokenizers["bert"])
+    flags = ["--do_train", "--train_file", squad_files / "train.json", "--gradient_checkpointing"]
+    if not refused:
+        return check(run_qa, tmp_path, tmp_path / "out", *flags)
+    with pytest.raises(UserError) as error:
+        check(run_qa, tmp_path, tmp_path / "out", *flags)
+    (problem,) = error.value.problems
+    assert problem.startswith("--gradient_checkpointing: ReformerForQuestionAnswering does not support it; omit it")
+
+
 def test_a_tokenizer_with_more_token_types_than_the_model_omits_them(tokenizers, squad_files, tmp_path, caplog):
     """RoBERTa with BERT's tokenizer, which ended in an IndexError."""
     prepare(tmp_path, "ForMaskedLM", config_of("roberta", type_vocab_size=1), tokenizers["bert"])

@@ -4,7 +4,7 @@
 
 `jobs.json` is a list of {"script", "argv", "output"}; "without", [module, function], names a function to replace by one
 that does nothing. A run that fails leaves its traceback in `error.txt` of its output folder, and the next one starts. Its
-counts on the simulated Gaudi are written to `counts.json` there, with `furthest_id`, see `Ids`.
+counts on the simulated Gaudi are written to `counts.json` there, with `furthest_id` and `recomputed`, see `Calls`.
 """
 
 import contextlib
@@ -20,18 +20,22 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-class Ids:
-    """Record how far past the end of an embedding matrix ids reach; negative if none does.
+class Calls:
+    """Record how far past the end of an embedding matrix ids reach, negative if none does, and calls within a backward.
 
-    Only on the CPU: on a card, reading them would end the graph that is captured.
+    Ids only on the CPU: on a card, reading them would end the graph that is captured. Only layers that are checkpointed
+    are called within a backward.
     """
 
     def __init__(self):
-        self.furthest = None
+        self.furthest, self.recomputed = None, 0
 
     def __call__(self, module, inputs) -> None:
         import torch
 
+        if torch.compiler.is_compiling():  # a graph that counts would be compiled anew with every step
+            return
+        self.recomputed += torch._C._current_graph_task_id() >= 0
         if isinstance(module, torch.nn.Embedding) and inputs and inputs[0].device.type == "cpu":
             beyond = int(inputs[0].max()) - module.num_embeddings
             self.furthest = beyond if self.furthest is None else max(self.furthest, beyond)
@@ -41,9 +45,9 @@ def run(job: dict) -> None:
     """Run a script once, in its own environment: training arguments leave settings for accelerate in it."""
     import torch
 
-    output, ids, before, at_start = Path(job["output"]), Ids(), os.environ.copy(), counted()
+    output, calls, before, at_start = Path(job["output"]), Calls(), os.environ.copy(), counted()
     main = importlib.import_module(job["script"]).main
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(ids)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(calls)
     try:
         with without(*job["without"]) if "without" in job else contextlib.nullcontext():
             main(job["argv"])
@@ -51,8 +55,11 @@ def run(job: dict) -> None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "error.txt").write_text(traceback.format_exc())
     hook.remove()
+    torch._dynamo.reset()
     counts = {name: value - at_start.get(name, 0) for name, value in counted().items()}
-    (output / "counts.json").write_text(json.dumps({"furthest_id": ids.furthest, **counts}))
+    (output / "counts.json").write_text(
+        json.dumps({"furthest_id": calls.furthest, "recomputed": calls.recomputed, **counts})
+    )
     os.environ.clear()
     os.environ.update(before)
 

@@ -1,4 +1,4 @@
-"""Length buckets on the simulated Gaudi, on one card and on two: it compiles one shape for each bucket."""
+"""Length buckets on the simulated Gaudi, on one card in lazy mode and on two with torch.compile: a shape for each bucket."""
 
 import json
 import subprocess
@@ -15,8 +15,8 @@ import gaudi_spawn
 def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
     simulated_gaudi, tiny_model, tiny_writers, mixed_lengths, tmp_path, script, cards
 ):
-    """With generation in static shapes for the encoder-decoder."""
-    writes = script == "run_seq2seq_qa.py"
+    """With generation in static shapes for the encoder-decoder; compiled, each shape has graphs of its own."""
+    writes, compiles = script == "run_seq2seq_qa.py", cards > 1
     flags = [
         *training_flags(mixed_lengths),
         "--do_eval",
@@ -26,13 +26,16 @@ def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
     ]
     flags += ["--model_name_or_path", tiny_writers["t5"] if writes else tiny_model, "--output_dir", tmp_path / "out"]
     flags += ["--max_seq_length", "96", "--doc_stride", "16", "--report_to", "none", "--disable_tqdm", "True"]
-    flags += ["--per_device_eval_batch_size", "4", "--use_hpu_graphs_for_inference", "--num_train_epochs", "1"]
+    flags += ["--per_device_eval_batch_size", "4", "--num_train_epochs", "1"]
+    flags += ["--torch_compile", "--use_lazy_mode", "false"] if compiles else ["--use_hpu_graphs_for_inference"]
     # Without buckets each batch of answers would be as wide as its longest.
     flags += ["--predict_with_generate", "--max_answer_length", "9", "--pad_to_max_length", "False"] if writes else []
     launched = ["gaudi_spawn.py", "--world_size", "2", "--use_mpi", "--master_port", gaudi_spawn.free_port(), script]
     command = [sys.executable, *(launched if cards > 1 else [script]), *flags]
     command += ["--length_buckets", *(["48", "64", "96"] if writes else BUCKETS)]
-    environment = simulated_gaudi.environment(lazy=True, counts_file=tmp_path / "counts") | {"OMP_NUM_THREADS": "1"}
+    environment = simulated_gaudi.environment(lazy=not compiles, counts_file=tmp_path / "counts") | {
+        "OMP_NUM_THREADS": "1"
+    }
     done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     counts = [json.loads(line) for line in (tmp_path / "counts").read_text().splitlines()]
@@ -40,5 +43,7 @@ def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
     for rank in counts:
         calls = 2 if writes else 1  # in evaluation: for the loss, and for the score of what was written
         assert (rank["input_shapes"]["train"], rank["input_shapes"]["eval"]) == (3, 3 * calls)
+        # Forward and backward in training, forward in evaluation.
+        assert (rank["compiles"], rank["symbolic_graphs"]) == (3 * 3 * compiles, 0)
         # For each the encoder, the first decoding step, and all the others, however long the answers are.
         assert rank["input_shapes"]["generate"] == (3 * 3 if writes else 0)

@@ -20,9 +20,14 @@ from small_tokenizers import make_tokenizers, make_writers
 READERS = ("bert", "roberta", "distilbert", "albert", "llama", "qwen2", "qwen2_left")
 WRITERS = ("t5", "bart")
 CAUSAL = ("llama", "qwen2")  # checkpoints of models that write on: their head is new
-COMPILED = "albert"
+COMPILED = ("albert", "bart")
+CHECKPOINTED = [
+    *(("lazy", name) for name in ("bert", "roberta", "albert", "llama", "qwen2", "t5")),
+    ("compile", "albert"),
+]
+MANY_SHAPES = 12  # beyond PyTorch's limit of graphs, which is 8
 LEARNERS = [f"{kind}_{side}" for kind in CAUSAL_KINDS for side in ("left", "right")]
-RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", COMPILED)]
+RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", name) for name in COMPILED]
 LOSS_TOLERANCE = 1e-4  # in fp32, as the log rounds it; answers are compared exactly
 SCORE_TOLERANCE = 1e-3  # of the best answers' probabilities and, where they are written, log-probabilities
 SCORE_GAP = 1e-3  # what scores of answers differ by at least: no rounding lets two of them change places
@@ -89,13 +94,17 @@ def make_models(folder: Path) -> None:
     settings.write_text(json.dumps(load(settings) | {"padding_side": "left"}))
 
 
-def job(name: str, folder: Path, device: str, flags: list) -> dict:
-    """Return a run of a model's script as gaudi_models_run.py takes it."""
-    output = folder / device / name
-    model = folder / "models" / name.removesuffix("_unpatched")
-    settings = ["--learning_rate", "1e-3" if name in READERS else "3e-4", "--per_device_train_batch_size", "8"]
+def job(name: str, folder: Path, device: str, flags: list, kind: str = "", batch: int = 8, length: int = 96) -> dict:
+    """Return a run of a model's script as gaudi_models_run.py takes it.
+
+    Args:
+        kind: ends the name of its folder, for a second run of a model.
+        length: of the windows of a model that marks answers.
+    """
+    output, model = folder / device / (name + kind), folder / "models" / name
+    settings = ["--learning_rate", "1e-3" if name in READERS else "3e-4", "--per_device_train_batch_size", batch]
     settings += ["--logging_steps", "1", "--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "True"]
-    settings += ["--max_seq_length", "96" if name in READERS else "128", "--doc_stride", "24"]
+    settings += ["--max_seq_length", length if name in READERS else "128", "--doc_stride", "24"]
     # Habana's fused optimizer adds epsilon to a root that it has not corrected for bias: a larger one, in early steps.
     settings += ["--adam_epsilon", "1e-10"]
     argv = ["--model_name_or_path", model, "--output_dir", output, *settings, *flags]
@@ -126,6 +135,16 @@ def flags_of(name: str, squad_files: Path, negatives: Path) -> list:
     return flags + ["--num_beams", "3"] * (name == "bart")
 
 
+def jobs_of_graphs(folder: Path, squad_files: Path) -> list[tuple[str, dict]]:
+    """Return device and run of trainings with checkpointed layers, and of one with many lengths, one in each first step."""
+    train = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps"]
+    checkpointed = [*train, STEPS, "--gradient_checkpointing"]
+    jobs = [(device, job(name, folder, device, checkpointed, "_checkpointed")) for device, name in CHECKPOINTED]
+    lengths = [*train, MANY_SHAPES, "--do_eval", "--validation_file", squad_files / "dev.json"]
+    lengths += ["--length_buckets", "auto", MANY_SHAPES, "--per_device_eval_batch_size", "1"]
+    return [*jobs, ("compile", job("bert", folder, "compile", lengths, "_lengths", batch=1, length=128))]
+
+
 @pytest.fixture(scope="module")
 def runs(simulated_gaudi, squad_files, negatives, causal_models, two_questions, tmp_path_factory) -> Path:
     """Return a folder with the output of each run, in `cpu/bert`, `lazy/bert` and so on, and each process's counts."""
@@ -136,11 +155,13 @@ def runs(simulated_gaudi, squad_files, negatives, causal_models, two_questions, 
     (folder / "gaudi_config" / "gaudi_config.json").write_text(json.dumps(settings))
     jobs = {
         device: [job(name, folder, device, flags_of(name, squad_files, negatives)) for name in names]
-        for device, names in (("cpu", READERS + WRITERS), ("lazy", READERS + WRITERS), ("compile", [COMPILED]))
+        for device, names in (("cpu", READERS + WRITERS), ("lazy", READERS + WRITERS), ("compile", COMPILED))
     }
     once = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", "1"]
-    unpatched = job("bart_unpatched", folder, "lazy", once) | {"without": ["qa.device", "patch_bart"]}
+    unpatched = job("bart", folder, "lazy", once, "_unpatched") | {"without": ["qa.device", "patch_bart"]}
     jobs["lazy"].insert(0, unpatched)  # before the others: a patch stays in its process
+    for device, run in jobs_of_graphs(folder, squad_files):
+        jobs[device].append(run)
     rows = two_questions / "plain.jsonl"
     jobs["lazy"] += [learning_job(name, folder, causal_models / name, rows) for name in LEARNERS]
     started = {device: start(simulated_gaudi, folder, device, jobs[device]) for device in jobs}
@@ -233,12 +254,30 @@ def test_the_runs_used_the_card_as_their_flags_say(runs):
     lazy, compiled = (load(runs / f"{device}_counts.json") for device in ("lazy", "compile"))
     assert lazy["lazy"] and lazy["mark_steps"] > 0 and lazy["compiles"] == 0
     assert lazy["input_shapes"]["train"] == len(SETTINGS) + len(CAUSAL_KINDS)  # one each
-    assert not compiled["lazy"] and compiled["compiles"] == 2 and compiled["mark_steps"] == 0  # forward and backward
+    assert not compiled["lazy"] and compiled["mark_steps"] == compiled["symbolic_graphs"] == 0
+    shapes = compiled["input_shapes"]
+    assert shapes["train"] == len(COMPILED) + MANY_SHAPES and shapes["eval"] > 8
+    assert shapes["generate"] == 3  # BART's encoder, its first step, and all others
+    # Forward and backward in training; ALBERT trains twice.
+    assert compiled["compiles"] == 2 * (shapes["train"] + 1) + shapes["eval"] + shapes["generate"]
     for name in READERS + WRITERS:
         counts = load(runs / "lazy" / name / "counts.json")
         assert counts["ops"] > 1000 and counts["mark_steps"] >= STEPS, name
         assert counts["graph_wraps"] == 1 and counts["graph_replays"] > counts["graph_captures"] > 0, name
     assert not list(runs.glob("cpu_counts.json"))
+
+
+@pytest.mark.parametrize("device, name", CHECKPOINTED)
+def test_gradient_checkpointing_changes_no_loss(runs, device, name):
+    """On a Gaudi it failed in lazy mode: optimum-habana calls a private function of PyTorch that has changed."""
+    _, whole = outputs(runs, device, name)
+    checkpointed = runs / device / f"{name}_checkpointed"
+    assert not (checkpointed / "error.txt").exists(), (checkpointed / "error.txt").read_text()
+    assert losses_of(checkpointed) == pytest.approx(losses_of(whole), abs=LOSS_TOLERANCE)
+    once, again = (load(folder / "counts.json")["recomputed"] for folder in (whole, checkpointed))
+    assert once == 0 and (
+        again > 10 * STEPS or device == "compile"
+    )  # no layer of a graph is called within its backward
 
 
 @pytest.mark.parametrize("name", READERS + WRITERS)

@@ -100,6 +100,10 @@ def on_gaudi(simulated_gaudi, steady_models, squad_files, tmp_path_factory):
             ]
         runs[number] = {"script": script, "flags": flags, "without": [without] if without else []}
     (folder / "gaudi_config.json").write_text(json.dumps(dict.fromkeys(GAUDI_CONFIG, True)))
+    for script in SCRIPTS:
+        flags = flags_of(script, steady_models, squad_files, folder / str(len(runs))) + gaudi
+        cases.append((script, 1, "checkpointed"))
+        runs[len(runs)] = {"script": script, "flags": [*flags, "--gradient_checkpointing"]}
     cases.append(("run_qa", 1, "fused"))
     flags = flags_of("run_qa", steady_models, squad_files, folder / str(len(runs))) + gaudi
     runs[len(runs)] = {"script": "run_qa", "flags": [*flags, "--gaudi_config_name", str(folder), "--bf16"]}
@@ -134,6 +138,12 @@ def test_accumulated_steps_do_not_change_the_loss(on_cpu, script):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_accumulated_steps_do_not_change_the_loss_on_a_gaudi(on_cpu, on_gaudi, script, steps):
     assert losses_of(on_gaudi[script, steps, None]) == pytest.approx(on_cpu[script, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_gradient_checkpointing_does_not_change_the_loss_in_eager_mode(on_cpu, on_gaudi, script):
+    """With reentrant autograd optimum-habana's T5 repeats its layers without end, until the memory is full."""
+    assert losses_of(on_gaudi[script, 1, "checkpointed"]) == pytest.approx(on_cpu[script, 1], abs=1e-4)
 
 
 @pytest.mark.parametrize(

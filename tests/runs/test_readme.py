@@ -398,20 +398,19 @@ def check_counts(words: list[str], counts: dict) -> None:
     """Check that a run on the simulated Gaudi exercised what its command line says, with the fewest shapes.
 
     One for training and one for evaluation; a model that writes is also called for the score of what it wrote, and
-    with negatives for that of the empty answer.
+    with negatives for that of the empty answer. A compiled run has one graph for each, and another for the backward
+    of the training: no graph with a symbolic shape, and nothing that runs without one.
     """
     assert counts["ops"] > 0
     compiled = "--torch_compile" in words
-    assert (counts["compiles"] > 0, counts["mark_steps"] > 0, counts["mark_steps_ignored"] > 0) == (
-        compiled,
-        not compiled,
-        False,
-    )
+    assert (counts["mark_steps"] > 0, counts["mark_steps_ignored"] > 0) == (not compiled, False)
     graphs = "--use_hpu_graphs_for_inference" in words
     assert [counts[name] > 0 for name in ("graph_wraps", "graph_captures", "graph_replays")] == [graphs] * 3
     calls = 3 if "--version_2_with_negative" in words else 1
     shapes = {"train": int("--do_train" in words), "eval": calls}
     assert {phase: counts["input_shapes"][phase] for phase in shapes} == shapes
+    assert counts["compiles"] == (2 * shapes["train"] + shapes["eval"]) * compiled
+    assert counts["symbolic_graphs"] == 0
 
 
 @pytest.mark.parametrize(
@@ -428,6 +427,11 @@ def test_a_recipe_with_a_mistake_would_be_noticed(stand_ins, tmp_path, right, wr
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ") and message in line]
 
 
+# The counts of a compiled run that differ from those of a lazy one.
+COMPILED = {"mark_steps": 0, "graph_wraps": 0, "graph_captures": 0, "graph_replays": 0, "compiles": 3}
+COMPILED |= {"input_shapes": {"train": 1, "eval": 1}}
+
+
 @pytest.mark.parametrize(
     "recipe, changed",
     [
@@ -435,15 +439,19 @@ def test_a_recipe_with_a_mistake_would_be_noticed(stand_ins, tmp_path, right, wr
         ("T5-small on SQuAD2.0", {"mark_steps_ignored": 3}),
         ("T5-small on SQuAD2.0", {"graph_replays": 0}),
         ("T5-small on SQuAD2.0", {"input_shapes": {"train": 2, "eval": 3}}),
+        ("T5-small on SQuAD2.0", {"compiles": 1}),
         ("BERT-large on one card", {}),  # the counts of a lazy run
         ("BERT-large on one card", {"mark_steps": 0, "graph_wraps": 0, "graph_captures": 0, "graph_replays": 0}),
+        ("BERT-large on one card", COMPILED | {"compiles": 2}),  # an evaluation without a graph
+        ("BERT-large on one card", COMPILED | {"symbolic_graphs": 1}),
         ("inference only", {"ops": 0}),
     ],
 )
 def test_a_run_that_ignores_its_flags_would_be_noticed(recipe, changed):
     lazy = {"ops": 9, "mark_steps": 9, "mark_steps_ignored": 0, "compiles": 0, "graph_wraps": 1, "graph_captures": 1}
-    lazy |= {"graph_replays": 9, "input_shapes": {"train": 1, "eval": 3}}
+    lazy |= {"graph_replays": 9, "input_shapes": {"train": 1, "eval": 3}, "symbolic_graphs": 0}
     check_counts(words_of(RECIPES["T5-small on SQuAD2.0"]), lazy)
+    check_counts(words_of(RECIPES["BERT-large on one card"]), lazy | COMPILED)
     with pytest.raises(AssertionError):
         check_counts(words_of(RECIPES[recipe]), lazy | changed)
 
@@ -461,6 +469,7 @@ def test_a_rank_that_differs_from_the_others_would_be_noticed(changed):
     words = words_of(T5_ON_EIGHT_CARDS)
     count = {"ops": 9, "mark_steps": 9, "mark_steps_ignored": 0, "compiles": 0, "graph_wraps": 1, "graph_captures": 1}
     count |= {"graph_replays": 9, "collectives": 9, "input_shapes": {"train": 1, "eval": 3, "all": 4}}
+    count |= {"symbolic_graphs": 0}
     counts = [count | {"rank": rank} for rank in range(8)]
     check_ranks(words, counts)
     for wrong in ([*counts[:5], counts[5] | changed, *counts[6:]], counts[:7]):

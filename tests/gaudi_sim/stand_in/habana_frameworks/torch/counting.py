@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 
 
-counters = Counter()  # mark_steps, mark_steps_ignored, graph_wraps, graph_captures, graph_replays, compiles
+counters = Counter()  # how often what happened: the names of `counts`
 shapes = {"train": set(), "eval": set(), "generate": set()}  # what the model was called with
 call_module = torch.nn.Module.__call__
 
@@ -40,6 +40,7 @@ def counts() -> dict:
         "graph_captures": counters["graph_captures"],
         "graph_replays": counters["graph_replays"],
         "compiles": counters["compiles"],
+        "symbolic_graphs": counters["symbolic_graphs"],
         "collectives": torch.ops.simulated_gaudi.collectives(),
         "input_shapes": {**seen, "all": sum(seen.values())},
     }
@@ -113,12 +114,13 @@ def line() -> str:
     """Return the counts in one line."""
     now = counts()
     ignored = f" ({now['mark_steps_ignored']} ignored: eager mode)" if now["mark_steps_ignored"] else ""
+    symbolic = f" ({now['symbolic_graphs']} symbolic)" if now["symbolic_graphs"] else ""
     seen = now["input_shapes"]
     phases = ", ".join(f"{phase} {seen[phase]}" for phase in shapes)
     return (
         f"simulated Gaudi: ops {now['ops']}, mark_steps {now['mark_steps']}{ignored}, "
         f"graph wraps {now['graph_wraps']}, graph captures {now['graph_captures']}, "
-        f"graph replays {now['graph_replays']}, compiles {now['compiles']}, collectives {now['collectives']}, "
+        f"graph replays {now['graph_replays']}, compiles {now['compiles']}{symbolic}, collectives {now['collectives']}, "
         f"input shapes {seen['all']} ({phases})"
     )
 

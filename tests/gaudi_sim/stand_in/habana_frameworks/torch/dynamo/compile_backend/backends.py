@@ -10,9 +10,16 @@ from ... import counting
 
 
 def compile_graph(graph: torch.fx.GraphModule, inputs):
-    """Count a compilation: of a forward, of a backward, of a shape not seen before. Runs the graph as it is."""
+    """Count a compilation: of a forward, of a backward, of a shape not seen before. Run the graph as it is."""
     counting.counters["compiles"] += 1
+    places = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
+    counting.counters["symbolic_graphs"] += not all(is_static(place) for place in places)
     return make_boxed_func(TracedLayouts(graph).run)
+
+
+def is_static(place) -> bool:
+    """Return whether an input of a graph is a tensor of a fixed shape."""
+    return isinstance(place, torch.Tensor) and all(isinstance(size, int) for size in place.shape)
 
 
 class TracedLayouts(torch.fx.Interpreter):

@@ -1,0 +1,49 @@
+"""Graphs that `torch.compile` makes for a Gaudi: static ones, one for each shape of each kind of call.
+
+A training has a forward and a backward for each shape, an evaluation a forward. A model that writes has three more for each
+shape: of its encoder, of the first step of a text, and of all others.
+"""
+
+import numpy as np
+import torch
+
+
+# Of a model for a shape, at most: six in an evaluation of answers that are written, two scores of them among these. All
+# modules share PyTorch's limit, because it counts the graphs of `Module.__call__`.
+CALLS = 8
+
+
+def allow_graphs(features: dict) -> None:
+    """Let `torch.compile` have a graph for each shape of a run: beyond its limit PyTorch computes a shape without one.
+
+    Args:
+        features: by split, with their widths.
+    """
+    widths = sum(1 if part.widths is None else len(np.unique(part.widths)) for part in features.values())
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, CALLS * widths)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, CALLS * widths)
+
+
+class CompiledCalls:
+    """Modules whose calls within a `with` block are those of compiled graphs.
+
+    `torch.compile` of a module makes another module. This is for code that calls the module itself, as `generate` does.
+
+    Args:
+        settings: those of `torch.compile`.
+    """
+
+    def __init__(self, *modules: torch.nn.Module, **settings):
+        self.calls = {module: torch.compile(module._call_impl, **settings) for module in modules}
+
+    def __enter__(self) -> None:
+        self.before = {module: module._compiled_call_impl for module in self.calls}
+        self.set(self.calls)
+
+    def __exit__(self, *error) -> None:
+        self.set(self.before)
+
+    def set(self, calls: dict) -> None:
+        for module, call in calls.items():
+            module._compiled_call_impl = call
