@@ -17,7 +17,7 @@ import torch
 
 from qa.command_line import read_bool
 from qa.errors import UserError
-from qa.gaudi_flags import flags_without_effect
+from qa.gaudi_flags import compiles, flags_without_effect
 from qa.preflight import (
     gaudi_is_usable,
     quiet_imports,
@@ -230,8 +230,7 @@ class DeviceChoice:
 
     def choose_defaults(self) -> None:
         """Set defaults of the libraries that suit nobody: every tracker, bars in files, one warning from each rank."""
-        compiles = self.torch_compile or self.torch_compile_backend is not None or self.torch_compile_mode is not None
-        if self.compile_dynamic is None and self.use_habana and compiles:
+        if self.compile_dynamic is None and self.use_habana and compiles(self):
             self.compile_dynamic = False  # PyTorch would make one symbolic graph for all shapes except the first
         if self.report_to is None:  # all that are installed: W&B without a login ends the run
             self.report_to = "none"
