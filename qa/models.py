@@ -87,9 +87,8 @@ def check_model(
     with loading_problems(auto_class, "model_name_or_path", model_args):
         weightless = build_weightless(auto_class, config, model_args.trust_remote_code)
     omit_surplus_token_types(config, tokenizer)
-    problems = vocabulary_problems(weightless, tokenizer) + (
-        checkpointing_problems(weightless) if checkpointing else []
-    )
+    problems = vocabulary_problems(weightless, tokenizer)
+    problems += checkpointing_problems(weightless) if checkpointing else []
     sizes = None if hasattr(config, "quantization_config") else read_sizes(model_args, remote)
     if sizes is not None:
         problems += [f"--model_name_or_path {name}: {problem}" for problem in checkpoint_problems(weightless, sizes)]
@@ -127,9 +126,8 @@ def vocabulary_problems(model: torch.nn.Module, tokenizer) -> list[str]:
 
 def checkpointing_problems(model: torch.nn.Module) -> list[str]:
     """Return the problem with a model whose layers transformers cannot checkpoint."""
-    if model.supports_gradient_checkpointing and any(
-        hasattr(part, "gradient_checkpointing") for part in model.modules()
-    ):
+    has_layers = any(hasattr(part, "gradient_checkpointing") for part in model.modules())
+    if model.supports_gradient_checkpointing and has_layers:
         return []
     return [
         f"--gradient_checkpointing: {type(model).__name__} does not support it; omit it, and save memory with a lower "
@@ -154,9 +152,7 @@ def load_extractive_model(config, model_args: ModelArguments):
         UserError: it cannot be loaded, or the checkpoint lacks tensors that are no part of the head.
     """
     if is_causal(config):
-        config.use_cache = (
-            False  # nothing reads it, and it would keep the states of all layers, also of checkpointed ones
-        )
+        config.use_cache = False  # nothing reads the states, and layers that are checkpointed do not return them
     return load_model(AutoModelForQuestionAnswering, config, model_args)
 
 

@@ -33,7 +33,7 @@ class Calls:
     def __call__(self, module, inputs) -> None:
         import torch
 
-        if torch.compiler.is_compiling():  # a graph that counts would be compiled anew with every step
+        if torch.compiler.is_compiling():  # a graph that counts would be compiled again in every step
             return
         self.recomputed += torch._C._current_graph_task_id() >= 0
         if isinstance(module, torch.nn.Embedding) and inputs and inputs[0].device.type == "cpu":

@@ -7,7 +7,7 @@ from .. import counting, hpu
 
 def mark_step(device_str: str = "", sync: bool = False) -> None:
     """In lazy mode the end of what is compiled as one; in eager mode it does nothing on a card either."""
-    if torch.compiler.is_compiling():  # a count that a graph depends on would compile it anew with every step
+    if torch.compiler.is_compiling():  # a count that a graph depends on would compile it again in every step
         return
     counting.counters["mark_steps" if counting.is_lazy() else "mark_steps_ignored"] += 1
 
