@@ -24,6 +24,7 @@ from qa.buckets import (
 from qa.device import trainer_class
 from qa.earlier import is_generated
 from qa.identity import RunRecord
+from qa.out_of_memory import BatchNotes
 from qa.saving import WholeSaves
 from qa.speed import TrainingSpeed, evaluation_speed
 from qa.stopping import StoppableTraining
@@ -190,13 +191,13 @@ class AnswerEvaluation(LengthBuckets):
 
     def run_model(self, loader, features, stage: str, **settings):
         """Run the model on the features in `loader`, and return the loop's output; `kept` holds what answers need."""
-        group = eval_group(self.args)
+        self.stage_name, group = {"eval": "evaluation", "predict": "prediction"}[stage], eval_group(self.args)
         self.begun, self.features_asked = [], len(features)
         self.kept = PreallocatedArrays(-(-len(features) // group) * group)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         # A run that resumes where this evaluation was takes the same dropout without it.
         with torch.random.fork_rng(devices=[]):
-            return loop(loader, "Evaluation" if stage == "eval" else "Prediction", **settings)
+            return loop(loader, self.stage_name.capitalize(), **settings)
 
     def answer_and_score(self, examples, features, stage: str) -> list:
         """Turn the kept outputs into answers, score them and write their files; return answers and scores."""
@@ -285,7 +286,9 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
     return result
 
 
-class WholeTraining(StoppableTraining, Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, RunFiles):
+class WholeTraining(
+    BatchNotes, StoppableTraining, Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, RunFiles
+):
     """Mixin for a trainer: how both scripts' trainers stop, resume, count, choose, time, answer and save."""
 
 

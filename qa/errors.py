@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from qa.out_of_memory import memory_problem
+
 
 class UserError(Exception):
     """A run that cannot be done as asked; `problems` holds the reasons, one line each, and what to do.
@@ -100,8 +102,9 @@ def run_or_exit(main: Callable[[], None]) -> None:
 
     A `Stopped` has a line and an exit status of its own.
     Each problem of a `UserError` is a line on stderr. A disk without room is a line too: the same command goes on once
-    there is room. Of another error the line has the type, the text and the places where it passed through. Tracebacks are
-    printed after `show_tracebacks`, or with `--debug_traceback` among the program's words.
+    there is room. So is a lack of memory, see `qa.out_of_memory`. Of another error the line has the type, the text and the
+    places where it passed through. Tracebacks are printed after `show_tracebacks`, or with `--debug_traceback` among the
+    program's words.
     """
     try:
         main()
@@ -136,7 +139,7 @@ def problems_of(error: Exception) -> tuple[str, ...]:
         where = f" ({error.filename})" if error.filename else ""
         advice = "free some room and start the same command again, which goes on from the last checkpoint"
         return (f"the disk is full{where}: {error.strerror}; {advice}",)
-    return (unexpected(error),)
+    return (memory_problem(error) or unexpected(error),)
 
 
 def unexpected(error: Exception) -> str:

@@ -22,6 +22,7 @@ from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, 
 from qa.errors import UserError, in_one_line, reason_of, short
 from qa.hub import loading_problem
 from qa.limits import LIMITS
+from qa.out_of_memory import memory_problem
 from qa.upstream import own_generation_ignored, trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
 from qa.windows import Template
@@ -211,6 +212,8 @@ def loading_problems(auto_class: type, flag: str, model_args: ModelArguments) ->
             raise FileNotFoundError("it has no config.json")  # transformers would guess the type by the folder's name
         yield
     except Exception as error:  # the files can hold anything
+        if memory_problem(error) is not None:
+            raise
         reason = why_unreadable(Path(name), auto_class) or reason_of(error)
         failure = f"cannot be loaded with {auto_class.__name__}: {reason}"
         raise UserError(loading_problem(error, flag, name, model_args, failure)) from error

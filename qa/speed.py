@@ -30,10 +30,11 @@ class Mark:
 class TrainingSpeed:
     """Mixin for a trainer: adds the speed of the training to the metrics that `train` returns."""
 
-    def train(self, *args, **kwargs):
+    def _inner_training_loop(self, *args, **kwargs):
+        """Train; --auto_find_batch_size calls this for each batch size that it tries."""
         self.now, self.marks, self.real, self.steps = Mark(0, 0, 0, 0, 0, 0), [], [], 0
         self.paused = {"evaluation": 0.0, "saving": 0.0}
-        return super().train(*args, **kwargs)
+        return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict, *args, **kwargs) -> None:
         """Log as the base does; the last entry is the training's own metrics, to which the speed is added."""

@@ -140,7 +140,16 @@ void free_adopted(void* context) {
   delete adopted;
 }
 
+// A card of SIMULATED_GAUDI_MEMORY bytes that is full says so in the words of Habana's bridge.
+void check_room(size_t bytes) {
+  const char* most = std::getenv("SIMULATED_GAUDI_MEMORY");
+  const bool fits = most == nullptr || *most == '\0' || bytes_in_use + static_cast<int64_t>(bytes) <= std::atoll(most);
+  TORCH_CHECK(
+      fits, "[Rank:0] FATAL ERROR :: MODULE:PT_DEVMEM Allocation failed for size::", bytes, " (", bytes >> 20, ")MB");
+}
+
 c10::DataPtr adopt(c10::DataPtr memory, size_t bytes) {
+  check_room(bytes);
   void* address = memory.get();
   count_bytes(static_cast<int64_t>(bytes));
   auto* adopted = new Adopted{std::move(memory), static_cast<int64_t>(bytes)};

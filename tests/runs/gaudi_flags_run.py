@@ -1,10 +1,13 @@
 """Runs of the scripts in one process on the simulated Gaudi, for test_gaudi_flags.py.
 
-    python tests/runs/gaudi_flags_run.py RUNS_JSON     {name: {"script": ..., "flags": [...], "lazy": true}}
+    python tests/runs/gaudi_flags_run.py RUNS_JSON     {name: {"script": ..., "flags": [...], "lazy": true, "memory": 9}}
+
+`memory` is how many bytes of the card a run may take, null for no limit.
 
 Each run leaves `seen.json` in its --output_dir: what shows whether its flags had an effect.
 """
 
+import gc
 import importlib
 import json
 import logging
@@ -27,7 +30,7 @@ import torch  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 import qa.stages  # noqa: E402
-from qa.errors import Stopped, UserError  # noqa: E402
+from qa.errors import Stopped, UserError, problems_of  # noqa: E402
 
 
 class Copies(TorchFunctionMode):
@@ -68,7 +71,7 @@ def recorded(owner, name: str, calls: list):
     setattr(owner, name, staticmethod(function) if isinstance(owner, type) else function)
 
 
-def run(script: str, flags: list[str], lazy: bool) -> dict:
+def run(script: str, flags: list[str], lazy: bool, memory: int | None) -> dict:
     """Run a script's main; return what it used, or the problems that end it."""
     from habana_frameworks.torch import counting, hpu
     from habana_frameworks.torch.hpex import kernels
@@ -78,6 +81,9 @@ def run(script: str, flags: list[str], lazy: bool) -> dict:
     dynamo = {name: getattr(torch._dynamo.config, name) for name in DYNAMO}
     main, stages_run = importlib.import_module(script), qa.stages.run
     os.environ["PT_HPU_LAZY_MODE"] = str(int(lazy))
+    gc.collect()  # of the run before
+    if memory is not None:
+        os.environ["SIMULATED_GAUDI_MEMORY"] = str(hpu.memory_allocated() + memory)
 
     def run_and_keep(trainer, *args, **kwargs) -> None:
         trainers.append(trainer)
@@ -93,8 +99,8 @@ def run(script: str, flags: list[str], lazy: bool) -> dict:
     try:
         with watch, recorded(kernels.FusedSDPA, "apply", attended), recorded(hpu, "wrap_in_hpu_graph", wrapped):
             main.main(flags)
-    except UserError as error:
-        problems = list(error.problems)
+    except (UserError, RuntimeError) as error:
+        problems = list(problems_of(error))
     except Stopped:
         pass
     logging.getLogger().removeHandler(lines)
@@ -121,6 +127,7 @@ def settings_of(trainer) -> dict:
     model, optimizer = trainer.model, getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     return {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "batch_size": trainer.state.train_batch_size,
         "modules": sorted({type(module).__name__ for module in model.modules()}),
         "outermost": type(trainer.model_wrapped).__name__,
         "optimizer": type(optimizer).__name__,
@@ -136,7 +143,7 @@ def main() -> None:
         folder = Path(task["flags"][task["flags"].index("--output_dir") + 1])
         folder.mkdir(parents=True)
         os.chdir(folder.parent)
-        seen = run(task["script"], task["flags"], task["lazy"])
+        seen = run(task["script"], task["flags"], task["lazy"], task["memory"])
         folder.mkdir(exist_ok=True)
         (folder / "seen.json").write_text(json.dumps(seen))
 

@@ -14,6 +14,11 @@ from small_tokenizers import make_tokenizers
 
 COMPILE = ["--torch_compile", "--torch_compile_backend", "hpu_backend"]
 EVALUATE = ["--do_eval", "--max_eval_samples", 8, "--per_device_eval_batch_size", 4]
+LARGE = ["--per_device_train_batch_size", 8, "--max_steps", 4]
+FIND = ["--auto_find_batch_size", "--save_strategy", "steps", "--save_steps", 2]
+MEMORY = dict.fromkeys(
+    ("too large", "found", "found and resumed"), 3 * 2**20
+)  # bytes; with batches of 8 it takes 7 MB
 # Runs by name: model, mode and flags. Those of a run have different places in what is seen of it.
 RUNS = {
     "plain": ("bert", "lazy", EVALUATE),
@@ -46,6 +51,9 @@ RUNS = {
         + ["--inline_inbuilt_nn_modules", False, "--allow_unspec_int_on_nn_module", True],
     ),
     "first step": ("bert", "compile", ["--compile_from_sec_iteration", "--max_steps", 1]),
+    "too large": ("bert", "lazy", LARGE),
+    "found": ("bert", "lazy", [*LARGE, *FIND]),
+    "found and resumed": ("bert", "lazy", [*LARGE, *FIND, "--resume_from_checkpoint", "../found/out/checkpoint-2"]),
     "dropout": ("bert_dropout", "eager", []),
     "no dropout": ("bert_still", "eager", []),
     "dropout of xlm-roberta": ("xlm-roberta_dropout", "eager", []),
@@ -221,7 +229,7 @@ def seen(simulated_gaudi, models, squad_files, tmp_path_factory) -> dict[str, di
     for name, (model, mode, flags) in runs.items():
         script = "run_seq2seq_qa" if model == "t5" else "run_qa"
         flags = flags_of(folder / name / "out", models[model], squad_files, mode, flags)
-        tasks[name] = {"script": script, "flags": flags, "lazy": mode == "lazy"}
+        tasks[name] = {"script": script, "flags": flags, "lazy": mode == "lazy", "memory": MEMORY.get(name)}
     (folder / "runs.json").write_text(json.dumps(tasks))
     command = [sys.executable, str(ROOT / "tests" / "runs" / "gaudi_flags_run.py"), str(folder / "runs.json")]
     env = simulated_gaudi.environment() | {"OMP_NUM_THREADS": "1"}
@@ -276,7 +284,7 @@ def test_flags_without_effect_are_named_in_a_line(seen):
     (line,) = (line for line in seen["unused"]["lines"] if line.startswith("Without effect"))
     flags = [f"--{flag} (needs {needed})" for flag, (_, needed) in UNUSED.items()]
     assert sorted(line.removeprefix("Without effect in this run: ").split(", ")) == sorted(flags)
-    assert all(not found["problems"] for name, found in seen.items() if name not in REFUSED)
+    assert all(not found["problems"] for name, found in seen.items() if name not in (*REFUSED, "too large"))
     named = [name for name, found in seen.items() if any(line.startswith("Without effect") for line in found["lines"])]
     assert named == ["unused"]
 
@@ -293,3 +301,18 @@ def test_attention_by_habanas_kernel_has_the_losses_of_plain_attention(seen):
     """A decoder's: without a mask it would see padding and later tokens."""
     assert seen["fused"]["losses"] == pytest.approx(seen["not fused"]["losses"], abs=1e-4)
     assert seen["fused"]["attended"] and not seen["not fused"]["attended"]
+
+
+def test_a_card_without_memory_ends_the_run_in_a_line(seen):
+    (line,) = seen["too large"]["problems"]
+    assert line.startswith(
+        "out of memory on hpu in step 1 of the training, with a batch of 8 features of 96 tokens ("
+    )
+    assert "Allocation failed for size" in line and "add --auto_find_batch_size" in line
+
+
+def test_a_batch_size_that_fits_is_found(seen):
+    """And the run goes on from its checkpoint with that batch size."""
+    found, resumed = seen["found"], seen["found and resumed"]
+    assert 0 < found["batch_size"] < 8 and resumed["batch_size"] == found["batch_size"]
+    assert len(found["losses"]) == 4 and resumed["losses"] == found["losses"]
