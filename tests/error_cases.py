@@ -98,6 +98,7 @@ COMMAND_LINE = [
             --answer_language klingon
             --on_bad_rows ignore
             --ambiguous_answers last
+            --attn_implementation fast
             --length_buckets a b
             --length_buckets auto 0
             --length_buckets 256 128

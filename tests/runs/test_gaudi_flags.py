@@ -305,9 +305,7 @@ def test_attention_by_habanas_kernel_has_the_losses_of_plain_attention(seen):
 
 def test_a_card_without_memory_ends_the_run_in_a_line(seen):
     (line,) = seen["too large"]["problems"]
-    assert line.startswith(
-        "out of memory on hpu in step 1 of the training, with a batch of 8 features of 96 tokens ("
-    )
+    assert line.startswith("out of memory on hpu in step 1 of the training, with a batch of 8 features of 96 tokens (")
     assert "Allocation failed for size" in line and "add --auto_find_batch_size" in line
 
 
