@@ -43,7 +43,7 @@ RUNS = {
         ["--attn_implementation", "gaudi_fused_sdpa", "--flash_attention_recompute", "--flash_attention_fast_softmax"],
     ),
     "not fused": ("smollm3", "eager", ["--attn_implementation", "eager"]),
-    "writes": ("t5", "lazy", [*EVALUATE, "--predict_with_generate", "--ignore_eos", False]),
+    "writes": ("t5", "eager", [*EVALUATE, "--predict_with_generate", "--ignore_eos", False]),
     "compiled": (
         "bert",
         "compile",

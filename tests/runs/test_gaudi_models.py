@@ -39,7 +39,7 @@ GAUDI_FLAGS = {
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Models of 2 layers, 32 wide. Without dropout, since optimum-habana's BERT leaves out that of attention; with weights so
+# Models of 2 layers, 32 wide. Without dropout, whose masks are others on another device; with weights so
 # large that no two answers score nearly alike, and T5's not larger, or its attention saturates and magnifies rounding.
 
 ENCODER = {
