@@ -81,8 +81,8 @@ def run(script: str, flags: list[str], lazy: bool, memory: int | None) -> dict:
     dynamo = {name: getattr(torch._dynamo.config, name) for name in DYNAMO}
     main, stages_run = importlib.import_module(script), qa.stages.run
     os.environ["PT_HPU_LAZY_MODE"] = str(int(lazy))
-    gc.collect()  # of the run before
     if memory is not None:
+        gc.collect()  # of the run before
         os.environ["SIMULATED_GAUDI_MEMORY"] = str(hpu.memory_allocated() + memory)
 
     def run_and_keep(trainer, *args, **kwargs) -> None:
@@ -92,7 +92,8 @@ def run(script: str, flags: list[str], lazy: bool, memory: int | None) -> dict:
 
     main.run = run_and_keep
     logging.getLogger().addHandler(lines)
-    torch.compiler.reset()
+    if "--torch_compile" in flags:
+        torch.compiler.reset()
     torch._C._set_math_sdp_allow_fp16_bf16_reduction(False)
     problems = []
     watch = copies if "--non_blocking_data_copy" in flags else nullcontext()  # a mode keeps graphs from being compiled
