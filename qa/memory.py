@@ -33,23 +33,22 @@ MOST_POSITIONS = 2**27  # batch x length x length of a step that is tried here: 
 
 @dataclass
 class Memory:
-    """Bytes on one device; `optimizer` and `activations` are None where they are not known.
+    """Bytes on one device; `optimizer`, `activations` and `step` are None where they are not known.
 
-    `scratch` is what an update of the weights needs in between, `lasting` the part of the gradients that is there during the
-    whole step.
+    `step` is the most that a step needs: its activations, with those gradients that are there at that time. `scratch` is
+    what an update of the weights needs in between.
     """
 
     weights: int
     gradients: int
     optimizer: int | None
     activations: int | None
+    step: int | None
     scratch: int
-    lasting: int
 
     def total(self) -> int:
-        """Return the bytes at the peak: with all the activations, or with all the gradients and an update."""
-        largest = max((self.activations or 0) + self.lasting, self.gradients + self.scratch)
-        return self.weights + (self.optimizer or 0) + largest
+        """Return the bytes at the peak, which is in a step or in an update."""
+        return self.weights + (self.optimizer or 0) + max(self.step or 0, self.gradients + self.scratch)
 
 
 def estimate_memory(
@@ -73,21 +72,26 @@ def estimate_memory(
     prepare(model, training_args)
     dtype = autocast_type(training_args)
 
-    def peak(number: int) -> int:
+    def peaks(number: int) -> np.ndarray:
         step = collate(largest_batch(part, number, collate.length))
-        return training_peak(model, step, dtype) if trains else forward_peak(model, step, dtype, answer_length)
+        return training_peaks(model, step, dtype) if trains else forward_peaks(model, step, dtype, answer_length)
 
-    activations = peak_of_batch(peak, batch, len(collate(largest_batch(part, 1, collate.length))["input_ids"][0]))
+    length = len(collate(largest_batch(part, 1, collate.length))["input_ids"][0])
+    activations, step = peaks_of_batch(peaks, batch, length)
     if not trains:
-        return Memory(weights, gradients=0, optimizer=0, activations=activations, scratch=0, lasting=0)
+        return Memory(weights, gradients=0, optimizer=0, activations=activations, step=step, scratch=0)
+    if step is not None and has_lasting_gradients(training_args):
+        step = activations + gradients
+    elif step is not None and has_copies(training_args):
+        step += gradients // 2
     largest = max((weight.numel() for weight in model.parameters() if weight.requires_grad), default=0)
     return Memory(
         weights,
         gradients,
         optimizer,
         activations,
+        step,
         scratch=2 * 4 * largest,  # AdamW updates one tensor at a time, and makes two more of its size
-        lasting=lasting_gradients(gradients, training_args),
     )
 
 
@@ -111,11 +115,10 @@ def parameter_bytes(model: torch.nn.Module, training_args) -> tuple[int, int, in
     return width * every // shares[0], copies * width * trained // shares[1], optimizer
 
 
-def lasting_gradients(gradients: int, training_args) -> int:
-    """Return the bytes of gradients that are there during a whole step: of earlier batches, and the copies of several ranks."""
-    if training_args.gradient_accumulation_steps > 1:
-        return gradients
-    return gradients // 2 if has_copies(training_args) else 0
+def has_lasting_gradients(training_args) -> bool:
+    """Return whether all gradients are there during a whole step: those of earlier batches, or buffers for their shares."""
+    accumulates = training_args.gradient_accumulation_steps > 1
+    return bool(accumulates or training_args.deepspeed or training_args.fsdp)
 
 
 def has_copies(training_args) -> bool:
@@ -169,55 +172,57 @@ def largest_batch(part, number: int, length: int | None) -> list[dict]:
     return [part[index] for index in chosen]
 
 
-def peak_of_batch(peak: Callable[[int], int], batch: int, length: int) -> int | None:
+def peaks_of_batch(peaks: Callable[[int], np.ndarray], batch: int, length: int) -> list[int | None]:
     """Return the bytes of a step of N features; those of a large batch follow from two smaller ones, since they rise evenly.
 
     Args:
-        peak: returns the bytes of a step of the number of features that it gets.
+        peaks: returns the bytes, (2,), of a step of the number of features that it gets.
 
     Returns:
-        None where the step needs values, as the routers of experts do.
+        Twice None where the step needs values, as the routers of experts do.
     """
     most = max(2, MOST_POSITIONS // length**2)
     try:
         if batch <= most:
-            return peak(batch)
-        whole, half = peak(most), peak(most // 2)
-        return whole + (whole - half) * (batch - most) // (most - most // 2)
+            return peaks(batch).tolist()
+        whole, half = peaks(most), peaks(most // 2)
+        return (whole + (whole - half) * (batch - most) // (most - most // 2)).tolist()
     except Exception as error:  # the model's code, and that of its kernels
         logger.warning(f"The memory of a step is not known: {type(error).__name__}: {in_one_line(error)}")
-        return None
+        return [None, None]
 
 
-def training_peak(model: torch.nn.Module, batch: dict, dtype: torch.dtype | None) -> int:
-    """Return the bytes that a step of a training needs at its peak, without weights and without the gradients of weights."""
-    taken = inspect.signature(model.forward).parameters
-    labels = batch.pop("labels", None)  # the trainer computes the loss of a text itself
-    batch = {name: tensor for name, tensor in batch.items() if name in taken}
+def training_peaks(model: torch.nn.Module, batch: dict, dtype: torch.dtype | None) -> np.ndarray:
+    """Return the bytes that a step of a training needs at its peaks, without weights: (2,) without and with gradients."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    hooks = [weight.register_post_accumulate_grad_hook(drop_gradient) for weight in weights]
     model.train()
     with counting(model, batch) as live:
+        hooks = [weight.register_post_accumulate_grad_hook(live.note_gradient) for weight in weights]
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            outputs = model(**batch)
-            loss = (
-                outputs["loss"] if labels is None else cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten())
-            )
+            loss = loss_of(model, batch)
         loss.backward()
     for hook in hooks:
         hook.remove()
-    return live.peak
+    for weight in weights:
+        weight.grad = None
+    return np.array([live.activations, live.peak])
 
 
-def drop_gradient(weight: torch.Tensor) -> None:
-    weight.grad = None
+def loss_of(model: torch.nn.Module, batch: dict) -> torch.Tensor:
+    """Return the loss of a batch; that of a written text is the trainer's own, which the model does not compute."""
+    taken = inspect.signature(model.forward).parameters
+    inputs = {name: tensor for name, tensor in batch.items() if name in taken and name != "labels"}
+    outputs = model(**inputs)
+    if "labels" not in batch:
+        return outputs["loss"]
+    return cross_entropy(outputs["logits"].flatten(0, 1), batch["labels"].flatten())
 
 
-def forward_peak(model: torch.nn.Module, batch: dict, dtype: torch.dtype | None, answer_length: int) -> int:
-    """Return the bytes that the forward pass of an evaluation needs at its peak, without weights."""
+def forward_peaks(model: torch.nn.Module, batch: dict, dtype: torch.dtype | None, answer_length: int) -> np.ndarray:
+    """Return the bytes that the forward pass of an evaluation needs at its peak, without weights: (2,) equal numbers."""
     with counting(model, batch) as live, torch.autocast("cpu", dtype, enabled=dtype is not None):
         forward(model, batch, answer_length=answer_length)
-    return live.peak
+    return np.array([live.activations, live.peak])
 
 
 @contextmanager
@@ -230,11 +235,14 @@ def counting(model: torch.nn.Module, batch: dict) -> Iterator["LiveBytes"]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Count the bytes of the tensors that operations return, as long as anything holds them; `peak` is the most at once."""
+    """Count the bytes of the tensors that operations return, as long as anything holds them.
+
+    `peak` is the most at once, `activations` the most without gradients of weights.
+    """
 
     def __init__(self, uncounted: Iterable[torch.Tensor]):
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.gradients = self.peak = self.activations = 0
         self.kept = [storage_of(tensor) for tensor in uncounted]
         self.alive = {id(storage) for storage in self.kept}
 
@@ -250,11 +258,15 @@ class LiveBytes(TorchDispatchMode):
             self.alive.add(id(storage))
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
+            self.activations = max(self.activations, self.now - self.gradients)
             weakref.finalize(storage, self.remove, id(storage), storage.nbytes())
 
     def remove(self, name: int, size: int) -> None:
         self.alive.remove(name)
         self.now -= size
+
+    def note_gradient(self, weight: torch.Tensor) -> None:
+        self.gradients += weight.grad.nbytes
 
 
 def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage:
