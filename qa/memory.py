@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from qa.device import zero_stage
-from qa.errors import UserError, in_one_line
+from qa.errors import in_one_line
 from qa.room import bytes_of_weight, states_of_weight
 from qa.steps import name_of
 from qa.weightless import Weightless, forward
@@ -61,9 +61,6 @@ def estimate_memory(
         features: by split.
         collate: makes a batch of a list of features; its `length` is the one length of all batches, or None.
         answer_length: tokens of an answer, where the model writes one.
-
-    Raises:
-        UserError: the model does not support --gradient_checkpointing.
     """
     trains = training_args.do_train
     part = features["train"] if trains else max(features.values(), key=lambda part: part.lengths().max(initial=0))
@@ -132,10 +129,7 @@ def prepare(model: torch.nn.Module, training_args) -> None:
     if bytes_of_weight(training_args) == 2:
         halve(model)
     if training_args.do_train and training_args.gradient_checkpointing:
-        try:
-            model.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
-        except ValueError as error:
-            raise UserError(f"--gradient_checkpointing: {in_one_line(error)}; omit it") from error
+        model.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
 
 
 def halve(model: torch.nn.Module) -> None:

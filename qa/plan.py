@@ -97,9 +97,6 @@ def make_plan(
         collate: makes a batch of a list of features; its `length` is the one length of all batches, or None.
         checkpoint: to resume from.
         answer_length: tokens of an answer, where the model writes one.
-
-    Raises:
-        UserError: the model does not support --gradient_checkpointing.
     """
     training = None
     if training_args.do_train:
