@@ -38,6 +38,7 @@ from qa.upstream import (
     Resumable,
 )
 from qa.windows import IGNORED, labelled_share
+from qa.workers import ServedWorkers
 
 
 logger = logging.getLogger(__name__)
@@ -287,9 +288,17 @@ def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> 
 
 
 class WholeTraining(
-    BatchNotes, StoppableTraining, Resumable, WholeRun, BestCheckpoint, TrainingSpeed, AnswerEvaluation, RunFiles
+    BatchNotes,
+    StoppableTraining,
+    Resumable,
+    WholeRun,
+    BestCheckpoint,
+    TrainingSpeed,
+    ServedWorkers,
+    AnswerEvaluation,
+    RunFiles,
 ):
-    """Mixin for a trainer: how both scripts' trainers stop, resume, count, choose, time, answer and save."""
+    """Mixin for a trainer: how both scripts' trainers stop, resume, count, choose, time, load, answer and save."""
 
 
 class QuestionAnsweringTrainer(WholeTraining, trainer_class(False)):

@@ -18,6 +18,7 @@ import torch
 from qa.command_line import read_bool
 from qa.errors import UserError
 from qa.gaudi_flags import compiles, flags_without_effect
+from qa.meeting import meet
 from qa.preflight import (
     gaudi_is_usable,
     quiet_imports,
@@ -210,6 +211,7 @@ class DeviceChoice:
             self.use_cpu = runs_on_cpu(self)
         if self.use_cpu or self.use_habana:  # DeepSpeed would look for a device, and warn where it finds none
             os.environ["DS_ACCELERATOR"] = "hpu" if self.use_habana else "cpu"
+        meet(self.output_dir, self.ddp_timeout, on_cards=self.use_habana)
         super().__post_init__()
         if self.deepspeed and self.use_cpu:
             exchange_through_gloo()

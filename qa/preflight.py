@@ -146,7 +146,7 @@ def driver_version() -> Version | None:
 
 def why_busy() -> str | None:
     """Try to take a card and return why it fails: other processes hold them all. Ranks of a job take theirs later."""
-    if any(int(os.environ.get(name, 1)) > 1 for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")):
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return None
     try:
         torch.zeros(1, device="hpu")

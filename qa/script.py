@@ -5,16 +5,19 @@ A notebook that imports the scripts keeps its settings: only a script's own proc
 
 import gc
 
+from qa.errors import run_or_exit
+from qa.ranks import place_process
 from qa.secret_flags import hide_secrets
 from qa.signals import handle_signals
 
 
 def begin_script() -> None:
-    """Handle signals, hide secrets, stop garbage collection until `collect_again`, and skip libraries without use here.
+    """Handle signals, find the rank, hide secrets, stop garbage collection until `collect_again`, and skip libraries without use here.
 
     Importing and reading make millions of objects and next to no garbage. Call it before PyTorch is imported.
     """
     handle_signals()
+    run_or_exit(place_process)
     hide_secrets()
     gc.disable()
     from qa.upstream import skip_unused_libraries

@@ -8,7 +8,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | TORCH_DEVICE_BACKEND_AUTOLOAD | PyTorch 2.13 | loads Habana's plugin before its mode is set | test_preflight.py |
 | skip_unused_libraries | transformers 4.55.4, optimum-habana 1.21.2 | imports libraries that no run uses | test_screen.py |
 | RankDevice | accelerate 1.10.1 | calls the CPU of a rank `cpu:0`, where torch.load fails | test_ranks.py |
-| loopback_store | PyTorch 2.13 | the ranks' store listens on every address of the machine | test_ranks.py |
+| use_store | PyTorch 2.13 | waits for ranks without a word, and listens on every address of the machine | test_ranks.py |
 | STRAY_METRICS | optimum-habana 1.21.2 | a time of day among the metrics | test_the_library_still_writes_stray_metrics |
 | EpochOrder | accelerate 1.10.1 | a run resumed in a later epoch takes the first one's batches | test_resume.py |
 | ResumedEpochs | transformers 4.55.4 | a resumed epoch loses its last update | test_an_epoch_that_is_resumed_within_... |
@@ -53,7 +53,7 @@ from types import ModuleType
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 # All ranks have the same warnings, so rank 0 alone prints them. Every rank prints its errors.
-IS_RANK_0 = os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+IS_RANK_0 = os.environ.get("RANK", "0") == "0"
 
 if not IS_RANK_0:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -76,17 +76,19 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from urllib3.util.retry import Retry  # noqa: E402
 
 from qa.files import to_json  # noqa: E402
-from qa.launch.torchrun import loopback_store  # noqa: E402
 
 
 logger = logging.getLogger(__name__)
 
-# With MPI rank 0 makes the store; the one of torchrun has made it already. The module's name is also that of a function.
-sys.modules["torch.distributed.rendezvous"].TCPStore = loopback_store
-
 # optimum-habana leaves these among the metrics: a time of day, and a duration (misspelt) that it means to subtract from
 # the throughput but looks up under another name. `qa.speed.evaluation_speed` needs neither.
 STRAY_METRICS = ("_end_time", "_graph_compliation_duration")
+
+
+def use_store(store: torch.distributed.Store) -> None:
+    """Let PyTorch's process group use the store at which the ranks have met (`qa.meeting`), and make none itself."""
+    # The module's name is also that of a function.
+    sys.modules["torch.distributed.rendezvous"].TCPStore = lambda *args, **kwargs: store
 
 
 def skip_unused_libraries() -> None:

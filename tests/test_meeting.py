@@ -1,0 +1,90 @@
+"""Where ranks meet: `qa.meeting`. Each rank is a forked process of this one."""
+
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch.distributed as dist
+from helpers import addresses_listening
+
+import qa.meeting
+from qa.errors import UserError
+from qa.meeting import meet
+
+
+SECONDS = 60  # for ranks that do meet
+
+
+def rank_process(rank: int, port: int, seconds: float, given: dict, results) -> None:
+    """Meet the others, add up ranks with them, and put the outcome into a queue."""
+    qa.meeting.FIRST_LINE_SECONDS = 0.2
+    folder = given.pop("folder", "out")
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | given
+    printed = []
+    qa.meeting.print = lambda text, **options: printed.append(text)
+    try:
+        meet(folder, seconds, on_cards=True)
+        listening = addresses_listening(port)
+        dist.init_process_group("gloo")
+        everything = [None, None]
+        dist.all_gather_object(everything, rank)
+        dist.barrier()
+        results.put((rank, printed, (everything, listening)))
+    except UserError as error:
+        results.put((rank, printed, str(error)))
+    dist.is_initialized() and dist.destroy_process_group()
+
+
+def outcomes(ranks: dict[int, dict], seconds: float = SECONDS) -> tuple[dict, dict, int]:
+    """Return by rank what it printed and how it ended, and the port; `ranks` has the variables of each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [
+        context.Process(target=rank_process, args=(rank, port, seconds, given, results), daemon=True)
+        for rank, given in ranks.items()
+    ]
+    for process in processes:
+        process.start()
+    found = sorted(results.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(60)
+    printed, ends = ({rank: each[column] for rank, *each in found} for column in (0, 1))
+    return printed, ends, port
+
+
+def test_ranks_meet_and_the_process_group_uses_their_store():
+    printed, ends, _ = outcomes({0: {}, 1: {}})
+    assert ends == {rank: ([0, 1], ["0100007F"]) for rank in (0, 1)}  # 127.0.0.1
+
+
+def test_a_rank_that_waits_says_for_whom_and_gives_up():
+    for rank, other in ((0, "rank 1 at"), (1, "rank 0 at")):
+        printed, ends, port = outcomes({rank: {}}, seconds=1)
+        place = f"{other} 127.0.0.1 (this machine), port {port}" + " (Connection refused)" * rank
+        assert set(printed[rank]) == {f"rank {rank} of 2 on {socket.gethostname()} waits for {place}"}
+        assert ends[rank].startswith(f"rank {rank} of 2 has waited 1 s (--ddp_timeout) for {place}; start every rank with")
+
+
+@pytest.mark.parametrize(
+    "given, problem",
+    [
+        ({"HLS_MODULE_ID": "3"}, "ranks 0 and 1 have the same card, 3, of one machine; unset HLS_MODULE_ID"),
+        ({"HABANA_VISIBLE_MODULES": "5"}, "ranks 0 and 1 have the same card, 5, of one machine"),
+        ({"LOCAL_RANK": "0"}, "ranks 0 and 1 have the same card, 0, of one machine"),
+        ({"folder": "out{rank}"}, "rank 0 has --output_dir out0, rank 1 has out1: the ranks of a run need the same folder"),
+    ],
+)
+def test_what_reached_both_ranks_alike(given, problem):
+    each = {rank: {name: value.format(rank=rank) for name, value in given.items()} for rank in (0, 1)}
+    _, ends, _ = outcomes(each)
+    assert ends[0] == ends[1] and ends[0].startswith(problem)
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        printed, ends, _ = outcomes({0: {"MASTER_PORT": str(taken.getsockname()[1])}})
+    assert "Address already in use" in ends[0] and "set MASTER_PORT to a free port" in ends[0]
