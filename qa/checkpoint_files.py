@@ -34,6 +34,7 @@ PARTS = {
         "random state": ("rng_state*.pth",),
     },
 }
+UNIVERSAL = "latest_universal"  # names the form of a ZeRO checkpoint that any number of ranks can load
 FLAGS = {"DeepSpeed": "--deepspeed", "FSDP": "--fsdp"}
 RANK = re.compile(r"(.*(?:rng_state_|zero_pp_rank_))(\d+)(.*)")  # in the name of a file that each rank writes
 
@@ -51,10 +52,37 @@ def refusal(checkpoint: Path, training_args) -> str | None:
             "start again with --overwrite_output_dir or in another folder"
         )
     if written == wanted:
-        return None
+        return other_ranks(checkpoint, training_args) if written == "DeepSpeed" else None
     if written == "plain":
         return f"it was written without {FLAGS[wanted]}; omit that, or name another checkpoint"
     return f"it was written by {written}; add {FLAGS[written]}, or name another checkpoint"
+
+
+def other_ranks(checkpoint: Path, training_args) -> str | None:
+    """Return why ZeRO's parts of a checkpoint are not those of this run's ranks; None also where they can be converted.
+
+    DeepSpeed 0.19.8 loads the parts of another number of ranks from its universal form alone.
+    """
+    ranks = ranks_of_zero(checkpoint)
+    if ranks in (None, training_args.world_size) or (checkpoint / UNIVERSAL).is_file():
+        return None
+    folder = checkpoint / name_in(checkpoint / "latest")
+    command = "python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state"
+    return (
+        f"ZeRO wrote it on {count_of(ranks)}, and this run has {count_of(training_args.world_size)}; run `{command} "
+        f"--input_folder {folder} --output_folder {folder}_universal`, then this command with --resume_anyway"
+    )
+
+
+def count_of(ranks: int) -> str:
+    return f"{ranks} rank{'s' * (ranks > 1)}"
+
+
+def ranks_of_zero(checkpoint: Path) -> int | None:
+    """Return the number of ranks whose optimizer states a checkpoint of ZeRO holds; None for another checkpoint."""
+    files = checkpoint.glob(f"{name_in(checkpoint / 'latest')}/*zero_pp_rank_*optim_states.pt")
+    ranks = [int(re.search(r"zero_pp_rank_(\d+)", file.name)[1]) for file in files]
+    return max(ranks) + 1 if ranks else None
 
 
 def engine_of(checkpoint: Path) -> str:

@@ -135,7 +135,9 @@ def wait_for_listener(waiting: Waiting) -> None:
 def wait_for_the_others(store: TCPStore, waiting: Waiting) -> None:
     missing = list(range(waiting.size))
     while missing := [rank for rank in missing if not store.check([f"given to rank {rank}"])]:
-        waiting.pause(lambda: f"rank {', '.join(map(str, missing[:8]))}{', ...' * (len(missing) > 8)} at {waiting.place}")
+        waiting.pause(
+            lambda: f"rank {', '.join(map(str, missing[:8]))}{', ...' * (len(missing) > 8)} at {waiting.place}"
+        )
 
 
 def wait_for_rank_0(store: TCPStore, waiting: Waiting) -> str:

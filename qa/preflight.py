@@ -26,6 +26,9 @@ OLDEST_OPTIMUM_HABANA = "1.21.0"
 HPU_GRAPH_FLAGS = ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_graphs_for_training")
 
 
+NOWHERE = open(os.devnull, "w")  # never closed: libraries keep it, DeepSpeed 0.19.8 for its log
+
+
 # What Habana's driver offers a process for each card.
 CARDS = "/dev/accel/accel"
 
@@ -33,7 +36,7 @@ CARDS = "/dev/accel/accel"
 @contextmanager
 def quiet_imports():
     """Discard what optimum-habana and Habana's plugin print while they are imported: which kernels they do not find."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with redirect_stdout(NOWHERE):
         yield
 
 

@@ -125,7 +125,9 @@ def started_by(launcher: Launcher, environment: Mapping[str, str]) -> bool:
     if launcher is GENERIC and environment.get("WORLD_SIZE") == "1":
         return True
     if launcher is SRUN:
-        return "SLURM_PROCID" in environment and not is_batch_script(environment) and slurm_size(environment) is not None
+        return (
+            "SLURM_PROCID" in environment and not is_batch_script(environment) and slurm_size(environment) is not None
+        )
     if launcher is HYDRA and launcher.local_rank not in environment:
         return False  # srun and others set PMI_RANK too
     return launcher.rank in environment and launcher.size in environment
@@ -217,12 +219,18 @@ def address_of(place: Place, environment: Mapping[str, str]) -> str:
         return given
     if place.local_size == place.size:
         return "127.0.0.1"
-    nodes = next(filter(None, map(environment.get, ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"))), None)
+    nodes = next(
+        filter(None, map(environment.get, ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"))), None
+    )
     if place.launcher is SRUN and nodes:
         return first_node(nodes)
-    where = "on several nodes" if place.local_size else "where all ranks are cannot be seen"
+    here = (
+        f"{place.local_size} of them on this node"
+        if place.local_size
+        else "how many of them on this node is not known"
+    )
     raise UserError(
-        f"MASTER_ADDR is not set, and {place.launcher.rank}={place.rank} is one of {place.size} ranks ({where}); set "
+        f"MASTER_ADDR is not set, and {place.launcher.rank}={place.rank} is one of {place.size} ranks, {here}; set "
         "MASTER_ADDR to the name of rank 0's node on every node"
     )
 

@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from qa.checkpoint_files import damage, refusal
+from qa.checkpoint_files import damage, ranks_of_zero, refusal
 from qa.errors import UserError
 from qa.identity import RUN_FILE
 from qa.locks import LOCK_FILE
@@ -29,6 +29,8 @@ def checkpoint_to_resume(training_args, buckets: list[str] | None) -> str | None
             the buckets were laid out.
     """
     checkpoint = named_or_last_checkpoint(training_args)
+    if checkpoint is not None and training_args.deepspeed:
+        load_universal(Path(checkpoint), training_args)
     if checkpoint is not None and buckets is not None and training_args.do_train:
         size = json.loads((Path(checkpoint) / "trainer_state.json").read_text()).get("train_batch_size")
         if size not in (None, training_args.train_batch_size):
@@ -37,6 +39,13 @@ def checkpoint_to_resume(training_args, buckets: list[str] | None) -> str | None
                 f"{size // max(1, training_args.n_gpu)}, by which --length_buckets is laid out; resume with that"
             )
     return checkpoint
+
+
+def load_universal(checkpoint: Path, training_args) -> None:
+    """Let DeepSpeed load the universal form of a checkpoint that another number of ranks wrote."""
+    if ranks_of_zero(checkpoint) not in (None, training_args.world_size):
+        logger.warning(f"Resuming from the universal form of {checkpoint}: another number of ranks wrote it")
+        training_args.hf_deepspeed_config.config.setdefault("checkpoint", {})["load_universal"] = True
 
 
 def named_or_last_checkpoint(training_args) -> str | None:

@@ -585,11 +585,13 @@ def exchange_through_gloo() -> None:
     """Let DeepSpeed's ranks on CPUs exchange tensors through gloo.
 
     DeepSpeed 0.19.8 compiles an exchange of its own in the first run: for a minute, and with a traceback where there is
-    no compiler.
+    no compiler. With ZeRO-3 it counts one rank when a model is loaded, since accelerate 1.10.1 does not start it on CPUs.
     """
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.distributed.is_initialized():
+        deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
 
 
 def let_threads_finish() -> None:

@@ -230,6 +230,13 @@ def test_checkpoints_of_other_engines_are_refused(stopped):
     flags = arguments(stopped)
     assert "it was written by DeepSpeed; add --deepspeed" in refusal(zero, flags)
     flags.deepspeed = {"zero_optimization": {"stage": 2}}  # building them with it would start DeepSpeed
+    folder = zero / "global_step2"
+    assert refusal(zero, flags) == (
+        "ZeRO wrote it on 2 ranks, and this run has 1 rank; run `python -m deepspeed.checkpoint.ds_to_universal "
+        f"--inject_missing_state --input_folder {folder} --output_folder {folder}_universal`, then this command with "
+        "--resume_anyway"
+    )
+    (zero / "latest_universal").write_text("global_step2_universal")
     assert refusal(zero, flags) is None and damage(zero, flags) is None
     assert "it was written without --deepspeed" in refusal(plain, flags)
     (zero / "global_step2" / f"{names[1]}.pt").unlink()

@@ -66,7 +66,9 @@ def test_a_rank_that_waits_says_for_whom_and_gives_up():
         printed, ends, port = outcomes({rank: {}}, seconds=1)
         place = f"{other} 127.0.0.1 (this machine), port {port}" + " (Connection refused)" * rank
         assert set(printed[rank]) == {f"rank {rank} of 2 on {socket.gethostname()} waits for {place}"}
-        assert ends[rank].startswith(f"rank {rank} of 2 has waited 1 s (--ddp_timeout) for {place}; start every rank with")
+        assert ends[rank].startswith(
+            f"rank {rank} of 2 has waited 1 s (--ddp_timeout) for {place}; start every rank with"
+        )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,10 @@ def test_a_rank_that_waits_says_for_whom_and_gives_up():
         ({"HLS_MODULE_ID": "3"}, "ranks 0 and 1 have the same card, 3, of one machine; unset HLS_MODULE_ID"),
         ({"HABANA_VISIBLE_MODULES": "5"}, "ranks 0 and 1 have the same card, 5, of one machine"),
         ({"LOCAL_RANK": "0"}, "ranks 0 and 1 have the same card, 0, of one machine"),
-        ({"folder": "out{rank}"}, "rank 0 has --output_dir out0, rank 1 has out1: the ranks of a run need the same folder"),
+        (
+            {"folder": "out{rank}"},
+            "rank 0 has --output_dir out0, rank 1 has out1: the ranks of a run need the same folder",
+        ),
     ],
 )
 def test_what_reached_both_ranks_alike(given, problem):

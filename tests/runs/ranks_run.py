@@ -4,7 +4,8 @@
 
 `JOBS_JSON` is {name: [script, argument, ...]}. The first run that fails ends the process, as it would end the script.
 In a run whose name begins with one of STOPS, something happens to rank 1 in a step, and all ranks have to end with that.
-Next to it, `written_by_{rank}.json` holds {name: {file: how often this rank opened it for writing}}.
+Next to it, `written_by_{rank}.json` holds {name: {file: how often this rank opened it for writing}}, and `workers.json` whether
+rank 0 was ever forked, and whether a server started its data loader workers.
 """
 
 import importlib
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 
@@ -24,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "quickstart")]
 
 OPENED = Counter()
+FORKS = []
+os.register_at_fork(after_in_parent=lambda: FORKS.append("fork"))
 
 
 def note_opened(event: str, arguments: tuple) -> None:
@@ -123,6 +127,8 @@ def main() -> None:
     if os.environ["RANK"] == "0":
         from helpers import addresses_listening
 
+        workers = {"forked": bool(FORKS), "served": forkserver._forkserver._forkserver_pid is not None}
+        (jobs.parent / "workers.json").write_text(json.dumps(workers))
         (jobs.parent / "listening.json").write_text(json.dumps(addresses_listening(int(os.environ["MASTER_PORT"]))))
     (jobs.parent / f"written_by_{os.environ['RANK']}.json").write_text(json.dumps(written))
 

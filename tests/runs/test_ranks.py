@@ -47,7 +47,7 @@ PROCESS_SECONDS = 600
 def jobs_of(
     folder: Path, still_models: Path, tiny_model: Path, squad_files: Path, negatives: Path, ranks: int
 ) -> dict[str, list[str]]:
-    """Return script and arguments by name. `best` stops early and returns to its best checkpoint.
+    """Return script and arguments by name. `best` stops early and returns to its best checkpoint; on ranks, workers load its data.
 
     `resumed` resumes from a checkpoint of `whole` within its second epoch, and `again` is the same command after its end.
     Their model has dropout.
@@ -62,6 +62,7 @@ def jobs_of(
     shared += ["--per_device_train_batch_size", BATCH // ranks, *SHARED_FLAGS.split()]
     shared += ["--validation_file", squad_files / "dev.json"]
     best = ["--model_name_or_path", still_models / "bert", *shared, *READS_FLAGS.split(), *BEST_FLAGS.split()]
+    best += ["--dataloader_num_workers", ranks - 1]
     stopped = ["--model_name_or_path", tiny_model, *shared, *STOPPED_FLAGS.split()]
     resumed = [
         *stopped,
@@ -208,6 +209,11 @@ def test_files_are_written_once_by_rank_0(two):
 
 def test_no_other_machine_reaches_the_store_of_the_ranks(two):
     assert load(two / "listening.json") == ["0100007F"]  # 127.0.0.1
+
+
+def test_a_process_with_a_card_is_not_forked(engine, two):
+    """Its data loader workers, of which the job `best` has one, are children of a server; elsewhere they are forked."""
+    assert load(two / "workers.json") == {"forked": engine == "torchrun", "served": engine == "mpi"}
 
 
 def test_rank_0_alone_prints(two):
