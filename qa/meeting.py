@@ -29,7 +29,7 @@ def meet(output_dir: str, seconds: float, on_cards: bool) -> None:
     """Wait until all ranks of the run are here; PyTorch's process group then uses the same store.
 
     Args:
-        seconds: after which a rank gives up.
+        seconds: after which a rank stops waiting.
         on_cards: each rank takes a card of its node.
 
     Raises:
@@ -53,7 +53,7 @@ def meet(output_dir: str, seconds: float, on_cards: bool) -> None:
 
 
 class Waiting:
-    """A rank that waits: it prints a line after some seconds, and gives up in the end."""
+    """A rank that waits: it prints a line after some seconds, and stops in the end."""
 
     def __init__(self, rank: int, size: int, seconds: float):
         self.rank, self.size, self.seconds = rank, size, seconds

@@ -101,7 +101,7 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
-    """Return the place that the first launcher with a rank and a size gives this process; None where it is alone."""
+    """Return the place of this process by the first launcher that has a rank and a size; None where it is alone."""
     places = [read_place(launcher, environment) for launcher in LAUNCHERS if started_by(launcher, environment)]
     if not places:
         refuse_half_a_launcher(environment)
@@ -151,7 +151,7 @@ def read_place(launcher: Launcher, environment: Mapping[str, str]) -> Place:
     size = read_number(size_name, environment, least=1)
     rank = read_number(launcher.rank, environment) if launcher.rank in environment else 0
     if rank >= size:
-        raise UserError(f"{launcher.rank}={rank}, but {size_name}={size}: ranks count from 0; set both anew")
+        raise UserError(f"{launcher.rank}={rank}, but {size_name}={size}: ranks count from 0; set both again")
     local_rank = local_size = None
     if environment.get(launcher.local_rank, "-1") != "-1":
         local_rank = read_number(launcher.local_rank, environment)

@@ -38,7 +38,7 @@ class ServedWorkers:
 
 
 def start_server() -> None:
-    """Start the process from which workers are forked, unless it runs; Python 3.11 does not tell it where modules are."""
+    """Start the process from which workers are forked, unless it runs; Python 3.11 does not pass `sys.path` on to it."""
     multiprocessing.set_forkserver_preload(PRELOADED)
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
