@@ -18,6 +18,7 @@ from torch.distributed import TCPStore, is_initialized
 
 from qa.errors import UserError
 from qa.launch.torchrun import is_loopback
+from qa.ranks import place_process
 from qa.upstream import use_store
 
 
@@ -35,6 +36,7 @@ def meet(output_dir: str, seconds: float, on_cards: bool) -> None:
     Raises:
         UserError: ranks do not come, or what they were given does not fit together.
     """
+    place_process()  # again, for those who call a script's `main` themselves
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or is_initialized():
         return
