@@ -17,8 +17,7 @@ from pathlib import Path
 from torch.distributed import TCPStore, is_initialized
 
 from qa.errors import UserError
-from qa.launch.torchrun import is_loopback
-from qa.ranks import place_process
+from qa.ranks import is_this_node, place_process
 from qa.upstream import use_store
 
 
@@ -83,7 +82,7 @@ class Waiting:
     @property
     def place(self) -> str:
         """Where the ranks meet."""
-        own = " (this machine)" if is_loopback(self.address) or self.address == "localhost" else ""
+        own = " (this machine)" if is_this_node(self.address) else ""
         return f"{self.address}{own}, port {self.port}"
 
     @property
@@ -107,14 +106,13 @@ def listen(waiting: Waiting) -> int:
     Whoever connects can hand objects to the store. PyTorch 2.13 listens on every address of the machine.
     """
     try:
-        if is_loopback(waiting.address):
-            listener = socket.create_server((waiting.address, waiting.port), backlog=1024)
-        elif socket.has_dualstack_ipv6():
-            listener = socket.create_server(
-                ("", waiting.port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
-            )
+        if is_this_node(waiting.address):
+            family = socket.AF_INET6 if ":" in waiting.address else socket.AF_INET
+            listener = socket.create_server((waiting.address, waiting.port), family=family, backlog=1024)
         else:
-            listener = socket.create_server(("", waiting.port), backlog=1024)
+            dual = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if dual else socket.AF_INET
+            listener = socket.create_server(("", waiting.port), family=family, backlog=1024, dualstack_ipv6=dual)
     except OSError as error:
         raise UserError(
             f"rank 0 cannot listen at {waiting.place} ({error.strerror}): another run may be there, or two processes have "
