@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -59,14 +60,14 @@ def refusal(checkpoint: Path, training_args) -> str | None:
 
 
 def other_ranks(checkpoint: Path, training_args) -> str | None:
-    """Return why ZeRO's parts of a checkpoint are not those of this run's ranks; None also where they can be converted.
+    """Return why ZeRO's parts of a checkpoint are not those of this run's ranks; None also where they have been converted.
 
     DeepSpeed 0.19.8 loads the parts of another number of ranks from its universal form alone.
     """
     ranks = ranks_of_zero(checkpoint)
     if ranks in (None, training_args.world_size) or (checkpoint / UNIVERSAL).is_file():
         return None
-    folder = checkpoint / name_in(checkpoint / "latest")
+    folder = shlex.quote(str(checkpoint / name_in(checkpoint / "latest")))
     command = "python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state"
     return (
         f"ZeRO wrote it on {count_of(ranks)}, and this run has {count_of(training_args.world_size)}; run `{command} "
@@ -79,10 +80,16 @@ def count_of(ranks: int) -> str:
 
 
 def ranks_of_zero(checkpoint: Path) -> int | None:
-    """Return the number of ranks whose optimizer states a checkpoint of ZeRO holds; None for another checkpoint."""
+    """Return the number of ranks that wrote a checkpoint of ZeRO, of which some files may be lost; None for another one."""
     files = checkpoint.glob(f"{name_in(checkpoint / 'latest')}/*zero_pp_rank_*optim_states.pt")
     ranks = [int(re.search(r"zero_pp_rank_(\d+)", file.name)[1]) for file in files]
-    return max(ranks) + 1 if ranks else None
+    return max(ranks_of_run(checkpoint), max(ranks) + 1) if ranks else None
+
+
+def ranks_of_run(checkpoint: Path) -> int:
+    """Return the number of ranks in `run.json`, 1 where it has none."""
+    ranks = read_object(checkpoint / RUN_FILE).get("ranks")
+    return ranks if isinstance(ranks, int) else 1
 
 
 def engine_of(checkpoint: Path) -> str:
@@ -170,8 +177,8 @@ def check_file(file: Path) -> None:
 def missing_rank(checkpoint: Path) -> str | None:
     """Return a file that a rank should have written: of the ranks in `run.json`, and of each below one that wrote its file."""
     found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*_[0-9]*.p*t*")}
-    ranks = read_object(checkpoint / RUN_FILE).get("ranks", 1)
-    needed = [f"rng_state_{rank}.pth" for rank in range(ranks)] if isinstance(ranks, int) and ranks > 1 else []
+    ranks = ranks_of_run(checkpoint)
+    needed = [f"rng_state_{rank}.pth" for rank in range(ranks)] if ranks > 1 else []
     for match in filter(None, map(RANK.fullmatch, sorted(found))):
         before, rank, after = match.groups()
         needed += [f"{before}{lower}{after}" for lower in range(int(rank))]

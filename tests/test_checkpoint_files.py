@@ -15,6 +15,7 @@ import qa.resume
 from qa.checkpoint_files import damage, refusal
 from qa.device import training_arguments
 from qa.errors import UserError
+from qa.identity import RUN_FILE
 from qa.locks import unlock
 from qa.written import FILES_FILE, changed_file, write_fingerprints
 
@@ -239,7 +240,15 @@ def test_checkpoints_of_other_engines_are_refused(stopped):
     (zero / "latest_universal").write_text("global_step2_universal")
     assert refusal(zero, flags) is None and damage(zero, flags) is None
     assert "it was written without --deepspeed" in refusal(plain, flags)
-    (zero / "global_step2" / f"{names[1]}.pt").unlink()
+    (zero / "latest_universal").unlink()
+    (folder / f"{names[2]}.pt").rename(folder / "lost")
+    record = load(zero / RUN_FILE)
+    assert refusal(zero, flags) is None and record["ranks"] == 1
+    (zero / RUN_FILE).write_text(json.dumps(record | {"ranks": 2}))
+    assert "ZeRO wrote it on 2 ranks, and this run has 1" in refusal(zero, flags)
+    (zero / RUN_FILE).write_text(json.dumps(record))
+    (folder / "lost").rename(folder / f"{names[2]}.pt")
+    (folder / f"{names[1]}.pt").unlink()
     assert "bf16_zero_pp_rank_0" in damage(zero, flags)
     (zero / "latest").write_text("/tmp")
     assert damage(zero, flags) == "there is no weights"
