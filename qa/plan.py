@@ -242,8 +242,7 @@ def timing_rows(plan: Plan, features: dict, training_args, timing: Timing) -> li
     seconds |= {"first steps": sum(pace.first_steps for pace in timing.paces.values())}
     listed = ", ".join(f"{name} {duration(part)}" for name, part in seconds.items())
     rates = [
-        f"{len(features[split]) / pace.whole:,.1f} samples/s in {STAGES[split]}"
-        for split, pace in timing.paces.items()
+        f"{TITLES[split]} {len(features[split]) / pace.whole:,.1f} samples/s" for split, pace in timing.paces.items()
     ]
     rows = [("time", f"about {duration(sum(seconds.values()))}: {listed}"), ("speed", ", ".join(rates))]
     return rows + ([] if timing.peak is None else [("peak", f"{size(timing.peak)} of device memory in these steps")])

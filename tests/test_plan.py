@@ -170,7 +170,9 @@ def check_lines(printed: str, plan) -> None:
     titles = [re.match(r"(\S+(?: \S+)*) {2,}\S", line) for line in lines]
     assert len(lines) < 15 and all(titles) and len({title.end() for title in titles}) == 1
     assert end.startswith("checked, a run could start: ")
-    assert f"{plan.parameters:,}" in printed and " samples/s" in printed
+    assert f"{plan.parameters:,}" in printed and re.search(
+        r"^speed .*(evaluation|prediction) \S+ samples/s", printed, re.MULTILINE
+    )
     assert re.search(r"^time +about \S+ .*evaluation \S+ s", printed, re.MULTILINE)
 
 
