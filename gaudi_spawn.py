@@ -1,4 +1,4 @@
-"""Run a script on several cards, one process (rank) for each, with torchrun, OpenMPI or DeepSpeed.
+"""Run a script on several cards, one process (rank) for each.
 
     python gaudi_spawn.py --world_size 8 run_qa.py --model_name_or_path ... --do_train ...
     python gaudi_spawn.py --world_size 8 --use_mpi run_qa.py ...
@@ -8,20 +8,18 @@
 
 All words after the script go to the script, byte for byte. One rank without an engine is `python run_qa.py ...`.
 
-    flag             ranks are started by                            cores
-    ---------------  ----------------------------------------------  ---------------------------
-    (none)           torch.distributed.run (torchrun)                shared by all ranks
-    --use_deepspeed  torch.distributed.run; with other nodes mpirun  as in the other rows
-    --use_mpi        OpenMPI's mpirun, which uses ssh                each rank is bound to its own
+    flag             ranks are started by                                      cores
+    ---------------  --------------------------------------------------------  ---------------------------
+    (none)           this launcher, on its own node                            shared by all ranks
+    --use_deepspeed  this launcher; with other nodes as with --use_mpi         as in the other rows
+    --use_mpi        OpenMPI's mpirun, which reaches other nodes through ssh   each rank is bound to its own
 
-Every engine: lines of output are whole and begin with `[rank 3]`, except those of rank 0. When a rank fails, the
-others end, and the exit status is that rank's; 2 is a mistake in the command line or the data, printed once. SIGTERM,
-SIGINT, SIGHUP and SIGUSR1 reach every rank as SIGTERM or SIGINT; it then has --grace_seconds to write a checkpoint, and
-the exit status is 143, or 130 for SIGINT. A second signal ends all ranks at once. No process outlives the launcher.
+Lines of output are whole and begin with `[rank 3]`, except those of rank 0. When a rank fails, the others end, and the
+exit status is that rank's; 2 is a mistake in the command line or the data, printed once. SIGTERM, SIGINT, SIGHUP and
+SIGUSR1 reach every rank as SIGTERM or SIGINT; it then has --grace_seconds to write a checkpoint, and the exit status is
+143, or 130 for SIGINT. A second signal ends all ranks at once. No process outlives the launcher.
 """
 
-import glob
-import json
 import os
 import re
 import shlex
@@ -30,33 +28,33 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from qa.errors import UserError, run_or_exit
-from qa.launch.engines import Job, command_of, environment_of, host_name, missing_programs
-from qa.launch.hosts import free_port, is_this_machine, port_trouble, read_hostfile
-from qa.launch.supervisor import supervise, write_all
+from qa.launch.hosts import hold_port, is_this_machine, read_hostfile
+from qa.launch.job import Job, children_of, missing_programs
+from qa.launch.supervisor import Supervisor, run_guarded
 from qa.secret_flags import hide_secrets, without_secrets, without_tokens
 
 
-FLAGS = {  # name: (its value, or None for a switch; help)
-    "--world_size": ("N", "ranks on all nodes together, one for each card (default 1)"),
-    "--use_mpi": (None, "start the ranks with OpenMPI's mpirun, version 4 or 5"),
-    "--use_deepspeed": (None, "start ranks that use DeepSpeed, here or on the nodes of a hostfile"),
-    "--hostfile": ("FILE", "nodes to run on, a line `name slots=8` for each, for --use_mpi and --use_deepspeed"),
-    "--master_port": ("PORT", "TCP port where the ranks meet (default: a free one; on several nodes 29500)"),
-    "--nnodes": ("N", "nodes, where the launcher is started on each of them (default 1)"),
-    "--node_rank": ("R", "which of these nodes this one is, from 0"),
-    "--master_addr": ("ADDRESS", "name or address of node 0"),
-    "--grace_seconds": ("S", "seconds that ranks have to end after a signal, then they are killed (default 60)"),
-    "--dry_run": (None, "print the command and the environment it gets, start nothing"),
-    "--help": (None, "print this"),
+FLAGS = {  # name: the name of its value, or "" for a switch; the least number that it may be; help
+    "--world_size": ("N", 1, "ranks on all nodes together, one for each card (default 1)"),
+    "--use_mpi": ("", None, "start the ranks with OpenMPI's mpirun, version 4 or 5"),
+    "--use_deepspeed": ("", None, "start ranks that use DeepSpeed, here or on the nodes of a hostfile"),
+    "--hostfile": ("FILE", None, "nodes, a line `name slots=8` for each, for --use_mpi and --use_deepspeed"),
+    "--master_port": ("PORT", 1, "TCP port where the ranks meet (default: a free one; on several nodes 29500)"),
+    "--nnodes": ("N", 1, "nodes, where the launcher is started on each of them (default 1)"),
+    "--node_rank": ("R", 0, "which of these nodes this one is, from 0"),
+    "--master_addr": ("ADDRESS", None, "name or address of node 0"),
+    "--grace_seconds": ("S", 0, "seconds that ranks have to end after a signal, then they are killed (default 60)"),
+    "--dry_run": ("", None, "print the command of rank 0, or mpirun's, with its variables; start nothing"),
+    "--help": ("", None, "print this"),
 }
-NUMBERS = {  # flag: default, least and largest value
-    "--world_size": (1, 1, 1 << 20),
-    "--nnodes": (1, 1, 1 << 20),
-    "--node_rank": (0, 0, 1 << 20),
-    "--master_port": (29500, 1, 65535),
-    "--grace_seconds": (60, 0, 1 << 20),
+BY_HAND = ("--nnodes", "--node_rank", "--master_addr")  # for a launcher on each node
+# Where mpi-operator names the nodes of a job.
+DEFAULT_HOSTFILES = ("PRTE_MCA_prte_default_hostfile", "OMPI_MCA_orte_default_hostfile")
+ADVICE = {  # on variables that count what is not one
+    "SLURM_STEP_NUM_TASKS": "srun has started several launchers; start one, or one on each node with --nnodes",
+    "OMPI_COMM_WORLD_SIZE": "mpirun has started several launchers; start one, or one on each node with --nnodes",
+    "SLURM_JOB_NUM_NODES": "name the nodes: `scontrol show hostnames | sed 's/$/ slots=8/' > hosts.txt`, --hostfile hosts.txt",
 }
-LONGEST = 1 << 17  # bytes that Linux allows for an environment variable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,180 +64,149 @@ def main(argv: list[str] | None = None) -> None:
         UserError: every problem that can be known before anything is started.
     """
     hide_secrets()
-    argv = sys.argv[1:] if argv is None else argv
-    flags, script, problems = read_flags(argv)
+    flags, script = read_flags(sys.argv[1:] if argv is None else argv)
     if "--help" in flags:
-        print(__doc__, "\nFlags, before the script:", *map(help_line, FLAGS), sep="\n")
-        return
-    job = make_job(flags, script, problems)
+        lines = (f"  {name + ' ' + value:24}{text}" for name, (value, _, text) in FLAGS.items())
+        return print(__doc__, "\nFlags, before the script:", *lines, sep="\n")
+    job = make_job(flags, script)
+    if job.node_rank == 0 and is_this_machine(job.master_addr):
+        holder = hold_port(job.master_port)
+        job.master_port = holder.getsockname()[1]
     if "--dry_run" in flags:
-        job.script = without_secrets(job.script)
-    added = environment_of(job)
-    command, environment = command_of(job, os.environ | added), os.environ | added
-    if "--dry_run" in flags:
-        line = shlex.join(["env", *(f"{name}={value}" for name, value in added.items()), *command])
-        write_all(1, os.fsencode(line) + b"\n")
-    elif not job.engine:
+        return print_command(job)
+    if job.ranks == [1] and not job.engine:
         print("one rank: running the script directly (--world_size N for more)", file=sys.stderr, flush=True)
-        os.execve(command[0], command, environment)
-    else:
-        sys.exit(supervise(command, environment, job.runs_mpirun, job.grace_seconds))
+        os.execv(sys.executable, [sys.executable, *script])
+    if max(job.ranks) > 1 and (card := os.environ.pop("HLS_MODULE_ID", None)):
+        print(f"HLS_MODULE_ID={card} is one card for all ranks; they do not get it", file=sys.stderr, flush=True)
+    sys.exit(run_guarded(lambda: Supervisor(children_of(job), job.grace_seconds).run()))
+
+
+def print_command(job: Job) -> None:
+    job.script = without_secrets(job.script)
+    child = children_of(job)[0]
+    added = (f"{name}={value}" for name, value in child.environment.items() if os.environ.get(name) != value)
+    os.write(1, os.fsencode(shlex.join(["env", *added, *child.command])) + b"\n")
 
 
 # The command line
 
 
-def help_line(name: str) -> str:
-    value, text = FLAGS[name]
-    return f"  {name + ' ' + (value or ''):24}{text}"
-
-
-def read_flags(argv: list[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """Return the launcher's flags with their values, the script with its arguments, and what is wrong with the flags.
+def read_flags(argv: list[str]) -> tuple[dict, list[str]]:
+    """Return the launcher's flags with their values, and the script with its arguments.
 
     argparse is not used: it drops a `--` directly after the script.
 
     >>> read_flags(["--world-size=2", "--use_mpi", "run_qa.py", "--", "--world_size", "3"])
-    ({'--world_size': '2', '--use_mpi': ''}, ['run_qa.py', '--', '--world_size', '3'], [])
+    ({'--world_size': 2, '--use_mpi': ''}, ['run_qa.py', '--', '--world_size', '3'])
+
+    Raises:
+        UserError: an unknown flag, a switch with a value, or a value that is no number.
     """
-    flags, problems, rest = {}, [], list(argv)
-    while rest and rest[0].startswith("-"):
-        (shown,) = without_secrets(rest[:1])
+    flags, rest = {}, list(argv)
+    while rest and rest[0].startswith("-") and rest[0] != "--":
+        shown = without_secrets(rest[:1])[0].partition("=")
         word, equals, value = rest.pop(0).partition("=")
-        if word == "--" and not equals:
-            break
         name = {"-h": "--help"}.get(word, "--" + word.lstrip("-").replace("-", "_"))
-        takes_value = name in FLAGS and FLAGS[name][0] is not None
         if name not in FLAGS:
             nearest = get_close_matches(name, FLAGS, n=1, cutoff=0.7)
             hint = f"did you mean {nearest[0]}?" if nearest else "write flags of the script after the script"
-            problems.append(f"unknown argument {shown.partition('=')[0]} ({hint})")
-            if rest and not equals and not rest[0].startswith("-") and not rest[0].endswith(".py"):
-                rest.pop(0)  # its value, most likely
-        elif equals and not takes_value:
-            problems.append(f"{name} takes no value, {shown.partition('=')[2]!r} was given")
-        elif takes_value and not equals and not rest:
-            problems.append(f"{name} lacks its value ({FLAGS[name][0]})")
-        else:
-            flags[name] = rest.pop(0) if takes_value and not equals else value
-    return flags, rest, problems
+            raise UserError(f"unknown argument {shown[0]} ({hint})")
+        if equals and not FLAGS[name][0]:
+            raise UserError(f"{name} takes no value, {shown[2]!r} was given")
+        value = rest.pop(0) if FLAGS[name][0] and not equals and rest else value
+        flags[name] = value if FLAGS[name][1] is None else read_number(name, value)
+    return flags, rest[rest[:1] == ["--"] :]
 
 
-def make_job(flags: dict[str, str], script: list[str], problems: list[str]) -> Job:
-    """Return the job that a command line asks for; `problems` are those that are known already.
+def read_number(name: str, text: str) -> int:
+    least, largest = FLAGS[name][1], 65535 if name == "--master_port" else 1 << 20
+    if not re.fullmatch(r"\+?[0-9]{1,9}", text) or not least <= int(text) <= largest:
+        shown = without_tokens(text) or repr(text)
+        raise UserError(f"{name} is {shown}, it must be a whole number from {least} to {largest}")
+    return int(text)
+
+
+def make_job(flags: dict, script: list[str]) -> Job:
+    """Return the job that a command line asks for.
 
     Raises:
         UserError: every problem that can be seen before anything is started.
     """
-    problems = [*problems, *script_problems(script)]
-    engine = "mpi" if "--use_mpi" in flags else "deepspeed" if "--use_deepspeed" in flags else "torchrun"
-    if "--use_mpi" in flags and "--use_deepspeed" in flags:
-        problems.append("--use_mpi and --use_deepspeed exclude each other; give one of them")
-    hosts = {}
-    try:
-        hosts = read_hostfile(Path(flags["--hostfile"])) if "--hostfile" in flags else {}
-    except UserError as error:
-        problems += error.problems
-    numbers, wrong = numbers_of(flags, sum(hosts.values()))
-    job = Job(script, engine, **numbers, hosts=hosts)
-    if hosts:
-        job.master_addr = host_name(next(iter(hosts)))
-    problems += wrong or [*size_problems(job, flags), *node_problems(job, flags)]
-    problems += missing_programs(job)
-    if not problems:
-        problems = [*port_problems(job, "--master_port" in flags), *card_problems(job)]
-    if problems:
+    hosts, nnodes = read_hosts(flags), flags.get("--nnodes", 1)
+    world_size = flags.get("--world_size", sum(hosts.values()) or 1)
+    job = Job(script, list(hosts.values()) or [world_size // nnodes] * nnodes, list(hosts))
+    job.engine = "mpi" if "--use_mpi" in flags else "deepspeed" if "--use_deepspeed" in flags else ""
+    job.node_rank, job.grace_seconds = flags.get("--node_rank", 0), flags.get("--grace_seconds", 60)
+    job.master_port = flags.get("--master_port", 29500 if len(job.ranks) > 1 else 0)
+    first = job.hosts[0].rpartition("@")[2] if job.has_other_nodes else "127.0.0.1"
+    job.master_addr = flags.get("--master_addr", first)
+    problems = [*script_problems(script), *size_problems(job, world_size), *node_problems(job, flags)]
+    if problems := [*problems, *start_problems(job, flags), *missing_programs(job)]:
         raise UserError(*problems)
-    if engine == "torchrun" and job.world_size == job.nnodes == 1:
-        job.engine = ""
     return job
 
 
 def script_problems(script: list[str]) -> list[str]:
     if not script:
         return ["no script; give one after the launcher's flags, as in `gaudi_spawn.py --world_size 8 run_qa.py ...`"]
-    if os.path.isfile(script[0]):
-        size = len(json.dumps(script)) + len("SPAWN_SCRIPT=")
-        too_long = f"the script's arguments are too long: {size} bytes, {LONGEST} at most; write them into a file"
-        return [too_long] * (size >= LONGEST)
     path = Path(*without_secrets(script[:1]))
     nearest = get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], n=1)
-    return [f"{path}: there is no such script" + (f" (did you mean {path.parent / nearest[0]}?)" if nearest else "")]
+    hint = f" (did you mean {path.parent / nearest[0]}?)" if nearest else ""
+    return [] if os.path.isfile(script[0]) else [f"{path}: there is no such script{hint}"]
 
 
-def numbers_of(flags: dict[str, str], slots: int) -> tuple[dict[str, int], list[str]]:
-    """Return the values of the flags that are numbers, with the defaults of those not given, and what is wrong."""
-    numbers, problems = {}, []
-    for name, (default, least, largest) in NUMBERS.items():
-        default = slots or default if name == "--world_size" else default
-        text = flags.get(name, str(default))
-        good = re.fullmatch(r"\+?[0-9]{1,9}", text) and least <= int(text) <= largest
-        numbers[name[2:]] = int(text) if good else default
-        if not good:
-            bounds = f"{least} or more" if largest > 65535 else f"{least} to {largest}"
-            problems.append(f"{name} is {without_tokens(text) or repr(text)}, it must be a whole number, {bounds}")
-    return numbers, problems
+def read_hosts(flags: dict) -> dict[str, int]:
+    """Return ranks by host of the hostfile, if there is one, with this machine first: OpenMPI 4 runs rank 0 here.
+
+    Raises:
+        UserError: see `read_hostfile`.
+    """
+    default = next((name for name in DEFAULT_HOSTFILES if name in os.environ), None)
+    if "--use_mpi" in flags and "--hostfile" not in flags and default:
+        flags["--hostfile"] = os.environ[default]
+        print(f"{default} is taken as --hostfile {os.environ[default]}", file=sys.stderr, flush=True)
+    hosts = read_hostfile(Path(flags["--hostfile"])) if "--hostfile" in flags else {}
+    return dict(sorted(hosts.items(), key=lambda item: not is_this_machine(item[0])))
 
 
-def size_problems(job: Job, flags: dict[str, str]) -> list[str]:
+def size_problems(job: Job, world_size: int) -> list[str]:
     """Compare `--world_size` with the number of nodes and the hostfile."""
-    if job.world_size % job.nnodes:
-        return [f"--world_size {job.world_size} is for all nodes, and --nnodes {job.nnodes} does not divide it"]
-    total = sum(job.hosts.values())
-    if job.hosts and job.world_size != total:
-        # The reference ignored it next to a hostfile, and there it often means the ranks of one node.
-        if set(job.hosts.values()) != {job.world_size}:
-            hostfile = flags["--hostfile"]
-            return [
-                f"--world_size {job.world_size} does not match {hostfile} ({total} slots in total); omit --world_size"
-            ]
-        job.world_size = total
+    if world_size % len(job.ranks) and not job.hosts:
+        return [f"--world_size {world_size} is for all nodes, and --nnodes {len(job.ranks)} does not divide it"]
+    # The reference ignored it next to a hostfile, and there it often means the ranks of one node.
+    if job.hosts and world_size != sum(job.ranks) and {*job.ranks} != {world_size}:
+        return [f"--world_size {world_size} does not match the hostfile ({sum(job.ranks)} slots in total); omit it"]
     return []
 
 
-def node_problems(job: Job, flags: dict[str, str]) -> list[str]:
-    """Compare `--nnodes`, `--node_rank` and `--master_addr` with each other and the engine."""
-    given = [name for name in ("--nnodes", "--node_rank", "--master_addr") if name in flags]
-    problems = []
-    if "--hostfile" in flags and job.engine == "torchrun":
+def node_problems(job: Job, flags: dict) -> list[str]:
+    """Compare the flags that name nodes with each other."""
+    by_hand, problems, nodes = [name for name in BY_HAND if name in flags], [], len(job.ranks)
+    starts_all = next((name for name in ("--hostfile", "--use_mpi") if name in flags), None)
+    if "--use_mpi" in flags and "--use_deepspeed" in flags:
+        problems.append("--use_mpi and --use_deepspeed exclude each other; give one of them")
+    if "--hostfile" in flags and not job.engine:
+        problems.append("--hostfile needs --use_mpi or --use_deepspeed; or start this on every node, with --nnodes")
+    elif by_hand and starts_all:
+        problems.append(f"{', '.join(by_hand)}: {starts_all} starts all nodes; name them in a --hostfile alone")
+    elif nodes > 1 and not job.hosts and len(by_hand) < len(BY_HAND):
         problems.append(
-            "--hostfile needs --use_mpi or --use_deepspeed; without them, start the launcher on every node with "
-            "--nnodes, --node_rank and --master_addr"
+            f"--nnodes {nodes} needs {' and '.join(name for name in BY_HAND if name not in flags)} too, on every node"
         )
-    elif given and ("--hostfile" in flags or job.engine == "mpi"):
-        other = "--hostfile" if "--hostfile" in flags else "--use_mpi"
-        problems.append(f"{', '.join(given)}: not with {other}, which starts all nodes; name them in the --hostfile")
-    elif job.nnodes > 1 and len(given) < 3:
-        missing = [name for name in ("--node_rank", "--master_addr") if name not in flags]
-        problems.append(f"--nnodes {job.nnodes} needs {' and '.join(missing)} too, on every node")
-    elif "--master_addr" in flags:
-        job.master_addr = flags["--master_addr"]
-    if job.node_rank >= job.nnodes:
-        problems.append(f"--node_rank is {job.node_rank}, with --nnodes {job.nnodes} it ends at {job.nnodes - 1}")
+    if job.node_rank >= nodes:
+        problems.append(f"--node_rank is {job.node_rank}, with --nnodes {nodes} it ends at {nodes - 1}")
+    if nodes > 1 and re.fullmatch(r"localhost|127\..*", job.master_addr) and (job.hosts or "--master_addr" in flags):
+        problems.append(f"{job.master_addr} is another machine on each node; give the first one's name or address")
     return problems
 
 
-def port_problems(job: Job, given: bool) -> list[str]:
-    """Check the port where rank 0 will listen; on one node choose a fresh one if none is given."""
-    if job.node_rank or not is_this_machine(job.master_addr):
-        return []  # It will be opened on another machine.
-    if not given and job.nnodes == 1 and not job.has_other_nodes:
-        job.master_port = free_port()
-        return []
-    trouble = port_trouble(job.master_port)
-    return [f"--master_port {job.master_port}: {trouble}; give another one"] if trouble else []
-
-
-def card_problems(job: Job) -> list[str]:
-    """Compare the ranks with the Gaudi cards, where the script will use them and they can be counted without opening one."""
-    if not re.search(r"\n--?use[-_]habana(?![\n=](false|f|no|n|0)\n|\w)", "\n".join([*job.script, ""]), re.IGNORECASE):
-        return []
-    modules = os.environ.get("HABANA_VISIBLE_MODULES", "")
-    cards = len(modules.split(",")) if modules else len(glob.glob("/dev/accel/accel[0-9]*"))
-    if 0 < cards < job.ranks_here and (not job.hosts or any(map(is_this_machine, job.hosts))):
-        source = f"HABANA_VISIBLE_MODULES={modules}" if modules else "/dev/accel"
-        return [f"{job.ranks_here} ranks on this node need as many Gaudi cards, it has {cards} ({source})"]
-    return []
+def start_problems(job: Job, flags: dict) -> list[str]:
+    """Return what does not fit to one launcher, or to one node: what has started the launcher has counted more."""
+    names = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"] * ("--nnodes" not in flags)
+    names += ["SLURM_JOB_NUM_NODES"] * (job.engine == "mpi" and not job.hosts)
+    counts = {name: os.environ.get(name, "1") for name in names}
+    return [f"{name} is {count}: {ADVICE[name]}" for name, count in counts.items() if count != "1"]
 
 
 if __name__ == "__main__":

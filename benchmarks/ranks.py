@@ -22,13 +22,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "quickstart")]
 
 import corpus  # noqa: E402
 
-from qa.launch.hosts import free_port  # noqa: E402
-
 
 BATCH, SCORED = 16, 201
 RUNS = {
     "1 rank": (1, []),
-    "2 ranks, torchrun": (2, []),
+    "2 ranks, no flag": (2, []),
     "2 ranks, MPI": (2, ["--use_mpi"]),
     "2 ranks, `--use_deepspeed`": (2, ["--use_deepspeed"]),
 }
@@ -58,7 +56,7 @@ def run(folder: Path, ranks: int, engine: list[str], questions: int, gaudi: bool
 
         environment |= gaudi_sim.environment()
         flags += ["--use_habana", "--use_lazy_mode", "--use_hpu_graphs_for_inference"]
-    launcher = [sys.executable, ROOT / "gaudi_spawn.py", "--world_size", ranks, "--master_port", free_port(), *engine]
+    launcher = [sys.executable, ROOT / "gaudi_spawn.py", "--world_size", ranks, *engine]
     command = list(map(str, [*launcher, ROOT / "run_qa.py", *flags]))
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

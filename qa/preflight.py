@@ -98,7 +98,7 @@ def gaudi_problems(training_args) -> list[str]:
     if missing is not None:
         advice = "Run inside Habana's PyTorch image on a Gaudi node, or omit --use_habana"
         return [f"--use_habana: {missing}. {advice} to run on this machine's GPU or CPU.", *problems]
-    problems += version_problems()
+    problems += [*version_problems(), *card_problems()]
     busy = why_busy()
     if busy is not None:
         problems.append(busy)
@@ -110,6 +110,14 @@ def gaudi_problems(training_args) -> list[str]:
         except UserError as error:
             problems += error.problems
     return problems
+
+
+def card_problems() -> list[str]:
+    """Compare the ranks of this node with its cards."""
+    import habana_frameworks.torch.hpu as hpu
+
+    ranks, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), hpu.device_count()
+    return [f"{ranks} ranks on this node need as many Gaudi cards, PyTorch sees {cards}"] if ranks > cards else []
 
 
 def version_problems() -> list[str]:

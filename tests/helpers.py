@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINES = {"torchrun": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
+ENGINES = {"none": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
 CAUSAL_KINDS = {"llama": "llama", "qwen3": "qwen2", "mistral": "llama"}  # decoder-only models, and their tokenizers
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -33,12 +33,29 @@ def learning_flags(rows: Path) -> list:
     return flags + ["--save_strategy", "no", "--pad_to_max_length", "False"]
 
 
+HELD = []
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing else gets as long as the tests run, for ranks of several launchers."""
+    from qa.launch.hosts import hold_port
+
+    HELD.append(hold_port())
+    return HELD[-1].getsockname()[1]
+
+
+def skip_without(engine: str, *hosts: str) -> None:
+    """Skip a test where this machine lacks a program of an engine."""
+    from qa.launch.job import Job, missing_programs
+
+    problems = missing_programs(Job([], [2], list(hosts), engine))
+    if problems:
+        pytest.skip(problems[0] + "; for tests: pip install -r requirements-dev.txt")
+
+
 def start_ranks(folder: Path, engine: str, environment: dict, *script) -> subprocess.Popen:
     """Start the launcher with two ranks of a script; their output goes to the files `out` and `err` of `folder`."""
-    import gaudi_spawn
-
-    flags = ["--world_size", 2, "--master_port", gaudi_spawn.free_port(), *ENGINES[engine]]
-    command = [sys.executable, ROOT / "gaudi_spawn.py", *flags, *script]
+    command = [sys.executable, ROOT / "gaudi_spawn.py", "--world_size", 2, *ENGINES[engine], *script]
     with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
         return subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, cwd=ROOT)
 

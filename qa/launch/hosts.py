@@ -8,6 +8,9 @@ from pathlib import Path
 from qa.errors import UserError
 
 
+LINE = re.compile(r"([A-Za-z0-9_.@-]+) slots=0*([1-9][0-9]{0,5})( max[-_]slots=[0-9]+)*")  # of a hostfile
+
+
 def read_hostfile(path: Path) -> dict[str, int]:
     """Return ranks by host in the file's order; a line is `node-1 slots=8 # comment`, as DeepSpeed and OpenMPI read it.
 
@@ -18,17 +21,14 @@ def read_hostfile(path: Path) -> dict[str, int]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"--hostfile {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    hosts, first_lines, problems = {}, {}, []
-    for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        host, slots = words[0], words[1] if len(words) > 1 else ""
-        problem = problem_of_host(host, slots, words[2:], first_lines)
-        if problem:
-            problems.append(f"{path}:{number}: {problem}")
-        else:
-            hosts[host], first_lines[host] = int(slots.partition("=")[2]), number
+    hosts, problems = {}, []
+    for number, line in enumerate((" ".join(line.partition("#")[0].split()) for line in lines), start=1):
+        match = LINE.fullmatch(line)
+        if match and match[1] not in hosts:
+            hosts[match[1]] = int(match[2])
+        elif line:
+            advice = f"{match[1]} is already in the file; omit this line" if match else advice_for(line)
+            problems.append(f"{path}:{number}: {advice}")
     if not hosts and not problems:
         problems.append(f"--hostfile {path}: names no host")
     if problems:
@@ -36,64 +36,67 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
-def problem_of_host(host: str, slots: str, others: list[str], first_lines: dict[str, int]) -> str:
-    """Return what is wrong with a line of a hostfile, or an empty text.
+def advice_for(line: str) -> str:
+    """Return what to write in the place of a line.
 
-    >>> problem_of_host("node-1", "8", [], {})
-    "'8' is not a number of ranks; write `node-1 slots=8`"
+    >>> advice_for("node-1:4"), advice_for("node-2 8")
+    ("'node-1:4' is not understood; write `node-1 slots=4`", "'node-2 8' is not understood; write `node-2 slots=8`")
     """
-    if not re.fullmatch(r"[A-Za-z0-9_.@-]+", host):
-        return f"{host!r} is not a name or IPv4 address of a host"
-    if not slots:
-        return f"{host} lacks its number of ranks; write `{host} slots=8`"
-    if not re.fullmatch(r"slots=0*[1-9][0-9]{0,5}", slots):
-        return f"{slots!r} is not a number of ranks; write `{host} slots=8`"
-    if not all(re.fullmatch(r"max[-_]slots=[0-9]+", word) for word in others):
-        return f"{' '.join(others)!r} is not understood; write `{host} {slots}`"
-    if host in first_lines:
-        return f"{host} is already in line {first_lines[host]}"
-    return ""
+    match = re.match(r"([A-Za-z0-9_.@-]+)(?: |:(?!:)|$)\D*([0-9]{0,5})", line)
+    right = (
+        f"`{match[1]} slots={int(match[2] or 8) or 8}`" if match else "a name or IPv4 address as in `node-1 slots=8`"
+    )
+    return f"{line!r} is not understood; write {right}"
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a name or address is one of this machine's own: only those can be bound to."""
+    """Return whether a name or address, maybe with a user, is one of this machine's own: only those can be bound to."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.bind(address)
+        socket.create_server((host.rpartition("@")[2], 0)).close()
     except OSError:
         return False
     return True
 
 
-def free_port() -> int:
-    """Return a TCP port that nothing listens to at the moment; the kernel chooses another one each time."""
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
+def hold_port(port: int = 0) -> socket.socket:
+    """Return a socket that is bound to a TCP port of this machine and does not listen: by default to a free port.
 
+    As long as it is open, Linux chooses this port for no other program. Rank 0 can still listen there, as it sets
+    SO_REUSEADDR too.
 
-def port_trouble(port: int) -> str:
-    """Return why a TCP port of this machine cannot be listened to, or an empty text."""
+    Raises:
+        UserError: another program listens to the port, or this user may not open it.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        # As the ranks' TCPStore does: every address, IPv6 where there is one, and TIME_WAIT does not count.
-        if socket.has_dualstack_ipv6():
-            socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
-        socket.create_server(("", port)).close()
+        holder.bind(("", port))
     except OSError as error:
-        return (
-            "it is taken by another program" if "in use" in str(error) else f"it cannot be opened ({error.strerror})"
-        )
-    return ""
+        raise UserError(f"--master_port {port} cannot be opened ({error.strerror}); give another one") from error
+    return holder
 
 
-def cores_of_sockets() -> list[int]:
-    """Return how many physical cores of each processor this process may use, which in a container can be few."""
-    try:
-        cores = {}
-        for cpu in os.sched_getaffinity(0):
-            topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-            package = (topology / "physical_package_id").read_text()
-            cores.setdefault(package, set()).add((topology / "core_id").read_text())
-        return sorted(map(len, cores.values()))
-    except (OSError, AttributeError):  # Not Linux, or a sandbox without /sys.
-        return [os.cpu_count() or 1]
+def physical_cores() -> list[frozenset[int]]:
+    """Return the CPUs of each physical core that this process may use: neighbours in a row, one processor after the other."""
+    cores = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            place = tuple(int((topology / name).read_text()) for name in ("physical_package_id", "core_id"))
+        except OSError:  # a sandbox without /sys
+            place = (0, cpu)
+        cores[place] = cores.get(place, frozenset()) | {cpu}
+    return [cores[place] for place in sorted(cores)]
+
+
+def cores_of_rank(local_rank: int, ranks: int, cores: list[frozenset[int]]) -> frozenset[int]:
+    """Return the CPUs that a rank of a node is bound to: its share of the cores, or none if there are not enough.
+
+    Gaudi cards 0-3 are nearest to the first processor, 4-7 to the second.
+
+    >>> cores = [frozenset({0, 4}), frozenset({1, 5}), frozenset({2, 6}), frozenset({3, 7})]
+    >>> [sorted(cores_of_rank(rank, 2, cores)) for rank in (0, 1)], cores_of_rank(0, 5, cores)
+    ([[0, 1, 4, 5], [2, 3, 6, 7]], frozenset())
+    """
+    begin, end = (len(cores) * rank // ranks for rank in (local_rank, local_rank + 1))
+    return frozenset().union(*cores[begin:end]) if ranks <= len(cores) else frozenset()

@@ -3,6 +3,7 @@
 python echo_rank.py FOLDER DEED [anything]: writes FOLDER/RANK.json (process, arguments, environment, cores), then
 
 - `echo` ends, `lines` prints (on two ranks), `wait` waits, `stubborn` waits and ignores signals;
+- `meet` prints what ranks send each other through the port of rank 0, `meet_in_torch` through torch.distributed;
 - `fail` ends rank 1 with status 7 while the others wait;
 - `save` waits, and after SIGTERM or SIGINT takes 1 s, and rank 1 another 1.5 s, to write FOLDER/RANK.saved.
 """
@@ -10,6 +11,7 @@ python echo_rank.py FOLDER DEED [anything]: writes FOLDER/RANK.json (process, ar
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,14 @@ from pathlib import Path
 
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+NAMES += (
+    "CROSS_RANK",
+    "CROSS_SIZE",
+    "HLS_MODULE_ID",
+    "PMIX_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+)
 NAMES += ("NODE", "HOME", "PATH", "PYTHONPATH", "PT_HPU_LAZY_MODE", "HABANA_LOGS", "HF_HOME", "HF_TOKEN", "LANG")
 
 
@@ -45,12 +55,45 @@ def main() -> None:
     (folder / f"{rank}.part").rename(folder / f"{rank}.json")
     if deed == "lines":
         print_lines(int(rank))
+    if deed.startswith("meet"):
+        met = (meet_in_torch if deed == "meet_in_torch" else meet)(int(rank), f"{folder}/{rank}")
+        print("met", *met, flush=True)
     while len(list(folder.glob("*.json"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.01)
     if deed == "fail" and rank == "1":
         sys.exit(7)
     if waits:
         time.sleep(300)
+
+
+def meet(rank: int, text: str) -> list[str]:
+    """Return the texts of two ranks; rank 0 listens as PyTorch's store does."""
+    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    if rank == 0:
+        time.sleep(0.3)  # so that all ranks of another job would find this port first
+        with socket.create_server(place) as server, server.accept()[0] as other:
+            texts = [text, other.recv(1000).decode()]
+            other.sendall("\n".join(texts).encode())
+            return texts
+    while True:
+        try:
+            with socket.create_connection(place) as first:
+                first.sendall(text.encode())
+                return first.recv(2000).decode().split("\n")
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
+def meet_in_torch(rank: int, text: str) -> list[str]:
+    import torch.distributed
+
+    torch.distributed.init_process_group("gloo")
+    texts = [""] * int(os.environ["WORLD_SIZE"])
+    torch.distributed.all_gather_object(texts, text)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    time.sleep(0.5)  # for its threads
+    return texts
 
 
 def parent_of(process: int) -> int:

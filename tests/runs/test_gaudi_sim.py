@@ -8,9 +8,8 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, free_port
 
-from qa.launch.hosts import free_port
 from tests import gaudi_sim
 from tests.gaudi_sim import building
 

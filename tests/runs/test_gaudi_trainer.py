@@ -11,10 +11,9 @@ import sys
 from importlib.metadata import distribution
 
 import pytest
-from helpers import ROOT, load
+from helpers import ROOT, free_port, load
 from safetensors.torch import load_file
 
-import gaudi_spawn
 import qa.speed
 import run_qa
 import run_seq2seq_qa
@@ -214,7 +213,7 @@ def on_two_gaudis(simulated_gaudi, steady_models, squad_files, tmp_path_factory)
         flags += ["--use_habana", "--use_lazy_mode", "False", *more.get(name, [])]
         runs[name] = {"script": "run_seq2seq_qa", "flags": flags, "without": [without] if without else []}
     (folder / "runs.json").write_text(json.dumps(runs))
-    port = str(gaudi_spawn.free_port())
+    port = str(free_port())
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     done = start_on_gaudi(simulated_gaudi.environment(), launcher, folder / "runs.json")
     assert done.returncode == 0, done.stderr[-4000:]

@@ -41,13 +41,14 @@ NODES = {
         ],
         2,
     ),
-    "other versions, no bf16": (
+    "other versions, no bf16, two cards": (
         {"plugin_version": "1.21.0", "driver_version": "1.19.2"},
-        {"SIMULATED_GAUDI_BF16": "0"},
+        {"SIMULATED_GAUDI_BF16": "0", "HABANA_VISIBLE_MODULES": "0,1", "LOCAL_WORLD_SIZE": "4"},
         ["--bf16"],
         [
             "Habana's driver is 1.19.2, its PyTorch plugin 1.21.0: they should be of one release",
             "validated for SynapseAI v1.24.0 but habana-frameworks v1.21.0 was found",
+            "error: 4 ranks on this node need as many Gaudi cards, PyTorch sees 2",
             "error: --bf16: this card does not support it",
         ],
         2,

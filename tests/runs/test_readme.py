@@ -20,7 +20,7 @@ from pathlib import Path
 
 import corpus
 import pytest
-from helpers import ROOT, corpus_texts, distance_trained
+from helpers import ROOT, corpus_texts, distance_trained, skip_without
 from small_tokenizers import make_tokenizers
 
 import gaudi_spawn
@@ -232,9 +232,7 @@ def test_commands_for_a_gaudi_run(stand_ins, number, tmp_path):
     command = GAUDI_COMMANDS[number]
     words = words_of(command)
     engine = next((name for name in ("mpi", "deepspeed") if f"--use_{name}" in words), "")
-    problems = gaudi_spawn.missing_programs(gaudi_spawn.Job([], engine, world_size_of(words)))
-    if problems:
-        pytest.skip(problems[0] + "; for tests: pip install -r requirements-dev.txt")
+    skip_without(engine)
     done = run_block(command, stand_ins, tmp_path)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     if "--do_eval" in words:
