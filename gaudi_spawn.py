@@ -30,7 +30,7 @@ from pathlib import Path
 from qa.errors import UserError, run_or_exit
 from qa.launch.hosts import hold_port, is_this_machine, read_hostfile
 from qa.launch.job import Job, children_of, missing_programs
-from qa.launch.supervisor import Supervisor, run_guarded
+from qa.launch.supervisor import run_guarded
 from qa.secret_flags import hide_secrets, without_secrets, without_tokens
 
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         os.execv(sys.executable, [sys.executable, *script])
     if max(job.ranks) > 1 and (card := os.environ.pop("HLS_MODULE_ID", None)):
         print(f"HLS_MODULE_ID={card} is one card for all ranks; they do not get it", file=sys.stderr, flush=True)
-    sys.exit(run_guarded(lambda: Supervisor(children_of(job), job.grace_seconds).run()))
+    sys.exit(run_guarded(children_of(job), job.grace_seconds))
 
 
 def print_command(job: Job) -> None:
@@ -135,14 +135,15 @@ def make_job(flags: dict, script: list[str]) -> Job:
     """
     hosts, nnodes = read_hosts(flags), flags.get("--nnodes", 1)
     world_size = flags.get("--world_size", sum(hosts.values()) or 1)
-    job = Job(script, list(hosts.values()) or [world_size // nnodes] * nnodes, list(hosts))
+    job = Job(script, list(hosts.values()) or [world_size // nnodes] * nnodes)
+    job.hosts = [] if len(hosts) == 1 and is_this_machine(*hosts) else list(hosts)
     job.engine = "mpi" if "--use_mpi" in flags else "deepspeed" if "--use_deepspeed" in flags else ""
     job.node_rank, job.grace_seconds = flags.get("--node_rank", 0), flags.get("--grace_seconds", 60)
     job.master_port = flags.get("--master_port", 29500 if len(job.ranks) > 1 else 0)
-    first = job.hosts[0].rpartition("@")[2] if job.has_other_nodes else "127.0.0.1"
+    first = job.hosts[0].rpartition("@")[2] if job.hosts else "127.0.0.1"
     job.master_addr = flags.get("--master_addr", first)
-    problems = [*script_problems(script), *size_problems(job, world_size), *node_problems(job, flags)]
-    if problems := [*problems, *start_problems(job, flags), *missing_programs(job)]:
+    problems = [*script_problems(script), *node_problems(job, world_size, flags), *start_problems(job, flags)]
+    if problems := [*problems, *missing_programs(job)]:
         raise UserError(*problems)
     return job
 
@@ -170,20 +171,16 @@ def read_hosts(flags: dict) -> dict[str, int]:
     return dict(sorted(hosts.items(), key=lambda item: not is_this_machine(item[0])))
 
 
-def size_problems(job: Job, world_size: int) -> list[str]:
-    """Compare `--world_size` with the number of nodes and the hostfile."""
-    if world_size % len(job.ranks) and not job.hosts:
-        return [f"--world_size {world_size} is for all nodes, and --nnodes {len(job.ranks)} does not divide it"]
-    # The reference ignored it next to a hostfile, and there it often means the ranks of one node.
-    if job.hosts and world_size != sum(job.ranks) and {*job.ranks} != {world_size}:
-        return [f"--world_size {world_size} does not match the hostfile ({sum(job.ranks)} slots in total); omit it"]
-    return []
-
-
-def node_problems(job: Job, flags: dict) -> list[str]:
-    """Compare the flags that name nodes with each other."""
+def node_problems(job: Job, world_size: int, flags: dict) -> list[str]:
+    """Compare the flags and the hostfile with each other."""
     by_hand, problems, nodes = [name for name in BY_HAND if name in flags], [], len(job.ranks)
     starts_all = next((name for name in ("--hostfile", "--use_mpi") if name in flags), None)
+    if world_size % nodes and "--hostfile" not in flags:
+        problems.append(f"--world_size {world_size} is for all nodes, and --nnodes {nodes} does not divide it")
+    # The reference ignored it next to a hostfile, and there it often means the ranks of one node.
+    if "--hostfile" in flags and world_size != sum(job.ranks) and {*job.ranks} != {world_size}:
+        slots = f"{flags['--hostfile']} ({sum(job.ranks)} slots in total)"
+        problems.append(f"--world_size {world_size} does not match {slots}; omit --world_size")
     if "--use_mpi" in flags and "--use_deepspeed" in flags:
         problems.append("--use_mpi and --use_deepspeed exclude each other; give one of them")
     if "--hostfile" in flags and not job.engine:
@@ -191,20 +188,19 @@ def node_problems(job: Job, flags: dict) -> list[str]:
     elif by_hand and starts_all:
         problems.append(f"{', '.join(by_hand)}: {starts_all} starts all nodes; name them in a --hostfile alone")
     elif nodes > 1 and not job.hosts and len(by_hand) < len(BY_HAND):
-        problems.append(
-            f"--nnodes {nodes} needs {' and '.join(name for name in BY_HAND if name not in flags)} too, on every node"
-        )
+        missing = " and ".join(name for name in BY_HAND if name not in flags)
+        problems.append(f"--nnodes {nodes} needs {missing} too, on every node")
+    elif nodes > 1 and re.fullmatch(r"localhost|127\..*", job.master_addr):
+        problems.append(f"{job.master_addr} is another machine on each node; give the first one's name or address")
     if job.node_rank >= nodes:
         problems.append(f"--node_rank is {job.node_rank}, with --nnodes {nodes} it ends at {nodes - 1}")
-    if nodes > 1 and re.fullmatch(r"localhost|127\..*", job.master_addr) and (job.hosts or "--master_addr" in flags):
-        problems.append(f"{job.master_addr} is another machine on each node; give the first one's name or address")
     return problems
 
 
 def start_problems(job: Job, flags: dict) -> list[str]:
     """Return what does not fit to one launcher, or to one node: what has started the launcher has counted more."""
     names = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"] * ("--nnodes" not in flags)
-    names += ["SLURM_JOB_NUM_NODES"] * (job.engine == "mpi" and not job.hosts)
+    names += ["SLURM_JOB_NUM_NODES"] * (job.engine == "mpi" and "--hostfile" not in flags)
     counts = {name: os.environ.get(name, "1") for name in names}
     return [f"{name} is {count}: {ADVICE[name]}" for name, count in counts.items() if count != "1"]
 

@@ -29,10 +29,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
         elif line:
             advice = f"{match[1]} is already in the file; omit this line" if match else advice_for(line)
             problems.append(f"{path}:{number}: {advice}")
-    if not hosts and not problems:
-        problems.append(f"--hostfile {path}: names no host")
-    if problems:
-        raise UserError(*problems)
+    if problems or not hosts:
+        raise UserError(*problems or [f"--hostfile {path}: names no host"])
     return hosts
 
 
@@ -43,10 +41,8 @@ def advice_for(line: str) -> str:
     ("'node-1:4' is not understood; write `node-1 slots=4`", "'node-2 8' is not understood; write `node-2 slots=8`")
     """
     match = re.match(r"([A-Za-z0-9_.@-]+)(?: |:(?!:)|$)\D*([0-9]{0,5})", line)
-    right = (
-        f"`{match[1]} slots={int(match[2] or 8) or 8}`" if match else "a name or IPv4 address as in `node-1 slots=8`"
-    )
-    return f"{line!r} is not understood; write {right}"
+    right = f"{match[1]} slots={int(match[2] or 8) or 8}" if match else "NODE slots=8"
+    return f"{line!r} is not understood; write `{right}`"
 
 
 def is_this_machine(host: str) -> bool:

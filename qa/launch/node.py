@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from qa.launch.job import Job, ranks_of  # noqa: E402
-from qa.launch.supervisor import Supervisor, die_with, run_guarded  # noqa: E402
+from qa.launch.supervisor import die_with, run_guarded  # noqa: E402
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     die_with(os.getppid(), signal.SIGKILL)  # The supervisor of this node then ends its ranks.
     job = Job(**json.loads(os.environ.pop("SPAWN_JOB")))
     job.node_rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
-    return run_guarded(lambda: Supervisor(ranks_of(job, with_mpi=True), job.grace_seconds, in_node=True).run())
+    return run_guarded(ranks_of(job, with_mpi=True), job.grace_seconds, in_node=True)
 
 
 if __name__ == "__main__":

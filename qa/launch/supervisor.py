@@ -39,7 +39,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,8 +63,8 @@ class Child(NamedTuple):
     cores: frozenset[int] = frozenset()  # CPUs to be bound to, if any
 
 
-def run_guarded(work: Callable[[], int]) -> int:
-    """Return the exit status of a function that runs in a process of its own; nothing that it starts is left then."""
+def run_guarded(children: list[Child], grace_seconds: int, in_node: bool = False) -> int:
+    """Run children below a guard and a supervisor, and return the exit status of the job; nothing of it is left then."""
     watched = STOPS | {signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -75,7 +74,7 @@ def run_guarded(work: Callable[[], int]) -> int:
         os.setsid()  # Ctrl-C in a terminal reaches the guard alone.
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         die_with(guard, signal.SIGTERM)
-        sys.exit(work())
+        sys.exit(Supervisor(children, grace_seconds, in_node).run())
     while not (ended := os.waitpid(supervisor, os.WNOHANG))[0]:
         number = signal.sigwait(watched)
         if number != signal.SIGCHLD:
@@ -93,7 +92,7 @@ class Supervisor:
         deadline: when all children are killed.
     """
 
-    def __init__(self, children: list[Child], grace_seconds: int, in_node: bool = False):
+    def __init__(self, children: list[Child], grace_seconds: int, in_node: bool):
         """Start the children; `in_node` means that mpirun has started this process."""
         self.children, self.grace_seconds, self.in_node = children, grace_seconds, in_node
         self.guard, self.runs_mpirun = os.getppid(), children[0].rank is None
@@ -109,7 +108,10 @@ class Supervisor:
         It is 128 and the signal's number for a stopped job, else that of the first rank that failed, or 0. In a node it
         is 0 for a stopped job: after another one mpirun would end the nodes that still write a checkpoint.
         """
-        while (running := self.is_running()) or any(reader.is_alive() for pair in self.readers for reader in pair):
+        while time.monotonic() < self.deadline + 1:  # for lines that nobody reads, and what the kernel cannot end
+            running = None in [process.poll() for process in self.processes]
+            if not running and not any(reader.is_alive() for pair in self.readers for reader in pair):
+                break
             arrived = signal.sigtimedwait(STOPS | {signal.SIGCHLD}, 0.1)
             if arrived and arrived.si_signo in STOPS:
                 self.stop(arrived.si_signo)
@@ -118,20 +120,16 @@ class Supervisor:
                 self.send(FORWARDED[self.stopped_by])
             if not running or time.monotonic() > self.deadline:
                 kill_children()
-            if time.monotonic() > self.deadline + 1:  # for lines that nobody reads, and what the kernel cannot end
-                break
         kill_children()
         if self.stopped_by:
             return 0 if self.in_node else 128 + self.stopped_by
         return self.failure or exit_status(self.processes[0].returncode)
 
-    def is_running(self) -> bool:
-        return None in [process.poll() for process in self.processes]
-
     def stop(self, number: int) -> None:
         """Ask all ranks to end, or after another signal kill them; SIGUSR1 and SIGUSR2 may come more than once."""
         if self.stopped_by:
-            self.deadline = self.deadline if number in FORWARDED.values() else 0
+            if number not in FORWARDED.values():
+                self.deadline = time.monotonic()
             return
         self.stopped_by = signal.SIGINT if number in (signal.SIGINT, signal.SIGUSR2) else signal.SIGTERM
         self.end_in(self.grace_seconds if os.getppid() == self.guard else SECONDS_TO_END)
@@ -170,7 +168,9 @@ class Supervisor:
             if rank is not None:
                 text = line.rstrip(b"\r\n").rpartition(b"\r")[2] + b"\n"  # of a progress bar the last state
                 self.print_line(target, (b"[rank %d] " % rank if rank else b"") + text)
-            elif (mark := MPI_MARK.match(line)) or not self.failure:  # mpirun reports it at length after its node.
+            elif (mark := MPI_MARK.match(line)) or not (
+                self.failure or self.stopped_by
+            ):  # mpirun reports them at length.
                 self.print_line(target, line[mark.end() :] if mark else line)
 
     def print_line(self, target: int, line: bytes) -> None:
