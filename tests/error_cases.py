@@ -843,6 +843,7 @@ LAUNCHER = [
             ("comments.txt", "# nodes\n\n"),
             ("bytes.txt", b"\xff\xfe\x00"),
             ("no_slots.txt", "node-1\n"),
+            ("colon.txt", "node-1:8\n"),
             ("number.txt", "node-1 8\n"),
             ("zero.txt", "node-1 slots=0\n"),
             ("minus.txt", "node-1 slots=-1\n"),
