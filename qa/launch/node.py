@@ -4,10 +4,9 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, os.path.abspath(f"{__file__}/../../.."))
 
 from qa.launch.job import Job, ranks_of  # noqa: E402
 from qa.launch.supervisor import die_with, run_guarded  # noqa: E402

@@ -34,7 +34,8 @@ def over_nodes(request, remote_shells, tmp_path, monkeypatch):
     """Return the flags of an engine, mpi or the test's parameter, for a job of one rank on each node."""
     engine = getattr(request, "param", "mpi")
     monkeypatch.setenv("PATH", f"{remote_shells}:{os.environ['PATH']}")
-    skip_without(engine, "node-2")
+    skip_without("mpi")
+    skip_without(engine)
     (tmp_path / "hosts").write_text(f"{own_address()} slots=1\nnode-2 slots=1\n")
     return [*ENGINES[engine], "--hostfile", tmp_path / "hosts", "--master_port", free_port()]
 

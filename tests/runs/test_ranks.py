@@ -293,7 +293,9 @@ def test_a_killed_rank_ends_a_training(still_models, hub, squad_files, tmp_path)
         started = descendants(process.pid)
         os.kill(rank_among(started, 0), signal.SIGKILL)
         assert process.wait(60) == 137
-        assert re.search("error: rank 0 on .* ended with exit status 137 \\(SIGKILL\\)\n", (tmp_path / "err").read_text())
+        assert re.search(
+            "error: rank 0 on .* ended with exit status 137 \\(SIGKILL\\)\n", (tmp_path / "err").read_text()
+        )
         assert not list(filter(is_running, started))
     finally:
         for left in [process.pid] * (process.poll() is None) + list(filter(is_running, started)):
