@@ -815,7 +815,7 @@ LAUNCHER = [
             --use_mpi=hf_secret1 run_qa.py
             --world_size hf_secret1 run_qa.py
             --use_mpi=yes run_qa.py
-            --use_mpi --use_deepspeed run_qa.py
+            --use_mpi --node_rank 1 run_qa.py
             --master_port 0 run_qa.py
             --master_port 65536 run_qa.py
             --master_port http run_qa.py
