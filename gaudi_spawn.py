@@ -48,7 +48,7 @@ FLAGS = {  # name: the name of its value, or "" for a switch; the least number t
     "--dry_run": ("", None, "print the command of rank 0, or mpirun's, with its variables; start nothing"),
     "--help": ("", None, "print this"),
 }
-# Where mpi-operator names the nodes of a job.
+# Variables in which mpi-operator names the hostfile of a job.
 DEFAULT_HOSTFILES = ("PRTE_MCA_prte_default_hostfile", "OMPI_MCA_orte_default_hostfile")
 SEVERAL = (
     "start one launcher with the nodes in a --hostfile (in SLURM: `scontrol show hostnames | sed 's/$/ slots=8/' > hosts.txt`), "
@@ -190,7 +190,7 @@ def node_problems(job: Job, world_size: int, flags: dict) -> list[str]:
 
 
 def start_problems(flags: dict) -> list[str]:
-    """Return what does not fit to one launcher, or to one node: what has started the launcher has counted more."""
+    """Return which variables say that there are several launchers, or with `--use_mpi` several nodes without a hostfile."""
     names = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"] * ("--nnodes" not in flags)
     names += ["SLURM_JOB_NUM_NODES"] * ("--use_mpi" in flags and "--hostfile" not in flags)
     counts = {name: os.environ.get(name, "1") for name in names}
