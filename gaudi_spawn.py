@@ -138,8 +138,9 @@ def make_job(flags: dict, script: list[str]) -> Job:
     job.hosts = [] if len(hosts) == 1 and is_this_machine(*hosts) else list(hosts)
     job.runs_mpirun = "--use_mpi" in flags or bool(job.hosts)
     job.node_rank, job.grace_seconds = flags.get("--node_rank", 0), flags.get("--grace_seconds", 60)
-    job.master_port = flags.get("--master_port", 29500 if len(job.ranks) > 1 else 0)
     job.master_addr = flags.get("--master_addr", job.hosts[0].rpartition("@")[2] if job.hosts else "127.0.0.1")
+    is_alone = len(job.ranks) == 1 and is_this_machine(job.master_addr)
+    job.master_port = flags.get("--master_port", 0 if is_alone else 29500)  # 0: see main
     problems = [*script_problems(script), *node_problems(job, world_size, flags), *start_problems(flags)]
     if problems := [*problems, *missing_programs(job.runs_mpirun, "--use_deepspeed" in flags)]:
         raise UserError(*problems)

@@ -443,6 +443,14 @@ def test_several_nodes_meet_at_the_same_port(tmp_path):
     assert "MASTER_PORT=29500 " in call(tmp_path, *words)[1]
 
 
+def test_a_node_that_is_another_machine_meets_at_its_own_address(tmp_path):
+    skip_without("mpi")
+    (tmp_path / "hosts").write_text("me@192.0.2.1 slots=8\n")
+    status, out, err = call(tmp_path, "--hostfile", tmp_path / "hosts", "--dry_run", ECHO)
+    assert status == 0, err
+    assert " --host me@192.0.2.1:1 " in out and '"master_addr": "192.0.2.1", "master_port": 29500,' in out
+
+
 def test_a_hostfile(tmp_path):
     path = tmp_path / "hosts"
     path.write_text(
