@@ -164,13 +164,12 @@ class Supervisor:
         return readers
 
     def print_lines(self, stream, target: int, rank: int | None) -> None:
+        """Print whole lines; not those of mpirun itself about the end of a job, which are many."""
         for line in stream:
             if rank is not None:
                 text = line.rstrip(b"\r\n").rpartition(b"\r")[2] + b"\n"  # of a progress bar the last state
                 self.print_line(target, (b"[rank %d] " % rank if rank else b"") + text)
-            elif (mark := MPI_MARK.match(line)) or not (
-                self.failure or self.stopped_by
-            ):  # mpirun reports them at length.
+            elif (mark := MPI_MARK.match(line)) or not (self.failure or self.stopped_by):
                 self.print_line(target, line[mark.end() :] if mark else line)
 
     def print_line(self, target: int, line: bytes) -> None:
