@@ -6,7 +6,7 @@
     python gaudi_spawn.py --hostfile hosts.txt --use_mpi run_qa.py ...          several nodes, started from the first
     python gaudi_spawn.py --world_size 16 --nnodes 2 --node_rank 0 --master_addr 10.0.0.1 run_qa.py ...   on each node
 
-All words after the script go to the script, byte for byte. One rank without an engine is `python run_qa.py ...`.
+All words after the script go to the script, byte for byte. One rank without a flag is `python run_qa.py ...`.
 
     flag             ranks are started by                                      cores
     ---------------  --------------------------------------------------------  ---------------------------

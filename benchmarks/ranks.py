@@ -1,4 +1,4 @@
-"""The same training as one rank and as two over each engine of the launcher: a table of answers, scores and losses.
+"""The same training as one rank and as two started in each way of the launcher: a table of answers, scores and losses.
 
     python -m benchmarks.ranks [--gaudi] [--questions 1000]
 

@@ -216,7 +216,7 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
             save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
         trainer.create_model_card(**card)  # for a run that is killed in its evaluation; it gets the scores at the end
         trainer.save_state()
-        trainer.accelerator.wait_for_everyone()  # An engine ends the others as soon as one rank has ended.
+        trainer.accelerator.wait_for_everyone()  # The launcher ends the others as soon as one rank has failed.
     return metrics
 
 

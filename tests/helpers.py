@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGINES = {"none": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each engine
+ENGINES = {"none": [], "mpi": ["--use_mpi"], "deepspeed": ["--use_deepspeed"]}  # the flags of each way to start ranks
 CAUSAL_KINDS = {"llama": "llama", "qwen3": "qwen2", "mistral": "llama"}  # decoder-only models, and their tokenizers
 SHARED_DATA = ROOT.parent / "shared" / "data"
 

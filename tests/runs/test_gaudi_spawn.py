@@ -54,7 +54,7 @@ def end_what_was_started():
 
 @pytest.fixture(params=["none", "mpi"])
 def engine(request):
-    """Return the flags that choose an engine, which has to be there; --use_deepspeed starts the same ranks as no flag."""
+    """Return the flags of a way to start ranks, whose program has to be there; --use_deepspeed starts the same ranks as no flag."""
     skip_without(request.param)
     return ENGINES[request.param]
 
@@ -141,7 +141,7 @@ def script_in(line: str, over_mpi: bool) -> list[str]:
 
 
 def test_mpirun_sees_no_argument():
-    """They travel in the environment, in ASCII, so that no engine and no shell on another node can change them."""
+    """They travel in the environment, in ASCII, so that neither mpirun nor a shell on another node can change them."""
     for words in random_lists(500, seed=1):
         child = job.mpirun_of(Job([ECHO, *words], [8]))
         assert json.loads(child.environment["SPAWN_JOB"])["script"] == [ECHO, *words]
@@ -233,7 +233,7 @@ def test_a_rank_that_dies_ends_the_job(engine, tmp_path):
 
 
 def test_ranks_have_time_to_save_after_a_signal(engine, tmp_path):
-    """Rank 1 needs 1.5 s more than rank 0, whose end is no reason for an engine to kill it."""
+    """Rank 1 needs 1.5 s more than rank 0, whose end is no reason to end it."""
     jobs = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         folder = tmp_path / str(int(number))

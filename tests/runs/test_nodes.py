@@ -31,7 +31,7 @@ SECRET = "hf_thesecret"
 
 @pytest.fixture
 def over_nodes(request, remote_shells, tmp_path, monkeypatch):
-    """Return the flags of an engine, mpi or the test's parameter, for a job of one rank on each node."""
+    """Return the flags of a way to start ranks, mpi or the test's parameter, for a job of one rank on each node."""
     engine = getattr(request, "param", "mpi")
     monkeypatch.setenv("PATH", f"{remote_shells}:{os.environ['PATH']}")
     skip_without("mpi")
