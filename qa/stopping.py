@@ -90,7 +90,7 @@ class StoppableTraining:
             self.end_together()
 
     def end_together(self) -> None:
-        self.accelerator.wait_for_everyone()  # An engine ends the others as soon as one rank has ended.
+        self.accelerator.wait_for_everyone()  # The launcher ends the others as soon as one rank has failed.
         raise self.stopped()
 
     def look(self) -> None:
