@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -42,6 +43,16 @@ def free_port() -> int:
 
     HELD.append(hold_port())
     return HELD[-1].getsockname()[1]
+
+
+def address_here() -> str | None:
+    """Return an address of this machine that is not loopback, None where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return None
+        return probe.getsockname()[0]
 
 
 def skip_without(engine: str) -> None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ENGINES, ROOT, addresses_listening, free_port, skip_without
+from helpers import ENGINES, ROOT, address_here, addresses_listening, free_port, skip_without
 
 import gaudi_spawn
 from qa.errors import UserError
@@ -353,13 +353,7 @@ def test_one_rank_is_the_script_itself(tmp_path):
 
 
 def own_address() -> str:
-    """Return an address of this machine that is not loopback, where it has one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            pytest.skip("no network interface except loopback; give the machine one")
-        return probe.getsockname()[0]
+    return address_here() or pytest.skip("no network interface except loopback; give the machine one")
 
 
 def test_a_launcher_on_each_of_two_nodes(tmp_path):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import corpus
 import pytest
-from helpers import ROOT, corpus_texts, distance_trained, skip_without
+from helpers import ROOT, address_here, corpus_texts, distance_trained, skip_without
 from small_tokenizers import make_tokenizers
 
 import gaudi_spawn
@@ -98,7 +98,7 @@ HYPERPARAMETERS = """
     FlagAlpha/Llama2-Chinese-13b-Chat (multi-card) | 3e-5 | 2 | 8 | 8
 """
 # Two nodes, of a card each, where the README has eight; the first name has to resolve.
-HOSTS = "localhost slots=1\nnode-2 slots=1\n"
+HOSTS = f"{address_here() or 'node-1'} slots=1\nnode-2 slots=1\n"
 RIVERS = ("Nile", "Seine", "Rhine", "Ebro", "Volga", "Po", "Douro", "Tagus", "Rhone", "Elbe", "Loire", "Thames")
 MY_QUESTIONS = "context,question,answers\n" + "".join(f"The {r} is long.,Which river is long?,{r}\n" for r in RIVERS)
 # The folders Habana/... of the hub hold no model, only this file.
@@ -261,7 +261,7 @@ def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
             assert len(answers) == 1 and all(answers.values())
 
 
-def test_commands_of_the_launcher_print_the_engines_command(stand_ins, monkeypatch, capfd):
+def test_commands_of_the_launcher_print_what_would_be_started(stand_ins, monkeypatch, capfd):
     monkeypatch.chdir(stand_ins)
     monkeypatch.setenv("PATH", f"{stand_ins / 'bin'}:{os.environ['PATH']}")
     for command in (
