@@ -3,7 +3,7 @@
 # make setup        build .venv alone            make style       lint and reformat
 # make check        lint, change nothing         make test        run all tests, two files at a time
 # make fuzz         run the tests with random cases, with 20 times as many; FUZZ=5 for 100 times as many; then a kill
-#                   and a full disk at every change of a file: hours
+#                   and a full disk at every change of a file, and 50 times two jobs at once: hours
 # make test-fast    run the tests outside tests/runs, which start no trainings in other processes
 # make errors       write docs/errors.md from the cases of tests/error_cases.py
 # make bench        print the benchmark tables, the short ones; make bench-full   in full, an hour
@@ -76,6 +76,7 @@ test-fast: .venv/installed-dev
 fuzz: .venv/installed-dev
 	FUZZ=$(FUZZ) $(PYTEST) -m hypothesis tests
 	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/runs/test_kills.py
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/runs/test_gaudi_spawn.py -k two_jobs
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
