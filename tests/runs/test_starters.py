@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, history_of, load
 
-from qa.launch.engines import find_program
+from qa.launch.job import find_mpirun
 
 
 FLAGS = """--do_train --max_train_samples 16 --max_seq_length 128 --doc_stride 32 --max_steps 2 --logging_steps 1
@@ -34,7 +34,7 @@ def check_one_job(printed: str, output: Path) -> None:
 
 
 def test_the_users_own_mpirun_on_two_cards(simulated_gaudi, still_models, squad_files, tmp_path):
-    mpirun = find_program("mpirun")
+    mpirun = find_mpirun()
     if mpirun is None:
         pytest.skip("no mpirun; for tests: pip install -r requirements-dev.txt")
     start = [mpirun, *["--allow-run-as-root"] * (os.geteuid() == 0), "--bind-to", "none"]
