@@ -32,7 +32,8 @@ os.register_at_fork(after_in_parent=lambda: FORKS.append("fork"))
 
 def note_opened(event: str, arguments: tuple) -> None:
     """Count the files that Python opens for writing, by their last names (not what the libraries' C++ and Rust write)."""
-    if event == "open" and isinstance(arguments[1], str) and not arguments[1].startswith("r"):
+    is_name = not isinstance(arguments[0], int)  # else a descriptor: a pipe, or memory that processes share
+    if event == "open" and is_name and isinstance(arguments[1], str) and not arguments[1].startswith("r"):
         OPENED[str(arguments[0])] += 1
     elif event == "os.rename":
         source, target = map(str, arguments[:2])
