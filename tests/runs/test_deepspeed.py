@@ -54,7 +54,7 @@ def job(name: str, folder: Path, still_models: Path, squad_files: Path, batch: i
     """Return a run by name: `deepspeed_zero_2`, `fsdp`, or plain for `one`.
 
     `..._resumed` resumes from the first checkpoint of the former, with ZeRO-3 from that of `stopped_...`, which gets a
-    signal in its third step. `..._causal` takes two steps with a Llama, whose layers are checkpointed."""
+    signal in its third step. `..._causal` takes two steps with a Llama. Its layers and those of ZeRO-2 are checkpointed."""
     model = still_models / ("llama" if name.endswith("_causal") else "bert")
     words = ["run_qa", "--model_name_or_path", model, "--train_file", squad_files / "train.json"]
     words += ["--validation_file", squad_files / "dev.json", *FLAGS.split(), "--output_dir", folder / name]
@@ -64,7 +64,8 @@ def job(name: str, folder: Path, still_models: Path, squad_files: Path, batch: i
         words += ["--fsdp", "full_shard auto_wrap", "--fsdp_config", CONFIGS / "fsdp.json"]
     elif kind in STAGES:
         words += ["--deepspeed", CONFIGS / f"{kind}.json", *["--bf16"] * (kind == "deepspeed_zero_1")]
-    words += ["--max_steps", "2", "--gradient_checkpointing"] * name.endswith("_causal")
+    words += ["--max_steps", "2"] * name.endswith("_causal")
+    words += ["--gradient_checkpointing"] * (name.endswith("_causal") or kind == "deepspeed_zero_2")
     if name.endswith("_resumed"):
         words += ["--resume_from_checkpoint", folder / (STOPPED if kind in STOPPED else f"{kind}/checkpoint-4")]
     return list(map(str, words))
