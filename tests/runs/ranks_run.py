@@ -32,9 +32,9 @@ os.register_at_fork(after_in_parent=lambda: FORKS.append("fork"))
 
 def note_opened(event: str, arguments: tuple) -> None:
     """Count the files that Python opens for writing, by their last names (not what the libraries' C++ and Rust write)."""
-    is_name = not isinstance(arguments[0], int)  # else a descriptor: a pipe, or memory that processes share
-    if event == "open" and is_name and isinstance(arguments[1], str) and not arguments[1].startswith("r"):
-        OPENED[str(arguments[0])] += 1
+    if event == "open" and isinstance(arguments[1], str) and not arguments[1].startswith("r"):
+        if not isinstance(arguments[0], int):  # a descriptor: a pipe, or memory that processes share
+            OPENED[str(arguments[0])] += 1
     elif event == "os.rename":
         source, target = map(str, arguments[:2])
         OPENED[target] += OPENED.pop(source, 0)
