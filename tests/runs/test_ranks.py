@@ -210,7 +210,7 @@ def test_no_other_machine_reaches_the_store_of_the_ranks(two):
 
 def test_a_process_with_a_card_is_not_forked(engine, two):
     """Its data loader workers, of which the job `best` has one, are children of a server; elsewhere they are forked."""
-    assert load(two / "workers.json") == {"forked": engine == "torchrun", "served": engine == "mpi"}
+    assert load(two / "workers.json") == {"forked": engine == "none", "served": engine == "mpi"}
 
 
 def test_rank_0_alone_prints(two):
