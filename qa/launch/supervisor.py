@@ -110,12 +110,12 @@ class Supervisor:
         """
         while time.monotonic() < self.deadline + 1:  # for lines that nobody reads, and what the kernel cannot end
             running = None in [process.poll() for process in self.processes]
+            self.look_for_failures()
             if not running and not any(reader.is_alive() for pair in self.readers for reader in pair):
                 break
             arrived = signal.sigtimedwait(STOPS | {signal.SIGCHLD}, 0.1)
             if arrived and arrived.si_signo in STOPS:
                 self.stop(arrived.si_signo)
-            self.look_for_failures()
             if self.runs_mpirun and self.stopped_by:
                 self.send(FORWARDED[self.stopped_by])
             if not running or time.monotonic() > self.deadline:

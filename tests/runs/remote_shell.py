@@ -40,7 +40,8 @@ def main(words: list[str]) -> int:
 def own_environment(node: str) -> dict[str, str]:
     kept = ("SIMULATED_GAUDI_", "CUDA_VISIBLE_DEVICES")
     cards = {name: value for name, value in os.environ.items() if name.startswith(kept)}
-    return {"HOME": "/nowhere", "PATH": os.defpath, "NODE": node, **cards}
+    own = {"HABANA_VISIBLE_MODULES": "4,5,6,7"} if cards else {}  # or ranks of two nodes would have the same card
+    return {"HOME": "/nowhere", "PATH": os.defpath, "NODE": node, **cards, **own}
 
 
 def copy(source, target) -> None:

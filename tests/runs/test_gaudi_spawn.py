@@ -214,6 +214,15 @@ def test_a_script_may_close_its_outputs_and_leave_a_chatterer(engine, tmp_path):
 # Ends
 
 
+def test_the_status_of_the_last_rank_counts(engine, tmp_path):
+    """Also where all outputs have been at their end before."""
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys, time\nos.close(1); os.close(2); rank = int(os.environ['RANK'])\n"
+                      "time.sleep(rank); os._exit(7 * rank)\n")  # fmt: skip
+    status, _, err = call(tmp_path, "--world_size", 2, *engine, script)
+    assert status == 7 and re.fullmatch("error: rank 1 on .* ended with exit status 7\n", err)
+
+
 def test_a_rank_that_dies_ends_the_job(engine, tmp_path):
     """One job whose rank 1 ends with status 7, one whose rank 1 is killed while the others ignore SIGTERM."""
     fails, killed = tmp_path / "fails", tmp_path / "killed"
