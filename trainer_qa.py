@@ -29,14 +29,7 @@ from qa.saving import WholeSaves
 from qa.speed import TrainingSpeed, evaluation_speed
 from qa.stopping import StoppableTraining
 from qa.totals import WholeRun
-from qa.upstream import (
-    STRAY_METRICS,
-    BestCheckpoint,
-    EpochOrder,
-    GivenBatchSize,
-    ReadableWeights,
-    Resumable,
-)
+from qa.upstream.training import STRAY_METRICS, BestCheckpoint, EpochOrder, GivenBatchSize, ReadableWeights, Resumable
 from qa.windows import IGNORED, labelled_share
 from qa.workers import ServedWorkers
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from qa.arguments import ModelArguments
 from qa.errors import UserError, short
-from qa.upstream import changed_configurations
+from qa.upstream.models import changed_configurations
 from qa.weightless import build_weightless, forward
 
 

@@ -15,7 +15,7 @@ from transformers.modeling_utils import _find_missing_and_unexpected_keys
 
 from qa.arguments import ModelArguments
 from qa.errors import UserError, reason_of
-from qa.upstream import trunk_mapping
+from qa.upstream.models import trunk_mapping
 from qa.weightless import build_weightless
 
 

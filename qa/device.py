@@ -25,15 +25,9 @@ from qa.preflight import (
     read_gaudi_config,
 )
 from qa.secret_flags import SECRETS
-from qa.upstream import (
-    GaudiCorrections,
-    RankDevice,
-    exchange_through_gloo,
-    patch_attention,
-    patch_bart,
-    support_albert_checkpointing,
-    write_finite_states,
-)
+from qa.upstream import exchange_through_gloo
+from qa.upstream.gaudi import GaudiCorrections, patch_attention, patch_bart, support_albert_checkpointing
+from qa.upstream.training import RankDevice, write_finite_states
 
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from qa.identity import RUN_FILE, write_record
 from qa.locks import unlock
 from qa.saving import end
 from qa.screen import print_summary, report_stage
-from qa.upstream import has_ended
+from qa.upstream.training import has_ended
 
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Downloads from the hub: which names are read from a folder instead, and why one could not be loaded, in one line.
 
 huggingface_hub 0.36 tries again where a connection fails, an answer takes too long or the hub has an error of
-its own; `qa.upstream.HubAdapter` adds what it lacks. `hub_problem` reports what ends a run.
+its own; `qa.upstream.hub.HubAdapter` adds what it lacks. `hub_problem` reports what ends a run.
 """
 
 import logging

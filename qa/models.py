@@ -23,7 +23,7 @@ from qa.errors import UserError, in_one_line, reason_of, short
 from qa.hub import loading_problem
 from qa.limits import LIMITS
 from qa.out_of_memory import memory_problem
-from qa.upstream import own_generation_ignored, trunk_mapping
+from qa.upstream.models import own_generation_ignored, trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
 from qa.windows import Template
 

@@ -97,7 +97,9 @@ def test_a_folder_runs_no_code_for_generation(tiny_writers, squad_files, tmp_pat
     run_seq2seq_qa.main(flags_of(model, squad_files, tmp_path, *flags))
     assert (tmp_path / "ran").exists() == trusted
     ignored = f"{model}: its code for generation, custom_generate/generate.py, is not run; add --trust_remote_code if you trust it"
-    assert [record.message for record in caplog.records if record.name == "qa.upstream"] == [ignored] * (not trusted)
+    assert [record.message for record in caplog.records if record.name == "qa.upstream.models"] == [ignored] * (
+        not trusted
+    )
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa"])

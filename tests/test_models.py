@@ -131,7 +131,7 @@ def test_a_checkpoint_keeps_its_tensors(tmp_path, caplog, kind, head, how):
 
 
 def test_the_library_still_loses_causal_weights(tmp_path):
-    """Otherwise qa.upstream.trunk_mapping may be deleted."""
+    """Otherwise qa.upstream.models.trunk_mapping may be deleted."""
     save(tmp_path, "ForCausalLM", config_of("llama"))
     _, found = AutoModelForQuestionAnswering.from_pretrained(tmp_path, output_loading_info=True)
     assert "transformer.layers.0.mlp.up_proj.weight" in found["missing_keys"]

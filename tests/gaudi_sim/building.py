@@ -13,7 +13,6 @@ from pathlib import Path
 
 
 HERE = Path(__file__).resolve().parent
-PYTORCH_FOR_CPUS = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 class CannotBuild(Exception):
@@ -36,8 +35,8 @@ def build_library() -> Path:
     """
     if gpu_of_torch() in ("hip", "xpu"):
         raise CannotBuild(
-            f"simulated Gaudi: this PyTorch is built for {gpu_of_torch()}, which refuses a second device; install the one for "
-            f"CPUs into a fresh environment: {PYTORCH_FOR_CPUS}"
+            f"simulated Gaudi: this PyTorch is built for {gpu_of_torch()}, which refuses a second device; use the environment "
+            "that `make setup` builds"
         )
     return build(HERE / "device.cpp", ["-ltorch_cpu", "-lc10"])
 

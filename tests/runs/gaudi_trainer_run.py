@@ -25,9 +25,9 @@ from qa.stages import train  # noqa: E402
 
 # Corrections by name: module, class and method.
 CORRECTIONS = {
-    "GaudiCorrections.compute_loss": ("qa.upstream", "GaudiCorrections", "compute_loss"),
+    "GaudiCorrections.compute_loss": ("qa.upstream.gaudi", "GaudiCorrections", "compute_loss"),
     "GaudiCorrections.get_batch_samples_transformers": (
-        "qa.upstream",
+        "qa.upstream.gaudi",
         "GaudiCorrections",
         "get_batch_samples_transformers",
     ),
@@ -36,7 +36,7 @@ CORRECTIONS = {
         "QuestionAnsweringSeq2SeqTrainer",
         "token_loss",
     ),
-    "ResumedEpochs.get_batch_samples": ("qa.upstream", "ResumedEpochs", "get_batch_samples"),
+    "ResumedEpochs.get_batch_samples": ("qa.upstream.training", "ResumedEpochs", "get_batch_samples"),
 }
 
 
