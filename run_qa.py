@@ -66,12 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     extras = trainer_extras(training_args, model_args)
     checkpointing = training_args.do_train and training_args.gradient_checkpointing
     weightless = check_model(
-        AutoModelForQuestionAnswering,
-        config,
-        tokenizer,
-        model_args,
-        remote=data_args.check,
-        checkpointing=checkpointing,
+        AutoModelForQuestionAnswering, config, tokenizer, model_args, data_args.check, checkpointing
     )
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer

@@ -23,6 +23,7 @@ from qa.device import zero_stage
 from qa.errors import in_one_line
 from qa.room import bytes_of_weight, states_of_weight
 from qa.steps import name_of
+from qa.upstream.gaudi import checkpoint_layers
 from qa.weightless import Weightless, forward
 
 
@@ -129,7 +130,8 @@ def prepare(model: torch.nn.Module, training_args) -> None:
     if bytes_of_weight(training_args) == 2:
         halve(model)
     if training_args.do_train and training_args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(training_args.gradient_checkpointing_kwargs)
+        enable = checkpoint_layers if training_args.use_habana else type(model).gradient_checkpointing_enable
+        enable(model, training_args.gradient_checkpointing_kwargs)
 
 
 def halve(model: torch.nn.Module) -> None:
