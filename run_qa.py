@@ -56,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     from qa.attention import set_attention
     from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
     from qa.plan import make_plan, report_plan
-    from qa.timing import time_run
     from qa.weightless import check_batches
     from trainer_qa import QuestionAnsweringTrainer
 
@@ -105,9 +104,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if data_args.check:
         plan = make_plan(weightless, features, collator, tokenizer, training_args, checkpoint)
-        steps = data_args.check_steps
-        timing = None if steps is None else time_run(make_trainer, features, training_args, steps)
-        return report_plan(plan, features, training_args, timing)
+        return report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
 
     trainer = make_trainer(training_args)
     run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)

@@ -9,6 +9,7 @@
 import json
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from qa.buckets import eval_group, fills_evaluation, train_group
 from qa.memory import Memory, estimate_memory
 from qa.room import bytes_of_checkpoints, free_bytes, saved_bytes, size
 from qa.steps import batch_shapes, count_checkpoints, count_evaluations, count_steps, warmup_steps
-from qa.timing import Timing
+from qa.timing import Timing, time_run
 
 
 TITLES = {"train": "training", "validation": "evaluation", "test": "prediction"}
@@ -170,8 +171,13 @@ def plan_part(part, split: str, length: int | None, training_args) -> Part:
 # Lines
 
 
-def report_plan(plan: Plan, features: dict, training_args, timing: Timing | None) -> None:
-    """Print a plan, and the number of features of each split, as the end of `--check`; on rank 0 alone."""
+def report_plan(plan: Plan, features: dict, training_args, make_trainer: Callable, steps: int | None) -> None:
+    """Print a plan, and the number of features of each split, as the end of `--check`; on rank 0 alone.
+
+    Args:
+        make_trainer, steps: for the time of a few steps, see `qa.timing.time_run`; None for a plan without it.
+    """
+    timing = None if steps is None else time_run(make_trainer, features, training_args, steps)
     rows = plan_rows(plan) + ([] if timing is None else timing_rows(plan, features, training_args, timing))
     counts = ", ".join(f"{len(part)} {split} features" for split, part in features.items())
     if training_args.process_index == 0:
