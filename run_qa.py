@@ -106,8 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         plan = make_plan(weightless, features, collator, tokenizer, training_args, checkpoint)
         return report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
 
-    trainer = make_trainer(training_args)
-    run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)
+    run(make_trainer(training_args), data_args, model_args, checkpoint, record, features, rows, counts)
 
 
 def to_answers(data_args: DataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:

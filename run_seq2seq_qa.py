@@ -127,8 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         plan = make_plan(weightless, features, collator, tokenizer, training_args, checkpoint, longest_answer)
         return report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
 
-    trainer = make_trainer(training_args)
-    run(trainer, data_args, model_args, checkpoint, record, features=features, rows=rows, counts=counts)
+    run(make_trainer(training_args), data_args, model_args, checkpoint, record, features, rows, counts)
 
 
 def set_generation(data_args: Seq2SeqDataArguments, training_args) -> None:
