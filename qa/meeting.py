@@ -103,10 +103,11 @@ def open_store(waiting: Waiting) -> TCPStore:
 def listen(waiting: Waiting) -> int:
     """Return a socket on which the ranks reach this one: on loopback alone if the address is there.
 
-    Whoever connects can hand objects to the store. PyTorch 2.13 listens on every address of the machine.
+    Whoever connects can hand objects to the store. PyTorch 2.13 listens on every address of the machine. This does too where
+    the number of ranks on this node is not known: the master of a PyTorchJob has localhost, and its other ranks an address.
     """
     try:
-        if is_this_node(waiting.address):
+        if is_this_node(waiting.address) and "LOCAL_WORLD_SIZE" in os.environ:
             family = socket.AF_INET6 if ":" in waiting.address else socket.AF_INET
             listener = socket.create_server((waiting.address, waiting.port), family=family, backlog=1024)
         else:

@@ -8,7 +8,8 @@ them from the variables of these launchers; the first one of which rank and size
     gaudi_spawn.py, torchrun,       RANK, WORLD_SIZE              LOCAL_RANK, LOCAL_WORLD_SIZE or      MASTER_ADDR and _PORT
     accelerate, deepspeed                                         LOCAL_SIZE                           are there
     Kubeflow's PyTorchJob           RANK, WORLD_SIZE              0: one process in each pod           MASTER_ADDR and _PORT
-                                                                                                       are there
+                                                                                                       are there, or localhost
+                                                                                                       for rank 0
     OpenMPI's mpirun                OMPI_COMM_WORLD_RANK, _SIZE   OMPI_COMM_WORLD_LOCAL_RANK, _SIZE    port from the name of
                                                                                                        the job: PMIX_NAMESPACE
     MVAPICH's mpirun                MV2_COMM_WORLD_RANK, _SIZE    MV2_COMM_WORLD_LOCAL_RANK, _SIZE
@@ -253,14 +254,16 @@ def first_node(nodes: str) -> str:
 def on_its_node(place: Place, address: str) -> Place:
     """Return a place whose rank on its node is known.
 
-    Without a variable it is the rank where the address means this machine. Else it is 0 if RANK and WORLD_SIZE have been set,
-    as for PyTorchJob's pods; `qa.meeting` finds two such processes on one machine.
+    Without a variable it is the rank where the address means this machine. How many ranks are there is not known then if RANK
+    and WORLD_SIZE have been set: PyTorchJob's master may have localhost too. Its other pods have an address and are alone on
+    their node; `qa.meeting` finds two such processes on one machine.
     """
     if place.local_rank is not None:
         return place
+    generic = place.launcher is GENERIC
     if is_this_node(address):
-        return place._replace(local_rank=place.rank, local_size=place.size)
-    if place.launcher is GENERIC:
+        return place._replace(local_rank=place.rank, local_size=place.local_size if generic else place.size)
+    if generic:
         return place._replace(local_rank=0, local_size=place.local_size or 1)
     raise UserError(
         f"{place.launcher.rank}={place.rank}, but {place.launcher.local_rank} is not set; set LOCAL_RANK to the number of this "

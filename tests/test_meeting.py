@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import torch.distributed as dist
-from helpers import addresses_listening
+from helpers import address_here, addresses_listening
 
 import qa.meeting
 from qa.errors import UserError
@@ -19,9 +19,11 @@ SECONDS = 60  # for ranks that do meet
 def rank_process(rank: int, port: int, seconds: float, given: dict, results) -> None:
     """Meet the others, add up ranks with them, and put the outcome into a queue."""
     qa.meeting.FIRST_LINE_SECONDS = 0.2
-    folder = given.pop("folder", "out")
+    folder, without = given.pop("folder", "out"), given.pop("without", "")
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | given
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"} | given
+    for name in without.split():
+        del os.environ[name]
     printed = []
     qa.meeting.print = lambda text, **options: printed.append(text)
     try:
@@ -59,6 +61,15 @@ def outcomes(ranks: dict[int, dict], seconds: float = SECONDS) -> tuple[dict, di
 def test_ranks_meet_and_the_process_group_uses_their_store():
     printed, ends, _ = outcomes({0: {}, 1: {}})
     assert ends == {rank: ([0, 1], ["0100007F"]) for rank in (0, 1)}  # 127.0.0.1
+
+
+def test_the_master_of_a_pytorchjob_is_reached_at_its_address():
+    """It has localhost as MASTER_ADDR itself."""
+    addresses = ("localhost", address_here() or pytest.skip("no network interface except loopback"))
+    names = {"without": "LOCAL_RANK LOCAL_WORLD_SIZE"}
+    ranks = {rank: names | {"MASTER_ADDR": addresses[rank], "HLS_MODULE_ID": str(rank)} for rank in (0, 1)}
+    _, ends, _ = outcomes(ranks)
+    assert [ends[rank][0] for rank in (0, 1)] == [[0, 1]] * 2
 
 
 def test_a_rank_that_waits_says_for_whom_and_gives_up():

@@ -34,7 +34,8 @@ MASTER = "MASTER_ADDR=node-1 MASTER_PORT=29511"
 PLACED = {  # by what started the process: its variables, and the values of NAMES, of which - is not set
     "torchrun": (f"RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 {MASTER}", "3 4 1 2 node-1 29511"),
     "deepspeed": (f"RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_SIZE=2 {MASTER}", "1 2 1 2 node-1 29511"),
-    "by hand on one node": ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost", "1 2 1 2 localhost 29500"),
+    "by hand on one node": ("RANK=1 WORLD_SIZE=2 MASTER_ADDR=localhost", "1 2 1 - localhost 29500"),
+    "PyTorchJob's master": ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=23456", "0 2 0 - localhost 23456"),
     "PyTorchJob": (f"RANK=1 WORLD_SIZE=2 {MASTER}", "1 2 0 1 node-1 29511"),
     "mpirun on one node": (ompi(1, 2, 1, 2), "1 2 1 2 127.0.0.1 29500"),
     "mpirun on two nodes": (f"{ompi(3, 4, 1, 2)} {MASTER}", "3 4 1 2 node-1 29511"),
