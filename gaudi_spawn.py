@@ -32,6 +32,7 @@ from qa.errors import UserError, run_or_exit
 from qa.launch.hosts import hold_port, is_this_machine, read_hostfile
 from qa.launch.job import Job, children_of, missing_programs
 from qa.launch.supervisor import run_guarded
+from qa.ranks import DEFAULT_PORT, is_this_node, place_of
 from qa.secret_flags import hide_secrets, without_secrets, without_tokens
 
 
@@ -40,7 +41,11 @@ FLAGS = {  # name: the name of its value, or "" for a switch; the least number t
     "--use_mpi": ("", None, "start the ranks with OpenMPI's mpirun, version 4 or 5"),
     "--use_deepspeed": ("", None, "check that DeepSpeed is installed; --deepspeed after the script uses it"),
     "--hostfile": ("FILE", None, "nodes where mpirun starts the ranks, a line `name slots=8` for each"),
-    "--master_port": ("PORT", 1, "TCP port where the ranks meet (default: a free one; on several nodes 29500)"),
+    "--master_port": (
+        "PORT",
+        1,
+        f"TCP port where the ranks meet (default: a free one; on several nodes {DEFAULT_PORT})",
+    ),
     "--nnodes": ("N", 1, "nodes, where the launcher is started on each of them (default 1)"),
     "--node_rank": ("R", 0, "which of these nodes this one is, from 0"),
     "--master_addr": ("ADDRESS", None, "name or address of node 0"),
@@ -140,7 +145,7 @@ def make_job(flags: dict, script: list[str]) -> Job:
     job.node_rank, job.grace_seconds = flags.get("--node_rank", 0), flags.get("--grace_seconds", 60)
     job.master_addr = flags.get("--master_addr", job.hosts[0].rpartition("@")[2] if job.hosts else "127.0.0.1")
     is_alone = len(job.ranks) == 1 and is_this_machine(job.master_addr)
-    job.master_port = flags.get("--master_port", 0 if is_alone else 29500)  # 0: see main
+    job.master_port = flags.get("--master_port", 0 if is_alone else DEFAULT_PORT)  # 0: see main
     problems = [*script_problems(script), *node_problems(job, world_size, flags), *start_problems(flags)]
     if problems := [*problems, *missing_programs(job.runs_mpirun, "--use_deepspeed" in flags)]:
         raise UserError(*problems)
@@ -163,7 +168,7 @@ def read_hosts(flags: dict) -> dict[str, int]:
         UserError: see `read_hostfile`.
     """
     default = next((name for name in DEFAULT_HOSTFILES if name in os.environ), None)
-    if "--use_mpi" in flags and "--hostfile" not in flags and default:
+    if default and not flags.keys() & {"--hostfile", "--nnodes"}:
         flags["--hostfile"] = os.environ[default]
         print(f"{default} is taken as --hostfile {os.environ[default]}", file=sys.stderr, flush=True)
     hosts = read_hostfile(Path(flags["--hostfile"])) if "--hostfile" in flags else {}
@@ -183,7 +188,7 @@ def node_problems(job: Job, world_size: int, flags: dict) -> list[str]:
     if by_hand and flags.keys() & {"--use_mpi", "--hostfile"} or nodes > 1 and not job.hosts and len(by_hand) < 3:
         names = "--nnodes, --node_rank and --master_addr"
         problems.append(f"{names} go together, on each node, and not with --use_mpi or --hostfile")
-    elif nodes > 1 and re.fullmatch(r"localhost|127\..*", job.master_addr):
+    elif nodes > 1 and is_this_node(job.master_addr):
         problems.append(f"{job.master_addr} is another machine on each node; give the first one's name or address")
     if job.node_rank >= nodes:
         problems.append(f"--node_rank is {job.node_rank}, with --nnodes {nodes} it ends at {nodes - 1}")
@@ -191,11 +196,22 @@ def node_problems(job: Job, world_size: int, flags: dict) -> list[str]:
 
 
 def start_problems(flags: dict) -> list[str]:
-    """Return which variables say that there are several launchers, or with `--use_mpi` several nodes without a hostfile."""
-    names = ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"] * ("--nnodes" not in flags)
-    names += ["SLURM_JOB_NUM_NODES"] * ("--use_mpi" in flags and "--hostfile" not in flags)
-    counts = {name: os.environ.get(name, "1") for name in names}
-    return [f"{name} is {count}: {SEVERAL}" for name, count in counts.items() if count != "1"]
+    """Return why there are several launchers, or with `--use_mpi` several nodes without a hostfile, by the variables."""
+    problems = [] if "--nnodes" in flags else place_problems()
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    if nodes != "1" and "--use_mpi" in flags and "--hostfile" not in flags:
+        problems.append(f"SLURM_JOB_NUM_NODES is {nodes}: {SEVERAL}")
+    return problems
+
+
+def place_problems() -> list[str]:
+    """Return why this launcher is, or may be, one of several that another launcher started."""
+    try:
+        place = place_of(os.environ)
+    except UserError as error:
+        return [*error.problems]
+    several = place is not None and place.size > 1
+    return [f"{place.launcher.rank}={place.rank} is one of {place.size} launchers: {SEVERAL}"] if several else []
 
 
 if __name__ == "__main__":

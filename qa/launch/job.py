@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qa.launch.hosts import cores_of_rank, is_this_machine, physical_cores
 from qa.launch.supervisor import Child
+from qa.ranks import DEFAULT_PORT
 
 
 # Environment that the ranks on other nodes need too (those on this node have all of it).
@@ -24,7 +25,7 @@ FORWARDED = re.compile(
     r"(PYTHON|PT_|HABANA_|HCCL_|HLS_|GC_|GAUDI_|HF_|TRANSFORMERS_|DATASETS_|TOKENIZERS_|ACCELERATE_|DS_|TORCH_|OMP_|MKL_|"
     r"FI_|RDMAV_|MLX5_|GLOO_|WANDB_)"
 )
-OF_A_NODE = {"OMP_NUM_THREADS", "HABANA_VISIBLE_MODULES", "HLS_MODULE_ID"}  # wrong elsewhere if the node has no ranks
+CARDS = {"HABANA_VISIBLE_MODULES", "HLS_MODULE_ID"}  # of this node, wrong on others
 OF_MPIRUN = re.compile(r"(OMPI|OPAL|PMIX|PRTE)_")  # what it leaves for programs that use MPI
 
 
@@ -40,7 +41,7 @@ class Job:
     runs_mpirun: bool = False  # for nodes of a hostfile always
     node_rank: int = 0
     master_addr: str = "127.0.0.1"
-    master_port: int = 29500
+    master_port: int = DEFAULT_PORT
     grace_seconds: int = 60
 
 
@@ -91,10 +92,11 @@ def mpirun_of(job: Job) -> Child:
     command = [find_mpirun(), "-n", str(len(hosts)), "--host", ",".join(f"{host}:1" for host in hosts)]
     command += ["--map-by", "ppr:1:node", "--bind-to", "none", "--tag-output"]  # the tags keep lines whole
     command += ["--allow-run-as-root"] * (os.geteuid() == 0)
-    environment = os.environ | {"SPAWN_JOB": json.dumps(asdict(job))}
+    # An allocation of SLURM has tasks, and mpirun would compare them with the nodes; srun would bind node.py to a core.
+    without_slurm = {f"{prefix}_MCA_{part}": "^slurm" for prefix in ("OMPI", "PRTE") for part in ("ras", "plm")}
+    environment = without_slurm | os.environ | {"SPAWN_JOB": json.dumps(asdict(job))}
     if job.hosts:
-        names = set(filter(FORWARDED.match, environment)) - (set() if is_this_machine(hosts[0]) else OF_A_NODE)
+        of_a_node = CARDS if is_this_machine(hosts[0]) else {*CARDS, "OMP_NUM_THREADS"}  # that of a node without ranks
+        names = set(filter(FORWARDED.match, environment)) - of_a_node
         command += sum((["-x", name] for name in sorted(names)), [])  # without values, which all users could read
-    else:  # An allocation of SLURM has tasks, and mpirun would compare them with the nodes.
-        environment |= {f"{prefix}_MCA_{part}": "^slurm" for prefix in ("OMPI", "PRTE") for part in ("ras", "plm")}
     return Child([*command, sys.executable, "-I", str(Path(__file__).with_name("node.py"))], environment)

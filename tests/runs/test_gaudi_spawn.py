@@ -380,7 +380,7 @@ def test_a_launcher_on_each_of_two_nodes(tmp_path):
 @pytest.mark.parametrize("variables", [
     {"SLURM_JOB_ID": "7", "SLURM_JOBID": "7", "SLURM_NODELIST": "other", "SLURM_JOB_NODELIST": "other", "SLURM_NNODES": "1",
      "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1", "SLURM_PROCID": "0"},
-    {"HLS_MODULE_ID": "3", "PMIX_RANK": "5", "OMPI_COMM_WORLD_RANK": "5"},
+    {"HLS_MODULE_ID": "3", "PMIX_RANK": "0", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
 ])  # fmt: skip
 def test_a_job_starts_within_anothers_environment(engine, variables, tmp_path):
     """An allocation of SLURM of one task; a card and variables of OpenMPI that belong to another process."""
@@ -509,7 +509,7 @@ def test_the_hostfile_of_mpi_operator_is_read(tmp_path):
         "OMP_NUM_THREADS": "1",
         "HABANA_VISIBLE_MODULES": "0",
     }
-    status, out, err = call(tmp_path, "--world_size", 2, "--use_mpi", "--dry_run", ECHO, env=env)
+    status, out, err = call(tmp_path, "--world_size", 2, "--dry_run", ECHO, env=env)
     assert (status, err) == (0, f"PRTE_MCA_prte_default_hostfile is taken as --hostfile {tmp_path}/hosts\n")
     assert " --host node-1:1,node-2:1 " in out and '"master_addr": "node-1", "master_port": 29500,' in out
     assert " -x SPAWN_JOB " in out and " -x OMP_NUM_THREADS " not in out and " -x HABANA_VISIBLE_MODULES " not in out
@@ -523,9 +523,14 @@ def test_other_nodes_get_the_environment_but_no_secret_is_printed(monkeypatch):
         "HOME": "/root",
         "OMP_NUM_THREADS": "2",
         "HABANA_LOGS": "/a %b",
+        "HABANA_VISIBLE_MODULES": "4,5",
+        "HLS_MODULE_ID": "4",
+        "PRTE_MCA_plm": "slurm",
     }
     monkeypatch.setattr(os, "environ", environment)
-    command = job.mpirun_of(Job([ECHO], [8, 8], [here, "node-2"])).command
+    child = job.mpirun_of(Job([ECHO], [8, 8], [here, "node-2"]))
+    assert [child.environment[f"PRTE_MCA_{part}"] for part in ("ras", "plm")] == ["^slurm", "slurm"]
+    command = child.command
     assert command[1:3] == ["-n", "2"] and command[command.index("--host") + 1] == f"{here}:1,node-2:1"
     names = [word for before, word in zip(command, command[1:]) if before == "-x"]
     assert names == ["HABANA_LOGS", "HF_TOKEN", "OMP_NUM_THREADS", "PT_HPU_LAZY_MODE", "SPAWN_JOB"]
@@ -588,10 +593,10 @@ def test_every_rank_gets_cores_of_its_own():
         ),
         (["--world_size", "2", "--nnodes", "2", "run_qa.py"], ["--nnodes, --node_rank and --master_addr go together, on each node, and not with --use_mpi or --hostfile"]),
         (
-            ["--world_size", "3", "--nnodes", "2", "--node_rank", "2", "--master_addr", "127.0.0.1", "run_qa.py"],
+            ["--world_size", "3", "--nnodes", "2", "--node_rank", "2", "--master_addr", "::1", "run_qa.py"],
             [
                 "--world_size 3 is for all nodes, and --nnodes 2 does not divide it",
-                "127.0.0.1 is another machine on each node; give the first one's name or address",
+                "::1 is another machine on each node; give the first one's name or address",
                 "--node_rank is 2, with --nnodes 2 it ends at 1",
             ],
         ),
@@ -613,16 +618,45 @@ def test_all_problems_of_a_command_line_are_reported(words, problems, monkeypatc
     assert error.value.problems == tuple(problem.replace("HOSTS", str(tmp_path / "hosts")) for problem in problems)
 
 
-@pytest.mark.parametrize("variable, words", [
-    ("SLURM_STEP_NUM_TASKS", []), ("OMPI_COMM_WORLD_SIZE", []), ("SLURM_JOB_NUM_NODES", ["--use_mpi"]),
-])  # fmt: skip
-def test_one_launcher_for_what_has_several_nodes_or_tasks_is_refused(variable, words, monkeypatch):
+SEVERAL_LAUNCHERS = {  # variables without the last value, and how the message begins; none with 1 as that value
+    "SLURM_PROCID=0 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=": "SLURM_PROCID=0 is one of 2 launchers: ",
+    "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=": "OMPI_COMM_WORLD_RANK=0 is one of 2 launchers: ",
+    "MPI_LOCALRANKID=0 PMI_RANK=0 PMI_SIZE=": "PMI_RANK=0 is one of 2 launchers: ",
+    "MASTER_ADDR=localhost RANK=0 WORLD_SIZE=": "RANK=0 is one of 2 launchers: ",  # PyTorchJob
+    "SLURM_JOB_NUM_NODES=": "SLURM_JOB_NUM_NODES is 2: ",
+}
+
+
+@pytest.mark.parametrize("variables", SEVERAL_LAUNCHERS)
+def test_one_launcher_for_what_has_several_nodes_or_tasks_is_refused(variables, monkeypatch):
     """N whole runs would write one folder, or ranks run on a part of the nodes."""
-    monkeypatch.setenv(variable, "2")
-    with pytest.raises(UserError, match=f"^{variable} is 2: start one launcher with the nodes in a --hostfile"):
-        gaudi_spawn.main(["--dry_run", *words, ECHO])
-    monkeypatch.setenv(variable, "1")
-    gaudi_spawn.main(["--dry_run", *words, ECHO])
+    words = ["--dry_run", *["--use_mpi"] * ("NODES" in variables), ECHO]
+    for number in "12":
+        for name, value in (word.split("=") for word in f"{variables}{number}".split()):
+            monkeypatch.setenv(name, value)
+        if number == "1":
+            gaudi_spawn.main(words)
+    beginning = SEVERAL_LAUNCHERS[variables] + "start one launcher with the nodes in a --hostfile"
+    with pytest.raises(UserError, match=f"^{beginning}"):
+        gaudi_spawn.main(words)
+    if "NODES" not in variables:
+        gaudi_spawn.main(["--nnodes=2", "--node_rank=0", "--master_addr=192.0.2.1", "--world_size=2", *words])
+
+
+def test_a_launcher_that_may_be_one_of_several_is_refused_and_that_of_a_batch_script_is_not(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "5")
+    with pytest.raises(UserError, match="^OMPI_COMM_WORLD_RANK=5, but OMPI_COMM_WORLD_SIZE is not set: "):
+        gaudi_spawn.main(["--dry_run", ECHO])
+    monkeypatch.delenv("OMPI_COMM_WORLD_RANK")
+    for name, value in (
+        ("JOB_ID", "7"),
+        ("PROCID", "0"),
+        ("NTASKS", "16"),
+        ("NNODES", "2"),
+        ("TASKS_PER_NODE", "8(x2)"),
+    ):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    gaudi_spawn.main(["--dry_run", ECHO])
 
 
 def test_a_missing_program_is_reported_with_the_package_to_install(tmp_path):
