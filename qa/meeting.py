@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from torch.distributed import TCPStore, is_initialized
+from torch.distributed import PrefixStore, Store, TCPStore, is_initialized
 
 from qa.errors import UserError
 from qa.ranks import is_this_node, place_process
@@ -23,6 +23,7 @@ from qa.upstream import use_store
 
 FIRST_LINE_SECONDS = 10  # of waiting; the lines after it come at twice the time of the one before
 POLL_SECONDS = 0.1
+READERS_SECONDS = 10  # for the ranks to read a problem, before rank 0 ends, and with it the store
 
 
 def meet(output_dir: str, seconds: float, on_cards: bool) -> None:
@@ -41,13 +42,15 @@ def meet(output_dir: str, seconds: float, on_cards: bool) -> None:
         return
     waiting = Waiting(int(os.environ["RANK"]), size, seconds)
     store = open_store(waiting)
-    given = {"folder": output_dir, "machine": machine(), "card": card_of(os.environ) if on_cards else None}
-    store.set(f"given to rank {waiting.rank}", json.dumps(given))
+    board = PrefixStore(f"meeting {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    given = {"folder": output_dir, "machine": machine(), "process": os.getpid()}
+    given["card"] = card_of(os.environ) if on_cards else None
+    take_part(board, waiting, json.dumps(given))
     if waiting.rank == 0:
-        wait_for_the_others(store, waiting)
-        everything = [json.loads(store.get(f"given to rank {rank}")) for rank in range(size)]
-        store.set("problem", problem_with(everything) or "")
-    problem = wait_for_rank_0(store, waiting)
+        wait_for_the_others(board, waiting)
+        everything = [json.loads(board.get(f"given to rank {rank}")) for rank in range(size)]
+        board.set("problem", problem_with(everything) or "")
+    problem = wait_for_rank_0(board, waiting)
     if problem:
         raise UserError(problem)
     use_store(store)
@@ -82,12 +85,9 @@ class Waiting:
     @property
     def place(self) -> str:
         """Where the ranks meet."""
-        own = " (this machine)" if is_this_node(self.address) else ""
+        advice = "this machine; if there are several, set MASTER_ADDR to the name of rank 0's node"
+        own = f" ({advice})" if is_this_node(self.address) else ""
         return f"{self.address}{own}, port {self.port}"
-
-    @property
-    def left(self) -> timedelta:
-        return timedelta(seconds=max(1, self.seconds - (time.monotonic() - self.began)))
 
 
 def open_store(waiting: Waiting) -> TCPStore:
@@ -133,7 +133,20 @@ def wait_for_listener(waiting: Waiting) -> None:
         waiting.pause(lambda: f"rank 0 at {waiting.place} ({reason})")
 
 
-def wait_for_the_others(store: TCPStore, waiting: Waiting) -> None:
+def take_part(board: Store, waiting: Waiting, given: str) -> None:
+    """Write down what this rank was given, which names its process: the first process is the rank.
+
+    Raises:
+        UserError: another process is this rank.
+    """
+    if board.compare_set(f"given to rank {waiting.rank}", "", given).decode() != given:
+        raise UserError(
+            f"another process is rank {waiting.rank} at {waiting.place}: another run is there, or two processes have "
+            f"RANK={waiting.rank}; set MASTER_PORT to a free port for all ranks"
+        )
+
+
+def wait_for_the_others(store: Store, waiting: Waiting) -> None:
     missing = list(range(waiting.size))
     while missing := [rank for rank in missing if not store.check([f"given to rank {rank}"])]:
         waiting.pause(
@@ -141,14 +154,21 @@ def wait_for_the_others(store: TCPStore, waiting: Waiting) -> None:
         )
 
 
-def wait_for_rank_0(store: TCPStore, waiting: Waiting) -> str:
+def wait_for_rank_0(store: Store, waiting: Waiting) -> str:
     """Return the problem that rank 0 has found, or nothing."""
     try:
-        store.wait(["problem"], waiting.left + timedelta(seconds=5))
-        return store.get("problem").decode()
+        while not store.check(["problem"]):
+            waiting.pause(lambda: f"rank 0 at {waiting.place}, which waits for other ranks")
+        problem = store.get("problem").decode()
+        readers = store.add("readers", 1)
     except RuntimeError as error:
         text = f"rank {waiting.rank} of {waiting.size}: rank 0 at {waiting.place} has ended, or waits for other ranks"
         raise UserError(f"{text}; see its messages") from error
+    give_up = time.monotonic() + READERS_SECONDS
+    while problem and waiting.rank == 0 and readers < waiting.size and time.monotonic() < give_up:
+        time.sleep(POLL_SECONDS)
+        readers = store.add("readers", 0)
+    return problem
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import socket
 import pytest
 import torch.distributed as dist
 from helpers import address_here, addresses_listening
+from torch.distributed import TCPStore
 
 import qa.meeting
 from qa.errors import UserError
@@ -40,7 +41,7 @@ def rank_process(rank: int, port: int, seconds: float, given: dict, results) -> 
 
 
 def outcomes(ranks: dict[int, dict], seconds: float = SECONDS) -> tuple[dict, dict, int]:
-    """Return by rank what it printed and how it ended, and the port; `ranks` has the variables of each."""
+    """Return by process what it printed and how it ended, and the port; `ranks` has their variables, by the rank of each."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
@@ -51,7 +52,7 @@ def outcomes(ranks: dict[int, dict], seconds: float = SECONDS) -> tuple[dict, di
     ]
     for process in processes:
         process.start()
-    found = sorted(results.get(timeout=120) for _ in processes)
+    found = sorted((results.get(timeout=120) for _ in processes), key=lambda each: each[0])
     for process in processes:
         process.join(60)
     printed, ends = ({rank: each[column] for rank, *each in found} for column in (0, 1))
@@ -75,11 +76,41 @@ def test_the_master_of_a_pytorchjob_is_reached_at_its_address():
 def test_a_rank_that_waits_says_for_whom_and_gives_up():
     for rank, other in ((0, "rank 1 at"), (1, "rank 0 at")):
         printed, ends, port = outcomes({rank: {}}, seconds=1)
-        place = f"{other} 127.0.0.1 (this machine), port {port}" + " (Connection refused)" * rank
+        advice = "this machine; if there are several, set MASTER_ADDR to the name of rank 0's node"
+        place = f"{other} 127.0.0.1 ({advice}), port {port}" + " (Connection refused)" * rank
         assert set(printed[rank]) == {f"rank {rank} of 2 on {socket.gethostname()} waits for {place}"}
         assert ends[rank].startswith(
             f"rank {rank} of 2 has waited 1 s (--ddp_timeout) for {place}; start every rank with"
         )
+
+
+def test_a_rank_waits_for_rank_0_which_waits_for_others():
+    printed, ends, _ = outcomes({rank: {"WORLD_SIZE": "3"} for rank in (0, 1)}, seconds=1)
+    assert printed[1][0].startswith(
+        f"rank 1 of 3 on {socket.gethostname()} waits for rank 0 at 127.0.0.1 (this machine"
+    )
+    assert printed[1][0].endswith(", which waits for other ranks") and ends[0].startswith("rank 0 of 3 has waited 1 s")
+
+
+def test_a_rank_of_another_run_does_not_take_part():
+    """Process 2 is rank 1 too; one of them is the first."""
+    _, ends, _ = outcomes({0: {}, 1: {}, 2: {"RANK": "1", "LOCAL_RANK": "1"}})
+    (error,) = (end for end in ends.values() if isinstance(end, str))
+    assert error.startswith("another process is rank 1 at 127.0.0.1 ") and isinstance(ends[0], tuple)
+    assert error.endswith(
+        ": another run is there, or two processes have RANK=1; set MASTER_PORT to a free port for all ranks"
+    )
+
+
+def test_ranks_that_torchrun_starts_again_meet_anew():
+    """Its store outlives them."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names = {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    first, second = (names | {"TORCHELASTIC_RESTART_COUNT": count} for count in "01")
+    ends = outcomes({rank: first | {"LOCAL_RANK": "0"} for rank in (0, 1)})[1]
+    assert all("have the same card" in end for end in ends.values())
+    ends = outcomes({0: second, 1: second})[1]
+    assert [end[0] for end in ends.values()] == [[0, 1]] * 2
 
 
 @pytest.mark.parametrize(
