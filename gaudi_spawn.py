@@ -25,12 +25,13 @@ import os
 import re
 import shlex
 import sys
+from contextlib import nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 
 from qa.errors import UserError, run_or_exit
 from qa.launch.hosts import hold_port, is_this_machine, read_hostfile
-from qa.launch.job import Job, children_of, missing_programs
+from qa.launch.job import Job, children_of, missing_programs, mpirun_folder
 from qa.launch.supervisor import run_guarded
 from qa.ranks import DEFAULT_PORT, is_this_node, place_of
 from qa.secret_flags import hide_secrets, without_secrets, without_tokens
@@ -83,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         os.execv(sys.executable, [sys.executable, *script])
     if max(job.ranks) > 1 and (card := os.environ.pop("HLS_MODULE_ID", None)):
         print(f"HLS_MODULE_ID={card} is one card for all ranks; they do not get it", file=sys.stderr, flush=True)
-    sys.exit(run_guarded(children_of(job), job.grace_seconds))
+    with mpirun_folder() if job.runs_mpirun else nullcontext():
+        sys.exit(run_guarded(children_of(job), job.grace_seconds))
 
 
 def print_command(job: Job) -> None:

@@ -10,9 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from qa.launch.hosts import cores_of_rank, is_this_machine, physical_cores
 from qa.launch.supervisor import Child
@@ -60,6 +63,21 @@ def missing_programs(mpirun: bool, deepspeed: bool) -> list[str]:
 def find_mpirun() -> str | None:
     """Return the path of mpirun; one next to this Python counts too, as a virtual environment need not be active."""
     return shutil.which("mpirun") or shutil.which("mpirun", path=os.path.dirname(sys.executable))
+
+
+@contextmanager
+def mpirun_folder() -> Iterator[None]:
+    """Give mpirun a folder of its own for its files, unless a variable names one.
+
+    Else it takes one that is named by its process id, and refuses to start with status 213, "The PMIx server's listener thread
+    failed to start", where a killed mpirun had the same id: after a restart of a container, or once the ids begin again.
+    """
+    if any(name.endswith("tmpdir_base") for name in filter(OF_MPIRUN.match, os.environ)):
+        yield
+        return
+    with TemporaryDirectory(prefix="mpirun-", ignore_cleanup_errors=True) as folder:
+        os.environ |= {f"{name}_local_tmpdir_base": folder for name in ("PRTE_MCA_prte", "OMPI_MCA_orte")}
+        yield
 
 
 def children_of(job: Job) -> list[Child]:

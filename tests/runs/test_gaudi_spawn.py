@@ -396,6 +396,21 @@ def test_a_job_starts_within_anothers_environment(engine, variables, tmp_path):
         assert rank["environment"]["OMPI_COMM_WORLD_LOCAL_SIZE"] == ("2" if engine else None)
 
 
+def test_what_a_killed_mpirun_has_left_is_nothing_to_the_next_one_of_its_process_id(tmp_path):
+    """PMIx refuses to start next to such a file; the folder of this mpirun is gone at the end."""
+    skip_without("mpi")
+    wrapper, temporary = tmp_path / "bin" / "mpirun", tmp_path / "tmp"
+    wrapper.parent.mkdir()
+    temporary.mkdir()
+    left = f"$TMPDIR/ompi.$$; echo left > $TMPDIR/ompi.$$/pmix.{socket.gethostname().split('.')[0]}.tool.$$"
+    wrapper.write_text(f'#!/bin/sh\nmkdir {left}\nexec {job.find_mpirun()} "$@"\n')
+    wrapper.chmod(0o755)
+    env = {"PATH": f"{wrapper.parent}:{os.environ['PATH']}", "TMPDIR": str(temporary)}
+    status, _, err = call(tmp_path, "--world_size", 2, "--use_mpi", ECHO, tmp_path, "echo", env=env)
+    assert status == 0, err
+    assert len(list(temporary.glob("ompi.*/pmix.*"))) > 0 and not list(temporary.glob("mpirun-*"))
+
+
 # Ports, hosts, cores
 
 
