@@ -13,16 +13,27 @@ import torch
 CALLS = 8
 
 
-def allow_graphs(features: dict) -> None:
+def allow_graphs(features: dict, one_length: bool) -> None:
     """Let `torch.compile` have a graph for each shape of a run: beyond its limit PyTorch computes a shape without one.
 
     Args:
-        features: by split, with their widths.
+        features: by split, with the widths of their buckets, if there are any.
+        one_length: features without buckets are padded to one length, and not each batch to that of its longest.
     """
-    widths = sum(1 if part.widths is None else len(np.unique(part.widths)) for part in features.values())
+    shapes = sum(most_shapes(part, one_length) for part in features.values())
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, CALLS * widths)
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, CALLS * widths)
+    limits.recompile_limit = max(limits.recompile_limit, CALLS * shapes)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, CALLS * shapes)
+
+
+def most_shapes(part, one_length: bool) -> int:
+    """Return how many shapes batches of a split can have, those of the answers to write included."""
+    if part.widths is not None:
+        return len(np.unique(part.widths))
+    if one_length:
+        return 1
+    targets = getattr(part, "targets", None)
+    return len(np.unique(part.lengths())) * (1 if targets is None else len(np.unique(np.diff(targets.splits))))
 
 
 class CompiledCalls:

@@ -189,7 +189,7 @@ def lay_out(features: dict, data_args: DataArguments, training_args, length: int
     """
     set_widths(features, data_args.length_buckets, length, training_args)
     if training_args.use_habana and training_args.torch_compile and training_args.cache_size_limit is None:
-        allow_graphs(features)
+        allow_graphs(features, one_length=data_args.pad_to_max_length)
     report_features(features, training_args, data_args.pad_to_max_length, length)
     number, group = len(features.get("train", ())), train_group(training_args)
     if training_args.dataloader_drop_last and 0 < number < group:

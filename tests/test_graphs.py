@@ -1,0 +1,53 @@
+"""The number of graphs that `torch.compile` may have."""
+
+import numpy as np
+import pytest
+import torch
+
+import qa.graphs
+from qa.fallback import ListedFeatures
+from qa.seq2seq import tokenize_targets
+
+
+LENGTHS = range(8, 28)  # more than PyTorch's own limit, which is 8
+
+
+def features_of(lengths) -> ListedFeatures:
+    return ListedFeatures({"input_ids": [1] * length} for length in lengths)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Return a list of the graphs that are compiled, and restore PyTorch's limits at the end."""
+    made = []
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, name, 8)
+    yield made
+    torch.compiler.reset()
+
+
+def run_compiled(lengths, graphs: list) -> None:
+    """Call a compiled module with a batch of each length."""
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    module = torch.compile(torch.nn.Embedding(2, 4), backend=backend, dynamic=False)
+    for length in lengths:
+        module(torch.ones(1, length, dtype=torch.long))
+
+
+def test_each_length_of_a_run_without_padding_has_a_graph(graphs):
+    qa.graphs.allow_graphs({"train": features_of([*LENGTHS, *LENGTHS])}, one_length=False)
+    run_compiled(LENGTHS, graphs)
+    assert len(graphs) == len(LENGTHS)
+
+
+def test_shapes_of_a_split(writers):
+    features = features_of([8, 8, 9])
+    assert [qa.graphs.most_shapes(features, one_length) for one_length in (True, False)] == [1, 2]
+    features.targets = tokenize_targets(["a", "a b", "a b c"], writers["t5"], max_length=9)
+    assert [qa.graphs.most_shapes(features, one_length) for one_length in (True, False)] == [1, 6]
+    features.widths = np.array([16, 32, 48])
+    assert [qa.graphs.most_shapes(features, one_length) for one_length in (True, False)] == [3, 3]
