@@ -1,7 +1,6 @@
 """How a model computes its attention: as `--attn_implementation` says, and never with code that a configuration names."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -88,31 +87,13 @@ class KernelWatch(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-@contextmanager
-def watched_fused_kernel() -> Iterator[None]:
-    """Raise `KernelReached` where Habana's kernel of attention is called; do nothing without Habana's plugin."""
-    habana = sys.modules.get("habana_frameworks.torch.hpex.kernels")
-    if habana is None:
-        yield
-        return
-
-    def reached(*args, **kwargs):
-        raise KernelReached
-
-    own = vars(habana.FusedSDPA).get("apply")  # None where it is inherited
-    habana.FusedSDPA.apply = staticmethod(reached)
-    try:
-        yield
-    finally:
-        del habana.FusedSDPA.apply
-        if own is not None:
-            habana.FusedSDPA.apply = own
-
-
 def calls_kernel(model: torch.nn.Module) -> bool:
-    """Return whether a forward pass of a weightless model calls a kernel of attention; True where it cannot be tried."""
+    """Return whether a forward pass of a weightless model calls a kernel of attention; True where it cannot be tried.
+
+    Habana's kernel is PyTorch's there.
+    """
     try:
-        with watched_fused_kernel(), KernelWatch():
+        with KernelWatch():
             forward(model, {name: torch.ones(1, 8, dtype=torch.long) for name in ("input_ids", "attention_mask")})
     except KernelReached:
         return True

@@ -24,7 +24,7 @@ from qa.errors import in_one_line
 from qa.room import bytes_of_weight, states_of_weight
 from qa.steps import name_of
 from qa.upstream.gaudi import checkpoint_layers
-from qa.weightless import Weightless, forward
+from qa.weightless import Weightless, forward, plain_attention
 
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def training_peaks(model: torch.nn.Module, batch: dict, dtype: torch.dtype | Non
     """Return the bytes that a step of a training needs at its peaks, without weights: (2,) without and with gradients."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     model.train()
-    with counting(model, batch) as live:
+    with counting(model, batch) as live, plain_attention():
         hooks = [weight.register_post_accumulate_grad_hook(live.note_gradient) for weight in weights]
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             loss = loss_of(model, batch)

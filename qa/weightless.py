@@ -12,7 +12,8 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -105,6 +106,39 @@ def build_weightless(auto_class: type, config, trust_remote_code: bool = False) 
     return model
 
 
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let Habana's kernel of attention be PyTorch's: a real one takes tensors on a card alone. Without Habana's plugin do nothing.
+
+    The other kernels need no replacement: optimum-habana's models call them for tensors on a card alone.
+    """
+    habana = sys.modules.get("habana_frameworks.torch.hpex.kernels")
+    if habana is None:
+        yield
+        return
+    own = vars(habana.FusedSDPA).get("apply")  # None where it is inherited
+    habana.FusedSDPA.apply = staticmethod(attend)
+    try:
+        yield
+    finally:
+        del habana.FusedSDPA.apply
+        if own is not None:
+            habana.FusedSDPA.apply = own
+
+
+def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, *settings, **more):
+    """Compute attention as Habana's kernel does, whose settings beyond PyTorch's change no shape.
+
+    Args:
+        query, key, value: (batch, heads, length, size); keys and values may have fewer heads.
+        attn_mask: added to the scores, (batch, 1, length or 1, length).
+    """
+    grouped = query.shape[1] != key.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        *(query, key, value, attn_mask, dropout_p, bool(is_causal)), scale=scale, enable_gqa=grouped
+    )
+
+
 def forward(model: torch.nn.Module, batch: dict, training: bool = False, answer_length: int = 1) -> None:
     """Run the model on a batch until it needs the values of weights.
 
@@ -121,7 +155,7 @@ def forward(model: torch.nn.Module, batch: dict, training: bool = False, answer_
     if model.can_generate():
         batch["decoder_input_ids"] = torch.zeros(len(batch["input_ids"]), answer_length, dtype=torch.long)
     model.train(training)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(), plain_attention():
         warnings.simplefilter("ignore")  # the run itself will warn
         try:
             model(**batch)

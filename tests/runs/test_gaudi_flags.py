@@ -57,6 +57,7 @@ RUNS = {
     "too large": ("bert", "lazy", []),
     "found": ("bert", "lazy", FIND),
     "found and resumed": ("bert", "lazy", [*FIND, "--resume_from_checkpoint", "../found/out/checkpoint-2"]),
+    "checked": ("bert", "lazy", ["--check"]),
     "dropout": ("bert_dropout", "eager", []),
     "no dropout": ("bert_still", "eager", []),
     "dropout of xlm-roberta": ("xlm-roberta_dropout", "eager", []),
@@ -290,6 +291,12 @@ def test_flags_without_effect_are_named_in_a_line(seen):
     assert all(not found["problems"] for name, found in seen.items() if name not in (*REFUSED, "too large"))
     named = [name for name, found in seen.items() if any(line.startswith("Without effect") for line in found["lines"])]
     assert named == ["unused"]
+
+
+def test_models_with_habanas_kernel_are_tried_without_weights(seen):
+    """On the CPU, where the kernel computes nothing; `checked` also estimates the memory of a step."""
+    lines = [line for found in seen.values() for line in found["lines"]]
+    assert not [line for line in lines if "could not be tried" in line or "is not known" in line]
 
 
 @pytest.mark.parametrize("kind", ["", " of xlm-roberta"])

@@ -1,6 +1,16 @@
-"""Fused kernels that optimum-habana's models ask for. Those that are absent here it replaces by plain operations."""
+"""Fused kernels that optimum-habana's models ask for. Those that are absent here it replaces by plain operations.
+
+As on a real card they refuse tensors that are elsewhere.
+"""
 
 import torch
+
+
+def check_on_card(kernel: str, *tensors: torch.Tensor) -> None:
+    """Raise a RuntimeError for a tensor that is not on the card."""
+    for tensor in tensors:
+        if tensor.device.type != "hpu":
+            raise RuntimeError(f"simulated Gaudi: {kernel} takes tensors on hpu, this one is on {tensor.device}")
 
 
 class FusedSDPA:
@@ -20,6 +30,7 @@ class FusedSDPA:
         valid_sequence_lengths=None,
         padding_side="left",
     ):
+        check_on_card("FusedSDPA", query, key, value)
         if valid_sequence_lengths is not None:
             raise NotImplementedError("simulated Gaudi: FusedSDPA with valid_sequence_lengths")
         return torch.nn.functional.scaled_dot_product_attention(
@@ -38,6 +49,7 @@ class RotaryPosEmbeddingHelperV2:
     @staticmethod
     def apply(states, cos, sin, position_ids=None):
         """`states` (batch, heads, length, size); tables `cos` and `sin` (1, 1, positions, size)."""
+        check_on_card("RotaryPosEmbeddingHelperV2", states, cos, sin)
         if position_ids is not None:
             cos, sin = (table[0, 0][position_ids].unsqueeze(1) for table in (cos, sin))
         first, second = states.chunk(2, dim=-1)

@@ -2,6 +2,8 @@
 
 import torch
 
+from habana_frameworks.torch.hpex.kernels import check_on_card
+
 
 class FusedClipNorm:
     """Scales gradients down to a norm."""
@@ -16,5 +18,6 @@ class FusedClipNorm:
 class FusedRMSNorm:
     @staticmethod
     def apply(hidden, weight, epsilon):
+        check_on_card("FusedRMSNorm", hidden, weight)
         variance = hidden.float().pow(2).mean(-1, keepdim=True)
         return weight * (hidden.float() * torch.rsqrt(variance + epsilon)).to(hidden.dtype)
