@@ -245,7 +245,9 @@ class DeviceChoice:
         ]
 
     def report_flags_without_effect(self) -> None:
-        if flags := flags_without_effect(self, {name: default for name, (_, default) in GAUDI_FLAGS.items()}):
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults |= {name: default for name, (_, default) in GAUDI_FLAGS.items()}
+        if flags := flags_without_effect(self, defaults):
             logger.warning(f"Without effect in this run: {', '.join(flags)}")
 
     def checkpointing_problems(self) -> list[str]:

@@ -13,6 +13,8 @@ FOR_COMPILING = (
     "compile_dynamic compile_from_sec_iteration cache_size_limit use_regional_compilation inline_inbuilt_nn_modules "
     "allow_unspec_int_on_nn_module"
 ).split()
+FOR_OTHERS = "use_zero3_leaf_promotion fp16_opt_level jit_mode_eval torch_empty_cache_steps".split()
+FOR_GRAPHS = "max_hpu_graphs disable_tensor_cache_hpu_graphs".split()
 FOR_PROFILING = "profiling_record_shapes profiling_with_stack".split()
 
 
@@ -24,6 +26,7 @@ def compiles(values) -> bool:
 CONDITIONS: dict[str, tuple[Callable, str]] = {
     **dict.fromkeys(FOR_COMPILING, (compiles, "--torch_compile")),
     "use_compiled_autograd": (lambda args: compiles(args) and args.deepspeed, "--torch_compile and --deepspeed"),
+    **dict.fromkeys(FOR_GRAPHS, (lambda args: args.use_hpu_graphs_for_inference, "--use_hpu_graphs_for_inference")),
     "pipelining_fwd_bwd": (lambda args: args.use_lazy_mode, "lazy mode"),
     "profiling_warmup_steps": (lambda args: args.profiling_steps, "--profiling_steps"),
     "profiling_warmup_steps_eval": (lambda args: args.profiling_steps_eval, "--profiling_steps_eval"),
@@ -37,7 +40,7 @@ CONDITIONS: dict[str, tuple[Callable, str]] = {
     "minimize_memory": (lambda args: args.fp8, "--fp8"),
     "distribution_strategy": (lambda args: args.world_size > 1, "several cards"),
     "ignore_eos": (lambda args: getattr(args, "predict_with_generate", False), "--predict_with_generate"),
-    "use_zero3_leaf_promotion": (lambda args: False, "another trainer: that of optimum-habana does not read it"),
+    **dict.fromkeys(FOR_OTHERS, (lambda args: False, "another trainer: that of optimum-habana does not read it")),
 }
 
 

@@ -1,9 +1,12 @@
-"""Every flag that optimum-habana adds or changes: followed, refused, or reported as without effect; one table, `FLAGS`."""
+"""Every flag that optimum-habana adds, changes or ignores: followed, refused, or reported as without effect; in tables."""
 
+import ast
+import dataclasses
 import json
 import math
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -34,7 +37,11 @@ RUNS = {
         ["--pipelining_fwd_bwd", "--optim", "adagrad", "--profiling_record_shapes", False, "--profiling_with_stack"]
         + [*EVALUATE, "--profiling_warmup_steps_eval", 1, "--profiling_steps_eval", 1],
     ),
-    "graphs": ("bert", "lazy", ["--use_hpu_graphs_for_training"]),
+    "graphs": (
+        "bert",
+        "lazy",
+        ["--use_hpu_graphs_for_training", "--max_hpu_graphs", 1, "--disable_tensor_cache_hpu_graphs"],
+    ),
     "infinite": ("bert", "lazy", ["--learning_rate", 1e18, "--nan_patience", 9, "--logging_nan_inf_filter", True]),
     "fused": (
         "smollm3",
@@ -78,6 +85,8 @@ REFUSED = {
     "half_precision_backend": (["cpu_amp"], "computes nothing on a Gaudi"),
     "use_cpu": ([], "--use_cpu and --use_habana contradict each other"),
     "attn_implementation": (["gaudi_fused_sdpa"], "models of the type bert do not compute their attention that way"),
+    "max_hpu_graphs": ([1], "must be using hpu graphs"),
+    "disable_tensor_cache_hpu_graphs": ([], "must be using hpu graphs"),
     "fp16": ([], NOT_SUPPORTED),
     "fp16_full_eval": ([], NOT_SUPPORTED),
     "tf32": ([True], NOT_SUPPORTED),
@@ -85,6 +94,7 @@ REFUSED = {
     "tpu_metrics_debug": ([], NOT_SUPPORTED),
     "mp_parameters": (["x"], NOT_SUPPORTED),
 }
+UNREAD = "another trainer: that of optimum-habana does not read it"
 # What has no effect in an eager run on one card, with the line about it.
 UNUSED = {
     "compile_dynamic": ([True], "--torch_compile"),
@@ -102,7 +112,15 @@ UNUSED = {
     "minimize_memory": ([], "--fp8"),
     "distribution_strategy": (["fast_ddp"], "several cards"),
     "ignore_eos": ([False], "--predict_with_generate"),
-    "use_zero3_leaf_promotion": ([], "another trainer: that of optimum-habana does not read it"),
+    "use_zero3_leaf_promotion": ([], UNREAD),
+    "fp16_opt_level": (["O2"], UNREAD),
+    "jit_mode_eval": ([], UNREAD),
+    "torch_empty_cache_steps": ([1], UNREAD),
+}
+# The same of the run named "graphs", which records graphs in training alone.
+UNUSED_IN_TRAINING = {
+    "max_hpu_graphs": "--use_hpu_graphs_for_inference",
+    "disable_tensor_cache_hpu_graphs": "--use_hpu_graphs_for_inference",
 }
 TRAINER = "tests/runs/test_gaudi_trainer.py::"
 # Every flag, and how it is shown that it is followed: by a test elsewhere, by a run here and what is seen of it, or None
@@ -135,10 +153,10 @@ FLAGS = {
     "pipelining_fwd_bwd": lambda seen: seen["training"]["mark_steps"] == seen["plain"]["mark_steps"] + 2,  # one a step
     "ignore_eos": lambda seen: seen["writes"]["generated"][0][1]["ignore_eos"] is False,
     "non_blocking_data_copy": lambda seen: seen["several"]["copies"] > 0,
-    "profiling_warmup_steps": lambda seen: seen["several"]["traces"],
-    "profiling_steps": lambda seen: seen["several"]["traces"],
-    "profiling_warmup_steps_eval": lambda seen: seen["training"]["traces"],
-    "profiling_steps_eval": lambda seen: seen["training"]["traces"],
+    "profiling_warmup_steps": lambda seen: profiled_steps(seen, "several") == ["ProfilerStep#1"],
+    "profiling_steps": lambda seen: profiled_steps(seen, "several") == ["ProfilerStep#1"],
+    "profiling_warmup_steps_eval": lambda seen: profiled_steps(seen, "training") == ["ProfilerStep#1"],
+    "profiling_steps_eval": lambda seen: profiled_steps(seen, "training") == ["ProfilerStep#1"],
     "profiling_record_shapes": lambda seen: traced(seen, "record_shapes") == (1, 0),
     "profiling_with_stack": lambda seen: traced(seen, "with_stack") == (0, 1),
     "optim": lambda seen: (seen["training"]["optimizer"], seen["plain"]["optimizer"]) == ("Adagrad", "AdamW"),
@@ -167,6 +185,12 @@ def speeds(seen: dict, run: str) -> float:
     """Return the ratio of the reported speed to that without evaluation and saving."""
     results = seen[run]["train_results"]
     return results["train_samples_per_second"] / results["train_steady_samples_per_second"]
+
+
+def profiled_steps(seen: dict, run: str) -> list[str]:
+    """Return the steps in a run's profile, numbered from 0."""
+    events = [event["name"] for trace in seen[run]["traces"] for event in trace["traceEvents"]]
+    return [name for name in events if name.startswith("ProfilerStep")]
 
 
 def traced(seen: dict, setting: str) -> tuple:
@@ -263,9 +287,33 @@ def test_the_table_has_every_flag_of_the_library(simulated_gaudi):
     )
     added, refused = (line.split() for line in done.stdout.splitlines()[-2:])
     assert set(FLAGS) == set(added)
-    assert set(refused) - set(REFUSED) == {"fp16_backend", "fp16_opt_level"}  # without --fp16 nothing reads them
+    assert set(refused) - set(REFUSED) - set(UNUSED) == {"fp16_backend"}  # half_precision_backend's old name
     ways = {flag for table in (REFUSED, UNUSED) for flag in table}
     assert {flag for flag, shown in FLAGS.items() if shown is None} <= ways
+
+
+def methods_of(library: str, path: str, name: str) -> dict[str, ast.FunctionDef]:
+    """Return the methods of a class by name, from the text of its module."""
+    tree = ast.parse(distribution(library).locate_file(path).read_text())
+    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return {node.name: node for node in found.body if isinstance(node, ast.FunctionDef)}
+
+
+def arguments_read(methods) -> set[str]:
+    """Return the names that methods read of `args` or `self.args`."""
+    nodes = (node for method in methods for node in ast.walk(method) if isinstance(node, ast.Attribute))
+    return {node.attr for node in nodes if ast.unparse(node.value) in ("args", "self.args")}
+
+
+def test_inherited_flags_that_the_library_does_not_read_are_without_effect():
+    """Those that only methods of transformers' trainer read that the library's replaces."""
+    whole = methods_of("transformers", "transformers/trainer.py", "Trainer")
+    own = methods_of("optimum-habana", "optimum/habana/transformers/trainer.py", "GaudiTrainer")
+    replaced = {name for name in whole.keys() & own if f"super().{name}(" not in ast.unparse(own[name])}
+    used = [*own.values(), *(method for name, method in whole.items() if name not in replaced)]
+    flags = {field.name for field in dataclasses.fields(transformers.TrainingArguments) if field.init}
+    unread = arguments_read(whole[name] for name in replaced) & flags - arguments_read(used)
+    assert unread == {flag for flag, (_, needed) in UNUSED.items() if needed == UNREAD} - set(FLAGS)
 
 
 @pytest.mark.parametrize("flag", [flag for flag, shown in FLAGS.items() if shown is not None])
@@ -285,12 +333,14 @@ def test_a_flag_is_refused_in_a_line(seen, flag):
 
 
 def test_flags_without_effect_are_named_in_a_line(seen):
-    (line,) = (line for line in seen["unused"]["lines"] if line.startswith("Without effect"))
-    flags = [f"--{flag} (needs {needed})" for flag, (_, needed) in UNUSED.items()]
-    assert sorted(line.removeprefix("Without effect in this run: ").split(", ")) == sorted(flags)
+    unused = {"unused": {flag: needed for flag, (_, needed) in UNUSED.items()}, "graphs": UNUSED_IN_TRAINING}
+    for name, flags in unused.items():
+        (line,) = (line for line in seen[name]["lines"] if line.startswith("Without effect"))
+        expected = [f"--{flag} (needs {needed})" for flag, needed in flags.items()]
+        assert sorted(line.removeprefix("Without effect in this run: ").split(", ")) == sorted(expected)
     assert all(not found["problems"] for name, found in seen.items() if name not in (*REFUSED, "too large"))
     named = [name for name, found in seen.items() if any(line.startswith("Without effect") for line in found["lines"])]
-    assert named == ["unused"]
+    assert sorted(named) == sorted(unused)
 
 
 def test_models_with_habanas_kernel_are_tried_without_weights(seen):
