@@ -244,6 +244,18 @@ def test_commands_for_a_gaudi_run(stand_ins, number, tmp_path):
     assert done.stderr.count("simulated Gaudi: ops ") == len(lines)
 
 
+def test_a_compiled_recipe_with_length_buckets_has_static_graphs_of_each_length(stand_ins, tmp_path):
+    """A forward and a backward in training, a forward in evaluation: more than PyTorch's limit of graphs, which is 8."""
+    recipe = next(c for c in COMMANDS["README.md"] if words_of(c) == words_of(RECIPES["BERT-large on one card"]))
+    few = "--per_device_train_batch_size 4 --max_steps 6 --max_eval_samples 64"  # a step of each length
+    done = run_block(f"{recipe} --length_buckets auto 6 {few}", stand_ins, tmp_path)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    (counts,) = map(json.loads, (tmp_path / "counts.jsonl").read_text().splitlines())
+    trained, evaluated = (counts["input_shapes"][phase] for phase in ("train", "eval"))
+    assert {trained, evaluated} <= {5, 6}  # so few features of one split may lack a length
+    assert (counts["compiles"], counts["symbolic_graphs"]) == (2 * trained + evaluated, 0)
+
+
 def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
     """In the order of the pages, so that a command finds the files of earlier ones."""
     monkeypatch.chdir(stand_ins)
