@@ -125,7 +125,8 @@ def test_the_record_of_a_run_is_in_its_folder_and_in_each_checkpoint(trained, sq
     assert records[0] == records[1] == records[2]
     record = records[0]
     assert record["arguments"]["seed"] == 42 and record["arguments"]["max_seq_length"] == 96 and record["ranks"] == 1
-    assert record["versions"]["torch"] == torch.__version__ and record["resumed"] == []
+    assert record["resumed"] == []
+    assert torch.__version__.startswith(record["versions"]["torch"])  # which may lack the part after the plus sign
     assert record["data"]["train"]["file"] == str(squad_files / "train.json")
     assert [part["questions"] for part in record["data"].values()] == [12, 6]
     assert record["command"][-3:] == ["--token=***", "--hub_token=***", "--push_to_hub_token=***"]

@@ -48,11 +48,11 @@ def run(job: dict) -> None:
     output, calls, before, at_start = Path(job["output"]), Calls(), os.environ.copy(), counted()
     main = importlib.import_module(job["script"]).main
     hook = torch.nn.modules.module.register_module_forward_pre_hook(calls)
+    output.mkdir(parents=True, exist_ok=True)  # a check makes none
     try:
         with without(*job["without"]) if "without" in job else contextlib.nullcontext():
             main(job["argv"])
     except Exception:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "error.txt").write_text(traceback.format_exc())
     hook.remove()
     torch._dynamo.reset()
