@@ -17,10 +17,9 @@ FUZZ ?= 1
 QUICKSTART_MODEL ?=
 QUICKSTART_DATA ?=
 
-# Where PyTorch comes from: without an NVIDIA GPU the build for CPUs, a tenth of the size of the one with CUDA.
-# `make setup TORCH_INDEX=` leaves the choice to pip.
-GPU = $(wildcard /dev/nvidia[0-9]*)$(shell nvidia-smi -L 2>/dev/null | grep ^GPU)
-TORCH_INDEX ?= $(if $(GPU),,https://download.pytorch.org/whl/cpu)
+# Which build of PyTorch is installed, by uv's names: `auto` is the one for this machine's GPU, or for CPUs, which is a tenth
+# of the size. With `make setup TORCH_BACKEND=` pip chooses, on Linux the one with CUDA.
+TORCH_BACKEND ?= auto
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Threads that wait do not spin, which slows everything where the machine is busy with something else.
@@ -42,9 +41,10 @@ setup: .venv/installed
 
 .venv/installed: requirements.txt requirements-torch.txt
 	$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@[ -z "$(TORCH_INDEX)" ] || \
-		$(PIP) --no-deps --index-url $(TORCH_INDEX) --retries 1 --timeout 15 $$(grep -o '^torch[^ ]*' requirements-torch.txt) 2>/dev/null || \
-		echo "$(TORCH_INDEX) cannot be reached or has no PyTorch for this Python: pip takes another, on Linux with CUDA (2.7 GB)" >&2
+	@[ -z "$(TORCH_BACKEND)" ] || { $(PIP) uv==0.13.9 && \
+		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend $(TORCH_BACKEND) \
+		$$(grep -o '^torch[^ ]*' requirements-torch.txt) 2>/dev/null; } || \
+		echo "uv finds no PyTorch of its own for this machine: pip takes one, on Linux with CUDA (2.7 GB) if it finds no other" >&2
 	$(PIP) -r requirements.txt -r requirements-torch.txt
 	touch $@
 

@@ -1,6 +1,7 @@
 """`make setup` with an interpreter that only notes what pip is asked for."""
 
 import os
+import re
 import shutil
 import subprocess
 
@@ -12,38 +13,33 @@ from helpers import ROOT
 PYTHON = """#!/bin/sh
 case "$*" in
   "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
-  *) echo "$*" >> calls; case "$*" in *--index-url*) exit $INDEX_STATUS ;; esac ;;
+  *) echo "$*" >> calls; case "$*" in "-m uv "*) exit $UV_STATUS ;; esac ;;
 esac
 """
 ALL = "-r requirements.txt -r requirements-torch.txt"
 
 
 @pytest.mark.parametrize(
-    "options, gpus, index_status, from_index",
-    [
-        ([], "", 0, True),
-        ([], "", 1, True),
-        ([], "GPU 0: NVIDIA H100 (UUID: GPU-1)", 0, False),
-        (["TORCH_INDEX="], "", 0, False),
-    ],
-    ids=["without a GPU", "the index is out of reach", "with a GPU", "pip's own choice"],
+    "options, uv_status, backend",
+    [([], 0, "auto"), ([], 2, "auto"), (["TORCH_BACKEND=cpu"], 0, "cpu"), (["TORCH_BACKEND="], 0, None)],
+    ids=["this machine's", "not found by uv", "for CPUs", "pip's own choice"],
 )
-def test_where_pytorch_comes_from(tmp_path, options, gpus, index_status, from_index):
+def test_which_pytorch_is_installed(tmp_path, options, uv_status, backend):
     for name in ("Makefile", "requirements.txt", "requirements-torch.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    programs = {"python3": PYTHON, "nvidia-smi": f"#!/bin/sh\necho '{gpus}'\n"}
-    for name, text in programs.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "TORCH_INDEX")}
-    env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "INDEX_STATUS": str(index_status)}
-    options = (
-        ["PYTHON=python3", *options] if gpus else ["PYTHON=python3", "GPU=", *options]
-    )  # this machine may have one
-    done = subprocess.run(["make", "setup", *options], cwd=tmp_path, env=env, capture_output=True, text=True)
+    (tmp_path / "python3").write_text(PYTHON)
+    (tmp_path / "python3").chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "TORCH_BACKEND")}
+    env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "UV_STATUS": str(uv_status)}
+    command = ["make", "setup", "PYTHON=python3", *options]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[-1].endswith(ALL) and "--index-url" not in calls[-1]
-    assert [call.split()[-1].startswith("torch==") for call in calls[:-1]] == [True] * from_index
-    assert all("--no-deps --index-url https://download.pytorch.org/whl/cpu" in call for call in calls[:-1])
-    assert ("cannot be reached" in done.stderr) == bool(index_status)
+    *first, last = (tmp_path / "calls").read_text().splitlines()
+    assert last.startswith("-m pip install ") and last.endswith(ALL)
+    if backend is None:
+        assert first == []
+    else:
+        of_uv, torch = first
+        assert re.fullmatch(r"-m pip install .* uv==[\d.]+", of_uv)
+        assert re.fullmatch(rf"-m uv pip install .* --no-deps --torch-backend {backend} torch==[\d.]+", torch)
+    assert ("pip takes one" in done.stderr) == bool(uv_status)
