@@ -63,6 +63,7 @@ import torch  # noqa: E402
 
 del os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"]  # other processes may want it
 
+import accelerate.data_loader  # noqa: E402
 import accelerate.utils.other  # noqa: E402
 import torch.distributed.rendezvous  # noqa: E402
 import transformers.utils.import_utils  # noqa: E402
@@ -84,12 +85,14 @@ def skip_unused_libraries() -> None:
 
     - transformers needs scikit-learn for assisted generation, SciPy for object detection, pandas for tables, and
       `datasets` to find out whether data is of its class. Rows are lists before a trainer sees them.
-    - accelerate needs DeepSpeed to find out whether a model is its engine, which only an imported DeepSpeed can have made.
+    - accelerate needs DeepSpeed to find out whether a model is its engine, which only an imported DeepSpeed can have made,
+      and on several ranks `datasets` for the same question about data.
     - optimum-habana imports trainers of sentence-transformers, and with them all of the above.
     """
     for library in ("sklearn", "scipy", "datasets", "pandas"):
         setattr(transformers.utils.import_utils, f"_{library}_available", False)
     accelerate.utils.other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
+    accelerate.data_loader.is_datasets_available = lambda: "datasets" in sys.modules
     unused = sys.modules["optimum.habana.sentence_transformers"] = ModuleType("unused")
     unused.__getattr__ = lambda name: None
 
