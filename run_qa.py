@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             data_collator=collator,
             post_process_function=partial(to_answers, data_args),
             compute_metrics=partial(score_answers, data_args),
-            write_answers=partial(write_stage, training_args.output_dir),
+            write_answers=partial(write_stage, training_args.output_dir, data_args),
             n_best_size=data_args.n_best_size,
             **extras,
         )
@@ -117,7 +117,7 @@ def to_answers(data_args: DataArguments, examples, features, candidates: Candida
         max_answer_length=data_args.max_answer_length,
         null_score_diff_threshold=data_args.null_score_diff_threshold,
     )
-    return format_for_metric(find_answers(examples, features, candidates, rules), examples)
+    return format_for_metric(find_answers(examples, features, candidates, rules), examples, features)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
             data_collator=collator,
             post_process_function=partial(to_answers, data_args, tokenizer),
             compute_metrics=partial(score_answers, data_args),
-            write_answers=partial(write_stage, training_args.output_dir),
+            write_answers=partial(write_stage, training_args.output_dir, data_args),
             empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
             **extras,
         )
@@ -154,7 +154,7 @@ def to_answers(
         null_scores=null_scores[0] if data_args.version_2_with_negative else None,
         null_score_diff_threshold=data_args.null_score_diff_threshold,
     )
-    return format_for_metric(answers, examples)
+    return format_for_metric(answers, examples, features)
 
 
 if __name__ == "__main__":

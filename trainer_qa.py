@@ -82,7 +82,12 @@ class AnswerEvaluation(LengthBuckets):
             `qa.answers.Candidates` of the features; for models that write see `QuestionAnsweringSeq2SeqTrainer`.
         compute_metrics: `EvalPrediction` of answers and references -> {name: value}.
         write_answers: `(answers, stage)`; writes the files of a stage from the result of `post_process_function`.
+
+    Attributes:
+        answered: on rank 0 the result of `post_process_function` in the last evaluation or prediction.
     """
+
+    answered: EvalPrediction | None = None
 
     def __init__(
         self,
@@ -174,7 +179,7 @@ class AnswerEvaluation(LengthBuckets):
             samples=output.num_samples,
             batch=eval_group(self.args),
         )
-        result = [EvalPrediction(None, None), {}]
+        result, self.answered = [EvalPrediction(None, None), {}], None
         if self.kept.count and self.post_process_function is not None:
             result = self.answer_and_score(examples, features, stage)
         self.kept = None
@@ -196,7 +201,7 @@ class AnswerEvaluation(LengthBuckets):
     def answer_and_score(self, examples, features, stage: str) -> list:
         """Turn the kept outputs into answers, score them and write their files; return answers and scores."""
         start = time.time()
-        answers = self.to_answers(examples, features, stage)
+        self.answered = answers = self.to_answers(examples, features, stage)
         scores = self.score(answers)
         self.write(answers, stage)
         scores = {"postprocess_runtime": round(time.time() - start, 4)} | scores

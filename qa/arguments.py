@@ -119,6 +119,16 @@ class DataArguments:
             "choices": ["off", "auto", *LANGUAGES],
         },
     )
+    eval_report: bool = field(
+        default=True,
+        metadata={"help": "Write `eval_report.html`, which shows how good the model is and where it fails."},
+    )
+    report_columns: Optional[list[str]] = field(
+        default=None,
+        metadata={
+            "help": "Columns of the validation data by which the report groups the scores, as in `title language`."
+        },
+    )
     question_column: str = field(default="question", metadata={"help": "Column of the data that holds the question."})
     context_column: str = field(default="context", metadata={"help": "Column of the data that holds the context."})
     answer_column: str = field(

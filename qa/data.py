@@ -6,6 +6,8 @@ A row is a dict `{"id": str, "title": str, "context": str, "question": str, "ans
 - Answers with empty lists: the question is known to have no answer.
 - Answers that are None: they are unknown, as in a file to predict.
 - A start of -1, in rows to evaluate: the context does not hold the text.
+- `row` and `columns`, in rows to answer: the number of its record in the file, from 1, and the values of
+  `--report_columns`.
 - `gold_answers`, in rows that their file marks as `is_impossible` although it has answers for them: those answers, by
   which the row is scored. Its `answers` are empty.
 
@@ -27,7 +29,7 @@ from qa.errors import UserError, short
 from qa.named_dataset import load_named_dataset, rows_of_split
 from qa.placing import Place, place_answers
 from qa.reading import read_file
-from qa.shapes import answers_problem, check_columns, common_shape, record_problem, says_impossible
+from qa.shapes import answers_problem, check_columns, column_text, common_shape, record_problem, says_impossible
 
 
 logger = logging.getLogger(__name__)
@@ -97,7 +99,9 @@ def read_questions(records: list[dict], source: str, data_args: DataArguments, s
     Raises:
         UserError: missing columns.
     """
-    check_columns(records, source, data_args, needs_answers=split != "test")
+    is_reported = split == "validation" or split == "train" and data_args.validation_split is not None
+    report_columns = data_args.report_columns or () if is_reported else ()
+    check_columns(records, source, data_args, needs_answers=split != "test", report_columns=report_columns)
     questions = [read_question(number, record, data_args) for number, record in enumerate(records, start=1)]
     good = [question for question in questions if question.problem is None]
     places, notes = place_answers([question.row for question in good])
@@ -117,6 +121,8 @@ def read_question(number: int, record: dict, data_args: DataArguments) -> Questi
         if row["answers"] is not None and row["answers"]["text"]:
             row["gold_answers"] = row["answers"]
         row["answers"] = {"text": [], "answer_start": []}
+    if data_args.report_columns:
+        row["columns"] = {name: column_text(record.get(name)) for name in data_args.report_columns}
     problem = record_problem(record, data_args) or text_problem(row)
     return Question(number, row, problem, answers_problem(record, data_args) if row["answers"] is None else None, [])
 
@@ -176,6 +182,9 @@ def checked_rows(
     ambiguous = sum(map(is_ambiguous, good))
     counts = {"skipped_rows": len(bad["skip"]), "ambiguous_answers": ambiguous if split == "train" else 0}
     rows = [question.row for question in good]
+    if split != "train":
+        for question in good:
+            question.row["row"] = question.number
     log_checks(good, bad["skip"], make_ids_unique(rows), source, split)
     return rows, {name: count for name, count in counts.items() if count}
 

@@ -13,17 +13,28 @@ from qa.written import is_checkpoint_of_run
 
 logger = logging.getLogger(__name__)
 
-ANSWERS = ("predictions", "nbest_predictions", "null_odds")  # with the stage before and `.json` after them
+# Of a stage, with its name and an underscore before them.
+REPORT = ("report.html", "report.json")
+ANSWERS = ("predictions.json", "nbest_predictions.json", "null_odds.json", "answers.csv", *REPORT)
 RESULTS = ["all_results.json", "trainer_state.json", RUN_FILE]
-RESULTS += [f"{stage}_{name}.json" for stage in STAGES.values() for name in ("results", *ANSWERS)]
+RESULTS += [f"{stage}_{name}" for stage in STAGES.values() for name in ("results.json", *ANSWERS)]
 # Of transformers 4.55; it asks whoever completes the card to remove this comment.
 CARD_MARK = "This model card has been generated automatically"
 
 
 def remove_answers(folder: Path, stage: str) -> None:
-    """Remove the answers of an earlier evaluation or prediction."""
-    for name in ANSWERS:
-        (folder / f"{stage}_{name}.json").unlink(missing_ok=True)
+    """Remove the answers of an earlier evaluation or prediction, and its report."""
+    remove_files(folder, stage, ANSWERS)
+
+
+def remove_report(folder: Path, stage: str) -> None:
+    """Remove the report of an earlier evaluation."""
+    remove_files(folder, stage, REPORT)
+
+
+def remove_files(folder: Path, stage: str, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / f"{stage}_{name}").unlink(missing_ok=True)
 
 
 def forget(folder: Path, stages: Iterable[str]) -> None:

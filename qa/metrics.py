@@ -163,13 +163,20 @@ def mlqa_scores(
     predictions: dict[str, str], golds: dict[str, list[str]], version_2: bool, language: str
 ) -> dict[str, float]:
     """Return EM and F1 by the rules of MLQA for a language; with `version_2` questions may have no answer."""
+    scores = mlqa_scores_of_each(predictions, golds, version_2, language)
+    exact, f1 = mean_scores(list(scores.values()), len(golds))
+    return {"mlqa_exact_match": exact, "mlqa_f1": f1}
+
+
+def mlqa_scores_of_each(
+    predictions: dict[str, str], golds: dict[str, list[str]], version_2: bool, language: str
+) -> dict[str, tuple[int, float]]:
+    """Return (EM, F1) of every predicted id by the rules of MLQA for a language."""
 
     def normalize_all(texts: Iterable[str]) -> dict[str, str]:
         return {text: mlqa.normalize(text, language) for text in set(texts)}
 
-    scores = score_each(predictions, golds, version_2, normalize_all)
-    exact, f1 = mean_scores(list(scores.values()), len(golds))
-    return {"mlqa_exact_match": exact, "mlqa_f1": f1}
+    return score_each(predictions, golds, version_2, normalize_all)
 
 
 def averages(scores: dict[str, tuple[float, float]], golds: dict[str, list[str]]) -> dict[str, float]:

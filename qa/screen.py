@@ -7,7 +7,9 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from qa.answer_files import first_rows, table_name
 from qa.buckets import padding_share, train_group
+from qa.errors import printable
 from qa.steps import warmup_steps
 
 
@@ -20,6 +22,9 @@ SUMMARY_SCORES = {
     "mlqa_exact_match": "MLQA's EM",
     "mlqa_f1": "MLQA's F1",
 }
+
+FIRST_ANSWERS = 5  # that the summary shows
+SHOWN = {"question": 60, "predicted": 30, "gold": 30}  # columns of the table, and how many characters of each
 
 
 class StageLines(TrainerCallback):
@@ -107,18 +112,41 @@ def summary(training_args, state, metrics: dict, script: str) -> list[str]:
     if training_args.do_train:
         lines.append(("model", training_args.output_dir))
     lines.append(("results", str(Path(training_args.output_dir) / "all_results.json")))
-    for stage, done in (("eval", training_args.do_eval), ("predict", training_args.do_predict)):
-        path = Path(training_args.output_dir) / f"{stage}_predictions.json"
-        if done and path.is_file():
-            lines.append(("answers", str(path)))
+    stages = [stage for stage in ("eval", "predict") if getattr(training_args, f"do_{stage}")]
+    for title, name in (("answers", "predictions.json"), ("table", "answers.csv"), ("report", "report.html")):
+        paths = [Path(training_args.output_dir) / f"{stage}_{name}" for stage in stages]
+        lines += [(title, str(path)) for path in paths if path.is_file()]
     if training_args.do_train:
         command = ["python", script, "--model_name_or_path", training_args.output_dir, "--test_file", "QUESTIONS.json"]
         lines.append(("next", shlex.join([*command, "--do_predict", "--output_dir", "ANSWERS"])))
     width = max(len(title) for title, _ in lines)
-    return [f"{title:<{width}}  {value}" for title, value in lines]
+    tables = [first_answers(Path(training_args.output_dir), stage) for stage in stages]
+    return [f"{title:<{width}}  {value}" for title, value in lines] + [line for table in tables for line in table]
+
+
+def first_answers(folder: Path, stage: str) -> list[str]:
+    """Return a heading and the first rows of the table of answers of a stage as lines, none where there is no table."""
+    path = folder / table_name(stage)
+    rows = first_rows(path, FIRST_ANSWERS) if path.is_file() else []
+    names = [name for name in SHOWN if rows and name in rows[0]]
+    cells = [names] + [[cut(row[name], SHOWN[name]) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells if names]
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text on one line of at most `most` characters; "no answer" for an empty one.
+
+    >>> cut("Which river\\nis long?", 14), cut("", 9)
+    ('Which river...', 'no answer')
+    """
+    text = printable(" ".join(text.split())) or "no answer"
+    return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 
 def print_summary(training_args, state, metrics: dict) -> None:
-    """Print the closing lines of a run on rank 0."""
+    """Print the closing lines of a run on rank 0; characters that the terminal does not have, by their numbers."""
     if training_args.process_index == 0:
-        print("\n".join(summary(training_args, state, metrics, Path(sys.argv[0]).name)), flush=True)
+        lines = "\n".join(summary(training_args, state, metrics, Path(sys.argv[0]).name))
+        encoding = sys.stdout.encoding or "utf-8"
+        print(lines.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)

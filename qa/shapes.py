@@ -21,10 +21,15 @@ UNKNOWN = -1  # the start of an answer that has to be looked up
 FLAGS = dict.fromkeys(("true", "1", "1.0", "yes"), True) | dict.fromkeys(("false", "0", "0.0", "no", ""), False)
 
 
-def check_columns(records: list[dict], source: str, data_args, needs_answers: bool) -> None:
+def check_columns(
+    records: list[dict], source: str, data_args, needs_answers: bool, report_columns: Iterable[str] = ()
+) -> None:
     """Check that each column that the flags name has a value in some record.
 
     Answers are also known where `is_impossible` says so.
+
+    Args:
+        report_columns: those of `--report_columns`, in data that a report is about.
 
     Raises:
         UserError: with every column that is missing.
@@ -32,12 +37,12 @@ def check_columns(records: list[dict], source: str, data_args, needs_answers: bo
     columns = dict.fromkeys(name for record in records for name, value in record.items() if value is not None)
     flags = ["question_column", "context_column"] + ["id_column"] * (data_args.id_column is not None)
     flags += ["answer_column"] * (needs_answers and not any(map(says_impossible, records)))
-    missing = [flag for flag in flags if getattr(data_args, flag) not in columns]
+    named = [(flag, getattr(data_args, flag)) for flag in flags]
+    named += [("report_columns", name) for name in report_columns]
+    missing = [(flag, name) for flag, name in named if name not in columns]
     if records and missing:
         there = ", ".join(" ".join(name.split())[:40] for name in itertools.islice(filter(None, columns), 20))
-        raise UserError(
-            *(f"{source}: no column `{getattr(data_args, flag)}` (--{flag}); there are: {there}" for flag in missing)
-        )
+        raise UserError(*(f"{source}: no column `{name}` (--{flag}); there are: {there}" for flag, name in missing))
 
 
 def common_shape(record: dict, number: int, data_args) -> dict:
@@ -190,6 +195,17 @@ def to_text(value) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"the answer {short(value)} is not a text; write it as one")
     return str(number_text(value))
+
+
+def column_text(value) -> str:
+    """Return the value of any column as a text; nothing is "".
+
+    >>> column_text(2021.0), column_text("a"), column_text(None), column_text(["a", 1])
+    ('2021', 'a', '', '["a", 1]')
+    """
+    if is_missing(value):
+        return ""
+    return json.dumps(value, default=str) if isinstance(value, (list, dict)) else str(number_text(value))
 
 
 def number_text(value):

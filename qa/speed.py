@@ -5,11 +5,16 @@ pauses for evaluation and saving. Reading a number from the device waits for all
 read after such a number.
 """
 
+import resource
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from qa.buckets import padding_share
 
 
 STEPS_BETWEEN_READS = 1000
@@ -131,3 +136,17 @@ def evaluation_speed(prefix: str, start: float, begun: list[float], warmup: int,
     metrics = {f"{prefix}_{name}_per_second": round(count / seconds, 3) for name, count in rates.items()}
     first_steps = {f"{prefix}_first_steps_runtime": round(warm - start, 4)} if warmup else {}
     return {f"{prefix}_runtime": round(end - start, 4)} | metrics | first_steps
+
+
+def evaluation_resources(trainer) -> dict[str, float]:
+    """Return the share of padding in an evaluation, and the most memory in GB that the process and its GPU have used."""
+    features, collator, batch = trainer.eval_dataset, trainer.data_collator, trainer.args.eval_batch_size
+    lengths, widths = features.lengths(), features.widths
+    if widths is None:
+        longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), batch)).repeat(batch)[: len(lengths)]
+        widths = collator.length or longest
+    unit = 1 if sys.platform == "darwin" else 1024  # of the kernel's count, in bytes
+    memory = {"host_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    if trainer.args.device.type == "cuda":
+        memory["device_memory"] = torch.cuda.max_memory_allocated(trainer.args.device) / 1e9
+    return {"eval_padding_share": float(padding_share(lengths, widths))} | memory

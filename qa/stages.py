@@ -10,6 +10,8 @@ import transformers
 from transformers import PrinterCallback
 from transformers.trainer_utils import EvalPrediction
 
+from qa.answer_files import write_table
+from qa.answer_table import AnswerTable, make_table, window_counts
 from qa.answers import Answers, write_answers
 from qa.argument_file import expand_file
 from qa.arguments import DataArguments, ModelArguments
@@ -18,7 +20,7 @@ from qa.checks import find_problems
 from qa.command_line import build, read_command_line
 from qa.data import gold_answers, load_rows
 from qa.device import resolve_lazy_mode, training_arguments
-from qa.earlier import remove_answers, remove_earlier_run
+from qa.earlier import remove_answers, remove_earlier_run, remove_report
 from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
 from qa.files import write_results
 from qa.finished import mark_unfinished, note_replaced
@@ -28,6 +30,7 @@ from qa.identity import write_record
 from qa.locks import lock, unlock
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
+from qa.report import report_evaluation
 from qa.saving import begin, end, is_being_overwritten, remove_remains
 from qa.screen import StageLines, print_summary, report_features, report_stage
 from qa.signals import signals_can_wait
@@ -109,14 +112,20 @@ def start_logging(training_args) -> None:
 
 
 class ScoredForm(EvalPrediction):
-    """Answers in the form of the SQuAD metrics, lists of dicts; `answers` holds them as they were found."""
+    """Answers in the form of the SQuAD metrics, lists of dicts; `answers` holds them as they were found.
 
-    def __init__(self, answers: Answers, predictions: list[dict], references: list[dict] | None):
+    Attributes:
+        table: of the answers; None until `write_stage` has made it.
+    """
+
+    table: AnswerTable | None = None
+
+    def __init__(self, answers: Answers, examples, features, predictions: list[dict], references: list[dict] | None):
         super().__init__(predictions=predictions, label_ids=references)
-        self.answers = answers
+        self.answers, self.examples, self.features = answers, examples, features
 
 
-def format_for_metric(answers: Answers, examples) -> ScoredForm:
+def format_for_metric(answers: Answers, examples, features) -> ScoredForm:
     """Return the answers and the gold answers (None where not known) in the form that the SQuAD metrics take.
 
     With negatives a prediction has the probability that there is no answer, the sigmoid of its null odds.
@@ -128,7 +137,7 @@ def format_for_metric(answers: Answers, examples) -> ScoredForm:
     golds = [gold_answers(example) for example in examples]
     references = [{"id": example["id"], "answers": gold} for example, gold in zip(examples, golds)]
     references = None if any(gold is None for gold in golds) else references
-    return ScoredForm(answers, predictions, references)
+    return ScoredForm(answers, examples, features, predictions=predictions, references=references)
 
 
 def score_answers(data_args: DataArguments, prediction: ScoredForm) -> dict[str, float]:
@@ -137,9 +146,15 @@ def score_answers(data_args: DataArguments, prediction: ScoredForm) -> dict[str,
     return score(prediction.answers, golds, data_args.version_2_with_negative, data_args.answer_language)
 
 
-def write_stage(output_dir: str, prediction: ScoredForm, stage: str) -> None:
+def write_stage(output_dir: str, data_args: DataArguments, prediction: ScoredForm, stage: str) -> None:
     """Write the answer files of a stage."""
+    golds = prediction.label_ids and [reference["answers"] for reference in prediction.label_ids]
+    windows = window_counts(prediction.features, list(prediction.answers.texts))
+    prediction.table = make_table(
+        prediction.answers, prediction.examples, windows, golds=golds, language=data_args.answer_language
+    )
     write_answers(prediction.answers, output_dir, prefix=stage)
+    write_table(Path(output_dir), stage, prediction.table)
 
 
 def read_rows(data_args: DataArguments, model_args: ModelArguments, training_args) -> tuple[dict, dict]:
@@ -220,9 +235,19 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
     return metrics
 
 
-def evaluate(trainer, most: int | None, counts: dict[str, int]) -> dict:
-    """Answer and score the validation questions, and write `eval_results.json`; return the metrics."""
-    return save_results(trainer, "eval", trainer.evaluate(), trainer.eval_dataset, most, counts)
+def evaluate(trainer, model_args: ModelArguments, data_args: DataArguments, counts: dict[str, int]) -> dict:
+    """Answer and score the validation questions, and write the report and `eval_results.json`; return the metrics.
+
+    The results come last: they mark the evaluation as finished.
+    """
+    folder = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        remove_report(folder, "eval")
+    metrics = trainer.evaluate()
+    if data_args.eval_report and trainer.answered is not None:
+        report_evaluation(trainer, model_args, data_args, metrics)
+    trainer.answered = None
+    return save_results(trainer, "eval", metrics, trainer.eval_dataset, data_args.max_eval_samples, counts)
 
 
 def predict(trainer, features, examples, most: int | None, counts: dict[str, int]) -> dict:
@@ -273,7 +298,7 @@ def run(
     elif record is None and trainer.is_world_process_zero():
         note_replaced(training_args)
     if training_args.do_eval:
-        metrics |= evaluate(trainer, data_args.max_eval_samples, counts["validation"])
+        metrics |= evaluate(trainer, model_args, data_args, counts["validation"])
     if training_args.do_predict:
         metrics |= predict(trainer, features["test"], rows["test"], data_args.max_predict_samples, counts["test"])
     if training_args.push_to_hub:

@@ -576,6 +576,7 @@ DATA = [
             --do_eval --validation_file good.json --context_column text
             --do_eval --validation_file good.json --question_column query --answer_column gold
             --do_eval --validation_file good.json --id_column key
+            --do_eval --validation_file good.json --report_columns topic title
             --do_train --train_file elsewhere.json --do_eval --validation_file twice.csv
             --do_eval --validation_file bad_only.json --on_bad_rows skip
             --do_eval --validation_file klingon.json --answer_language auto

@@ -214,7 +214,9 @@ def test_columns_are_read_from_each_split_of_its_own(tmp_path):
     training = SimpleNamespace(do_train=True, do_eval=False, do_predict=True)
     data = DataArguments(train_file=str(tmp_path / "train.json"), test_file=str(tmp_path / "test.json"))
     rows, _ = load_rows(data, ModelArguments("model"), training)
-    assert rows["test"] == [{"id": "0", "title": "", "context": "Here.", "question": "Where?", "answers": None}]
+    assert rows["test"] == [
+        {"id": "0", "title": "", "context": "Here.", "question": "Where?", "answers": None, "row": 1}
+    ]
 
 
 def bad(row: dict, **changes) -> dict:
@@ -278,7 +280,9 @@ def test_samples_are_capped_by_examples(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(ROWS))
     assert load(train_file=str(path), max_train_samples=1) == ROWS[:1]
-    assert load("test", test_file=str(path), max_predict_samples=9) == ROWS
+    assert load("test", test_file=str(path), max_predict_samples=9) == [
+        row | {"row": number} for number, row in enumerate(ROWS, start=1)
+    ]
 
 
 BROKEN = {

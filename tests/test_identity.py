@@ -53,7 +53,7 @@ FREE = """
     model_name_or_path config_name tokenizer_name cache_dir model_revision trust_remote_code use_fast_tokenizer
     dataset_name dataset_config_name train_file validation_file test_file question_column context_column answer_column id_column
     on_bad_rows ambiguous_answers validation_split max_train_samples max_eval_samples max_predict_samples overwrite_cache
-    preprocessing_num_workers check check_steps answer_language val_max_answer_length num_beams
+    preprocessing_num_workers check check_steps answer_language eval_report report_columns val_max_answer_length num_beams
     output_dir overwrite_output_dir do_train do_eval do_predict resume_from_checkpoint resume_anyway ignore_data_skip
     restore_callback_states_from_checkpoint run_name
     eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches eval_use_gather_object
@@ -407,8 +407,9 @@ def test_nothing_of_an_earlier_evaluation_stays(trained, data, negatives, tmp_pa
     assert (folder / "eval_null_odds.json").exists() and "eval_NoAns_f1" in load(folder / "all_results.json")
     for name in (".predict_predictions.json.partial", ".tmpA1b2C3"):  # of other runs that were killed
         (folder / name).touch()
-    run(trained, folder, *flags)
-    assert not (folder / "eval_null_odds.json").exists()
+    assert (folder / "eval_report.html").exists() and (folder / "eval_report.json").exists()
+    run(trained, folder, *flags, "--eval_report", False)
+    assert not (folder / "eval_null_odds.json").exists() and not list(folder.glob("eval_report.*"))
     assert not {".predict_predictions.json.partial", ".tmpA1b2C3"} & {path.name for path in folder.iterdir()}
     assert load(folder / "all_results.json") == load(folder / "eval_results.json")
 

@@ -29,6 +29,7 @@ CASES = {
     "writes": (run_seq2seq_qa, []),
     "evaluated": (run_qa, ["--eval_strategy", "epoch", "--save_steps", 1 / 3]),  # after the checkpoint
 }
+REPORT = {"eval_report.html", "eval_report.json"}
 TIMES = ("_runtime", "_per_second", "_time")
 
 
@@ -242,17 +243,19 @@ def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_
     out, flags = tmp_path / "out", ENDS["within an epoch"]
     shutil.copytree(ended / "within an epoch", out)
     before = content_of(out)
-    for more in (["--do_eval"], ["--do_eval", "--n_best_size", 3]):
+    for more in (["--do_eval"], ["--do_eval", "--n_best_size", 3, "--eval_report", False]):
         run(run_qa, models, mixed_lengths, out, *flags, *more)
         again = ["--do_train", False, "--model_name_or_path", out]
         run(run_qa, models, mixed_lengths, tmp_path / "scored", *flags, *more, *again)
         for name in ("eval_results.json", "eval_nbest_predictions.json"):
             assert without_times(load(out / name)) == without_times(load(tmp_path / "scored" / name))
+        assert {path.name for path in out.glob("eval_report.*")} == (set() if False in more else REPORT)
     assert max(len(rows) for rows in load(out / name).values()) == 3
     made = content_of(out)
     run(run_qa, models, mixed_lengths, out, *flags, *more)
     assert content_of(out) == made
     evaluation = {out / f"eval_{name}.json" for name in ("results", "predictions", "nbest_predictions")}
+    evaluation.add(out / "eval_answers.csv")
     assert {path for path in made if made[path] != before.get(path)} == evaluation | {
         out / "all_results.json",
         out / "run.json",

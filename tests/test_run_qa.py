@@ -8,13 +8,14 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import CAUSAL_KINDS, check_results, golds_of, history_of, learning_flags, load, read_rows, rows_of
+from helpers import CAUSAL_KINDS, ROOT, check_results, golds_of, history_of, learning_flags, load, read_rows, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
 
 import run_qa
 import utils_qa
+from qa.answer_files import read_csv_columns
 from qa.device import training_arguments
 from qa.errors import UserError
 from qa.metrics import load_metric
@@ -23,9 +24,9 @@ from trainer_qa import QuestionAnsweringTrainer
 
 
 TRAINED_FILES = {
-    "README.md", "all_results.json", "config.json", "eval_nbest_predictions.json", "eval_predictions.json",
-    "eval_results.json", "model.safetensors", "predict_nbest_predictions.json", "predict_predictions.json",
-    "predict_results.json", "run.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "train_results.json",
+    "README.md", "all_results.json", "config.json", "eval_answers.csv", "eval_nbest_predictions.json", "eval_predictions.json",
+    "eval_report.html", "eval_report.json", "eval_results.json", "model.safetensors", "predict_answers.csv",
+    "predict_nbest_predictions.json", "predict_predictions.json", "predict_results.json", "run.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "train_results.json",
     "trainer_state.json", "training_args.bin", "vocab.txt",
 }  # fmt: skip
 
@@ -49,11 +50,15 @@ def training_flags(squad_files) -> list:
             "--learning_rate", "1e-3", "--per_device_train_batch_size", "8", "--logging_steps", "5"]  # fmt: skip
 
 
-def test_the_files_of_a_run(trained):
+def test_the_files_of_a_run(trained, tiny_model):
+    """And the manual describes each, except those of a model or a tokenizer."""
     names = {path.name for path in trained.iterdir()}
     checkpoints = {name for name in names if name.startswith("checkpoint-")}
     assert names - checkpoints == TRAINED_FILES
     assert len(checkpoints) == 3
+    manual = (ROOT / "docs" / "outputs.md").read_text()
+    of_model = {path.name for path in tiny_model.iterdir()}
+    assert not [name for name in TRAINED_FILES - of_model if f"`{name}`" not in manual]
 
 
 def test_the_results_of_a_run(trained, squad_files):
@@ -63,6 +68,31 @@ def test_the_results_of_a_run(trained, squad_files):
     train_results = load(trained / "train_results.json")
     assert {"train_loss", "train_runtime", "train_samples", "train_samples_per_second"} <= train_results.keys()
     assert load(trained / "all_results.json").keys() >= results.keys() | train_results.keys()
+
+
+def test_the_tables_and_the_report_of_a_run(trained, squad_files):
+    golds = golds_of(squad_files / "dev.json")
+    for stage, prefix in (("eval", "eval"), ("predict", "test")):
+        columns, results = read_csv_columns(trained / f"{stage}_answers.csv"), load(trained / f"{stage}_results.json")
+        assert dict(zip(columns["id"], columns["predicted"])) == load(trained / f"{stage}_predictions.json")
+        assert columns["gold"] == [" | ".join(dict.fromkeys(texts)) for texts in golds.values()]
+        for name in ("exact_match", "f1"):
+            assert np.mean(columns[name]) == pytest.approx(results[f"{prefix}_{name}"])
+        assert columns["row"] == list(range(1, len(golds) + 1)) and max(columns["windows"]) > 1
+        for place in range(len(golds)):
+            start, end, first = (columns[name][place] for name in ("start", "end", "context_start"))
+            assert columns["context"][place][start - first : end - first] == columns["predicted"][place]
+    report, state = load(trained / "eval_report.json"), load(trained / "trainer_state.json")
+    assert [part["value"] for part in report["scores"]] == pytest.approx(
+        [load(trained / "eval_results.json")[f"eval_{name}"] for name in ("exact_match", "f1")]
+    )
+    assert report["training"]["loss"] == [
+        [entry["step"], entry["loss"]] for entry in state["log_history"] if "loss" in entry
+    ]
+    measured = {part["name"]: part["measured"] for part in report["speed"]}
+    assert 0 < measured["eval_padding_share"] < 1 and 0.1 < measured["host_memory"] < 100
+    assert measured["train_padding_share"] == load(trained / "train_results.json")["train_padding_share"]
+    assert report["run"]["questions"] == "dev.json" and len(report["worst"]) == min(50, len(golds))
 
 
 def test_training_learns_something(trained):

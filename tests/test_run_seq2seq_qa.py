@@ -13,13 +13,14 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import qa.reading
 import run_seq2seq_qa
+from qa.answer_files import read_csv_columns
 from qa.errors import UserError
 
 
 FILES = {
-    "README.md", "all_results.json", "config.json", "eval_nbest_predictions.json", "eval_predictions.json",
-    "eval_results.json", "generation_config.json", "model.safetensors", "predict_nbest_predictions.json",
-    "predict_predictions.json", "predict_results.json", "run.json", "special_tokens_map.json", "tokenizer.json",
+    "README.md", "all_results.json", "config.json", "eval_answers.csv", "eval_nbest_predictions.json", "eval_predictions.json",
+    "eval_report.html", "eval_report.json", "eval_results.json", "generation_config.json", "model.safetensors",
+    "predict_answers.csv", "predict_nbest_predictions.json", "predict_predictions.json", "predict_results.json", "run.json", "special_tokens_map.json", "tokenizer.json",
     "tokenizer_config.json", "train_results.json", "trainer_state.json", "training_args.bin",
 }  # fmt: skip
 
@@ -81,6 +82,11 @@ def test_the_results_of_a_run(writing_models, squad_files, kind):
     check_results(folder, golds_of(squad_files / "dev.json"))
     losses = [entry["loss"] for entry in load(folder / "trainer_state.json")["log_history"] if "loss" in entry]
     assert losses[-1] < losses[0] - 0.3
+    columns, scores = read_csv_columns(folder / "eval_answers.csv"), load(folder / "eval_report.json")["scores"]
+    assert all(0 < probability <= 1 for probability in columns["probability"])
+    assert [part["value"] for part in scores] == pytest.approx(
+        [np.mean(columns["exact_match"]), np.mean(columns["f1"])]
+    )
 
 
 @pytest.mark.parametrize("kind, beams", [("t5", 1), ("t5", 3), ("bart", 1), ("bart", 3)])

@@ -28,7 +28,15 @@ best checkpoint +{out}/checkpoint-[24] \(f1 \S+\)
 model +{out}
 results +{out}/all_results.json
 answers +{out}/eval_predictions.json
+table +{out}/eval_answers.csv
+report +{out}/eval_report.html
 next +python run_qa.py --model_name_or_path {out} --test_file QUESTIONS.json --do_predict --output_dir ANSWERS
+question +predicted +gold
+Where does the Pugust rise\? +.+ Licufo
+Near which town does the Prouskaind rise\? +.+ Skalast
+Near which town does the Pragos rise\? +.+ Rifom
+In which town does Lolo Brejiprel live now\? +.+ Stogrist
+Where does Saiberk Pusast live\? +.+ Skoskotro
 """
 
 
@@ -48,7 +56,7 @@ def test_a_run_prints_a_line_for_each_stage_and_a_summary(tiny_model, squad_file
     imported, errors = split_import_times(done.stderr)
     assert not errors, errors
     assert "transformers.trainer" in imported
-    assert not imported & {"sklearn", "scipy", "datasets", "pandas", "pyarrow", "evaluate", "deepspeed"}
+    assert not imported & {"sklearn", "scipy", "datasets", "pandas", "pyarrow", "evaluate", "deepspeed", "matplotlib"}
     (padding,) = [line for line in printed if "padding" in line]
     assert re.search(r"WARNING .* \d\d% of the tokens are padding.* add --pad_to_max_length false", padding)
     log = [re.sub(r"^\S+ \S+ - INFO - \S+ - ", "    ", line) for line in printed if line != padding]

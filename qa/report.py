@@ -1,0 +1,249 @@
+"""The report on an evaluation: how good the model is, and where it fails; and the comparison of several runs.
+
+    python -m qa.report OUT                                # make the report in an output folder again
+    python -m qa.report SEED_0 SEED_1 OTHER                # the same, then print a table of the runs
+    python -m qa.report SEED_0 SEED_1 --output runs.html   # write that table as a page
+
+`eval_report.html` is one file that needs no network and no script, and `eval_report.json` has the same figures.
+"""
+
+import argparse
+import logging
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from qa.answer_files import read_table
+from qa.answer_table import AnswerTable
+from qa.arguments import DataArguments, ModelArguments
+from qa.calibration import FEWEST, calibration, top_n
+from qa.comparison import compare, comparison_lines
+from qa.curves import odds_histogram, precision_recall, thinned_together, threshold_curve, training_curves
+from qa.errors import UserError, run_or_exit, unexpected
+from qa.files import read_object, to_json, write_whole
+from qa.groups import group_parts, score_parts
+from qa.identity import RUN_FILE
+from qa.intervals import with_intervals
+from qa.plots import draw_plots
+from qa.speed import evaluation_resources
+from qa.worst import worst_examples
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # of `eval_report.json`
+# What the report shows of a run, by its names in the results, in the log and in `run_facts`.
+SPEED = {
+    "train_runtime": ("training, time", "s"),
+    "train_steady_samples_per_second": ("training, rate without pauses", "features/s"),
+    "train_samples_per_second": ("training, rate", "features/s"),
+    "train_tokens_per_second": ("training, rate without padding", "tokens/s"),
+    "train_padding_share": ("padding in training", "%"),
+    "eval_runtime": ("evaluation, time", "s"),
+    "eval_samples_per_second": ("evaluation, rate", "features/s"),
+    "eval_postprocess_runtime": ("answers and scores, time", "s"),
+    "eval_padding_share": ("padding in evaluation", "%"),
+    "max_memory_allocated (GB)": ("device memory, highest", "GB"),
+    "device_memory": ("device memory, highest", "GB"),
+    "host_memory": ("memory of the process, highest", "GB"),
+}
+
+
+def build_report(
+    table: AnswerTable, run: dict[str, str], threshold: float, results: dict, history: list[dict]
+) -> dict:
+    """Return the figures of a report, as JSON has them.
+
+    Args:
+        table: of an evaluation.
+        run: what the page shows of the run at its top, by name.
+        threshold: on the null odds, by which the answers were chosen.
+        results: the metrics of all stages, and others of `SPEED`.
+        history: the log of the training.
+    """
+    everything = score_parts(table)
+    found = with_intervals(everything + group_parts(table))
+    return {
+        "format": FORMAT,
+        "questions": len(table),
+        "run": run,
+        "threshold": threshold,
+        "scores": found[: len(everything)],
+        "groups": found[len(everything) :],
+        "no_answer": no_answer_figures(table, threshold) if "null_odds" in table.columns else None,
+        "calibration": calibration(table),
+        "top_n": top_n(table),
+        "training": training_curves(history),
+        "speed": speed(results, history),
+        "worst": worst_examples(table),
+    }
+
+
+def no_answer_figures(table: AnswerTable, threshold: float) -> dict:
+    """Return the figures of questions that may have no answer; curves only of many questions with finite null odds."""
+    found = threshold_curve(table, threshold)
+    if len(table) < FEWEST or not np.isfinite(table.numbers("null_odds")).all():
+        return found | {"curves": None}
+    curves = {name: precision_recall(table, name) for name in ("exact_match", "f1")}
+    return found | {
+        "curves": thinned_together(found["curves"]),
+        "odds": odds_histogram(table),
+        "precision_recall": {name: thinned_together(curve) for name, curve in curves.items()},
+    }
+
+
+def speed(numbers: dict, history: list[dict]) -> list[dict]:
+    """Return times, rates, padding and memory, each with its name and unit."""
+    logged = {name: entry[name] for entry in history for name in entry if name in SPEED}
+    numbers = logged | numbers
+    return [
+        {"name": name, "label": label, "measured": numbers[name], "unit": unit}
+        for name, (label, unit) in SPEED.items()
+        if isinstance(numbers.get(name), int | float)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Facts of a run
+
+
+def report_evaluation(trainer, model_args: ModelArguments, data_args: DataArguments, metrics: dict) -> None:
+    """Write the report on the evaluation that has just been done; a defect of the report is no reason to lose the scores."""
+    folder = Path(trainer.args.output_dir)
+    is_trained = trainer.args.do_train or Path(model_args.model_name_or_path).resolve() == folder.resolve()
+    results, history = training_of(folder) if is_trained else ({}, [])
+    try:
+        report = build_report(
+            trainer.answered.table,
+            run_facts(vars(model_args) | vars(data_args)),
+            threshold=data_args.null_score_diff_threshold,
+            results=results | metrics | evaluation_resources(trainer),
+            history=history,
+        )
+        write_report(folder, report)
+    except OSError:
+        raise
+    except Exception as error:
+        logger.warning(f"There is no report: {unexpected(error)}")
+
+
+def training_of(folder: Path) -> tuple[dict, list[dict]]:
+    """Return the results and the log of the training in an output folder, empty where there is none."""
+    state = read_object(folder / "trainer_state.json")
+    return read_object(folder / "train_results.json"), state.get("log_history", [])
+
+
+def run_facts(arguments: dict) -> dict[str, str]:
+    """Return what the page shows of a run at its top.
+
+    Args:
+        arguments: the values of the flags by name. Of a path only the last part is shown.
+    """
+    source = arguments.get("validation_file") or arguments.get("dataset_name")
+    if arguments.get("validation_split"):
+        source = f"{arguments['validation_split']:g} of {last_part(arguments.get('train_file') or source)}"
+    return {
+        "model": last_part(arguments["model_name_or_path"]),
+        "questions": last_part(source or ""),
+        "longest input": f"{arguments['max_seq_length']} tokens, overlap {arguments['doc_stride']}",
+        "longest answer": f"{arguments['max_answer_length']} tokens",
+    }
+
+
+def last_part(path: str) -> str:
+    return Path(path).name if Path(path).exists() else path
+
+
+def remake(folder: Path) -> dict:
+    """Write the report of an output folder again from its files, and return it.
+
+    What only the run knew comes from its earlier report, if there is one: memory, padding in evaluation.
+
+    Raises:
+        UserError: there are no answers of an evaluation, or they are of another version.
+    """
+    try:
+        table = read_table(folder, "eval")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no answers of an evaluation ({error}); name an --output_dir of --do_eval"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{folder}/eval_answers.csv cannot be read: {error}; evaluate again") from error
+    old, record = read_object(folder / "eval_report.json"), read_object(folder / RUN_FILE)
+    arguments = record.get("arguments", {})
+    run = old.get("run") or (run_facts(arguments) if arguments else {})
+    threshold = old.get("threshold", arguments.get("null_score_diff_threshold", 0.0))
+    numbers = {part["name"]: part["measured"] for part in old.get("speed", ())}
+    results, history = training_of(folder) if not old or old.get("training") else ({}, [])
+    results = numbers | results | read_object(folder / "eval_results.json")
+    report = build_report(table, run, threshold=threshold, results=results, history=history)
+    write_report(folder, report)
+    return report
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_report(folder: Path, report: dict) -> None:
+    """Write `eval_report.html` and `eval_report.json`."""
+    page = render("report.html", report=report, plots=draw_plots(report), name=folder.resolve().name)
+    write_whole(folder / "eval_report.html", [page.encode(errors="xmlcharrefreplace")])
+    write_whole(folder / "eval_report.json", [to_json(report), b"\n"])
+
+
+def render(template: str, **values) -> str:
+    """Return a page from a template; every text is escaped."""
+    return environment().get_template(template).render(**values)
+
+
+@cache
+def environment():
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = Environment(
+        loader=PackageLoader("qa", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["number"] = number_text
+    return found
+
+
+def number_text(value: float | None, digits: int = 1) -> str:
+    """Return a number for a page; a dash for one that is not known.
+
+    >>> number_text(1234.56), number_text(0.98765, 2), number_text(None)
+    ('1,234.6', '0.99', '–')
+    """
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m qa.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", metavar="OUT", help="output folder of a run with --do_eval")
+    parser.add_argument("--output", metavar="FILE.html", help="write the table of several runs as a page too")
+    arguments = parser.parse_args(argv)
+    folders = [Path(folder) for folder in arguments.folders]
+    for folder in folders:
+        remake(folder)
+        print(f"written: {folder / 'eval_report.html'}")
+    if len(folders) > 1:
+        comparison = compare(folders)
+        print("\n".join(comparison_lines(comparison)))
+        if arguments.output:
+            write_whole(Path(arguments.output), [render("runs.html", comparison=comparison).encode()])
+
+
+if __name__ == "__main__":
+    run_or_exit(main)
