@@ -104,8 +104,8 @@ def by_range(title: str, values: np.ndarray, starts: list[float]) -> Grouping:
     ['0', '1', '2 to 3', '4 to 6', '7 or more']
     """
     ends = [end - 1 for end in starts[1:]]
-    names = [f"{start:,}" if start == end else f"{start:,} to {end:,}" for start, end in zip(starts, ends)]
-    return Grouping(title, [*names, f"{starts[-1]:,} or more"], np.searchsorted(starts, values, side="right") - 1)
+    names = [f"{start}" if start == end else f"{start} to {end}" for start, end in zip(starts, ends)]
+    return Grouping(title, [*names, f"{starts[-1]} or more"], np.searchsorted(starts, values, side="right") - 1)
 
 
 def by_quarter(title: str, values: np.ndarray) -> Grouping:

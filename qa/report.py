@@ -50,6 +50,26 @@ SPEED = {
 }
 
 
+def report_evaluation(trainer, model_args: ModelArguments, data_args: DataArguments, metrics: dict) -> None:
+    """Write the report on the evaluation that has just been done; a defect of the report is no reason to lose the scores."""
+    folder = Path(trainer.args.output_dir)
+    is_trained = trainer.args.do_train or Path(model_args.model_name_or_path).resolve() == folder.resolve()
+    results, history = training_of(folder) if is_trained else ({}, [])
+    try:
+        report = build_report(
+            trainer.answered.table,
+            run_facts(vars(model_args) | vars(data_args)),
+            threshold=data_args.null_score_diff_threshold,
+            results=results | metrics | evaluation_resources(trainer),
+            history=history,
+        )
+        write_report(folder, report)
+    except OSError:
+        raise
+    except Exception as error:
+        logger.warning(f"There is no report: {unexpected(error)}")
+
+
 def build_report(
     table: AnswerTable, run: dict[str, str], threshold: float, results: dict, history: list[dict]
 ) -> dict:
@@ -106,26 +126,6 @@ def speed(numbers: dict, history: list[dict]) -> list[dict]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Facts of a run
-
-
-def report_evaluation(trainer, model_args: ModelArguments, data_args: DataArguments, metrics: dict) -> None:
-    """Write the report on the evaluation that has just been done; a defect of the report is no reason to lose the scores."""
-    folder = Path(trainer.args.output_dir)
-    is_trained = trainer.args.do_train or Path(model_args.model_name_or_path).resolve() == folder.resolve()
-    results, history = training_of(folder) if is_trained else ({}, [])
-    try:
-        report = build_report(
-            trainer.answered.table,
-            run_facts(vars(model_args) | vars(data_args)),
-            threshold=data_args.null_score_diff_threshold,
-            results=results | metrics | evaluation_resources(trainer),
-            history=history,
-        )
-        write_report(folder, report)
-    except OSError:
-        raise
-    except Exception as error:
-        logger.warning(f"There is no report: {unexpected(error)}")
 
 
 def training_of(folder: Path) -> tuple[dict, list[dict]]:

@@ -57,7 +57,7 @@ def test_groups_are_the_questions_in_parts(case):
     titles = ["Question word", "Words of the answer", "Place of the answer in the context", "topic", "year"]
     assert list(names) == titles  # one context, in one window
     assert set(names["Question word"]) == {"where", "how many", "what", "which", "is"}
-    assert names["year"] == ["1,900 to 1,909", "1,910 to 1,919", "1,920 to 1,929", "1,930 or more"]
+    assert names["year"] == ["1900 to 1909", "1910 to 1919", "1920 to 1929", "1930 or more"]
     f1 = dict(zip(table.columns["id"], table.columns["f1"]))
     for title in titles:
         of_title = [part for part in parts if part["title"] == title]
