@@ -43,7 +43,7 @@ def marked_answers() -> Answers:
     null = {name: next(span for span in part if not span[1]) for name, part in SPANS.items()}
     answers = Answers(best_texts={name: NILE[span[0] : span[1]] for name, span in best.items()})
     answers.null_odds = {name: null[name][2] - best[name][2] for name in best}
-    answers.texts = decide(answers.best_texts, answers.null_odds, 0.0)
+    answers.texts = decide(answers.best_texts, answers.null_odds, threshold=-1.0)
     answers.nbest = [RankedSpans(list(SPANS), [NILE] * 3, bounds, begin, end, **halves)]
     return answers
 
@@ -71,11 +71,11 @@ def test_the_columns_of_marked_answers(table):
         "question": [row["question"] for row in ROWS],
         "context": [NILE] * 3,
         "gold": ["the Nile | The Nile", "", "near Cairo"],
-        "predicted": ["Nile", "", "Cairo"],
+        "predicted": ["Nile", "", ""],
         "exact_match": [100.0, 100.0, 0.0],
         "null_odds": [-5.0, 3.0, -0.5],
-        "start": [4, None, 42],
-        "end": [8, None, 47],
+        "start": [4, None, None],
+        "end": [8, None, None],
         "row": [1, 2, 4],
         "windows": [1, 2, 1],
         "context_length": [55] * 3,
@@ -87,14 +87,12 @@ def test_the_columns_of_marked_answers(table):
         "best_exact_match": [100.0, 0.0, 0.0],
         "topic": ["rivers", "towns", "towns"],
     }
-    assert table.columns["f1"] == pytest.approx([100.0, 100.0, 200 / 3])
-    softmax = [np.exp(6) / (np.exp(6) + np.exp(4) + np.exp(1)), 1 / (1 + np.exp(-3))]
-    assert table.columns["probability"][:2] == pytest.approx(softmax)
-    assert table.data_columns == ["topic"] and [text for text, _ in table.choices.others["c"]] == [
-        "",
-        "Nile",
-        "near Cairo",
-    ]
+    assert table.columns["f1"] == [100.0, 100.0, 0.0]
+    assert table.columns["best_f1"] == pytest.approx([100.0, 0.0, 200 / 3])
+    scores = [[6, 4, 1], [5, 2], [2.5, 3, 1, 0.5]]  # the answer's first
+    assert table.columns["probability"] == pytest.approx([np.exp(part[0]) / np.exp(part).sum() for part in scores])
+    others = [text for text, _ in table.choices.others["c"]]
+    assert table.data_columns == ["topic"] and others == ["Cairo", "Nile", "near Cairo"]
 
 
 def test_the_columns_of_written_answers():
