@@ -190,7 +190,7 @@ def test_files_are_written_once_by_rank_0(two):
     for job in first:
         assert not [file for file in other[job] if file != os.devnull], job
         evaluations = 1 + len(history_of(two / job, "eval_loss"))
-        often = {"all_results.json": 3, "README.md": 2} | dict.fromkeys(
+        often = {"all_results.json": 3, "README.md": 2, "eval_answers.csv": evaluations} | dict.fromkeys(
             (f"eval_{kind}.json" for kind in ANSWER_FILES), evaluations
         )
         counts = {
