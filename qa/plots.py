@@ -126,7 +126,7 @@ def draw_precision_recall(axes, data: dict) -> None:
     for name, label, colour in (("f1", "F1", FIRST), ("exact_match", "EM", SECOND)):
         curve = data["precision_recall"][name]
         label = f"{label}: average {curve['average_precision']:.1f}"
-        axes.plot(curve["recall"], curve["precision"], color=colour, label=label)
+        axes.plot(curve["recall"][1:], curve["precision"][1:], color=colour, label=label)  # the first is by definition
     axes.set(xlim=(0, 100), ylim=(0, 101), xlabel="recall, percent", ylabel="precision, percent")
     axes.legend(loc="lower left")
 
