@@ -36,10 +36,10 @@ from qa.stages import (
     read_rows,
     run,
     score_answers,
-    start,
     trainer_data,
     write_stage,
 )
+from qa.start import start
 from qa.windows import read_template
 from utils_qa import PaddingCollator, prepare_features
 

@@ -39,10 +39,10 @@ from qa.stages import (
     read_rows,
     run,
     score_answers,
-    start,
     trainer_data,
     write_stage,
 )
+from qa.start import start
 
 
 logger = logging.getLogger(__name__)

@@ -1,114 +1,35 @@
-"""The stages of a run, the same for both scripts: resume, train, evaluate, predict, report."""
+"""The stages of a run, the same for both scripts: read, train, evaluate, predict, report."""
 
 import logging
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
-import transformers
 from transformers import PrinterCallback
 from transformers.trainer_utils import EvalPrediction
 
 from qa.answer_files import write_table
 from qa.answer_table import AnswerTable, make_table, window_counts
 from qa.answers import Answers, write_answers
-from qa.argument_file import expand_file
 from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths, train_group
-from qa.checks import find_problems
-from qa.command_line import build, read_command_line
 from qa.data import gold_answers, load_rows
-from qa.device import resolve_lazy_mode, training_arguments
 from qa.earlier import remove_answers, remove_earlier_run, remove_report
-from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
+from qa.errors import UserError
 from qa.files import write_results
 from qa.finished import mark_unfinished, note_replaced
 from qa.graphs import allow_graphs
-from qa.hub import report_shadowing
 from qa.identity import write_record
-from qa.locks import lock, unlock
+from qa.locks import unlock
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
 from qa.report import report_evaluation
-from qa.saving import begin, end, is_being_overwritten, remove_remains
+from qa.saving import begin, end
 from qa.screen import StageLines, print_summary, report_features, report_stage
 from qa.signals import signals_can_wait
 from qa.stopping import weights_not_finite
 
 
 logger = logging.getLogger(__name__)
-
-
-def start(
-    argv: list[str] | None, model_type: type, data_type: type, seq2seq: bool = False, description: str | None = None
-) -> tuple:
-    """Read and check a script's command line and the device, start the log, and seed.
-
-    Returns:
-        The model's, the data's and the training's arguments.
-
-    Raises:
-        UserError: with every problem that shows without reading data or a model.
-    """
-    argv = resolve_lazy_mode(expand_file(sys.argv[1:] if argv is None else argv))
-    training_type = training_arguments(seq2seq)
-    values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
-    model_args, data_args = build(model_type, values), build(data_type, values)
-    if data_args.debug_traceback:
-        show_tracebacks()
-    problems += find_problems(data_args, values)
-    if problems and values.use_habana:  # building the training arguments takes the device, which may be the problem
-        raise UserError(*problems)
-    try:
-        training_args = build(training_type, values, problems)
-    except UserError as error:
-        problems += error.problems
-    except Exception as error:  # the libraries' own checks, of many kinds
-        problems.append(reason_of(error))
-    if problems:
-        raise UserError(*problems)
-    start_logging(training_args)
-    report_shadowing(model_args, data_args, training_args)
-    if not data_args.check:
-        on_rank_0(training_args, take, Path(training_args.output_dir))
-    complete_overwriting(training_args)
-    transformers.set_seed(training_args.seed)
-    return model_args, data_args, training_args
-
-
-def take(folder: Path) -> None:
-    """Lock an output folder, and remove what a killed run left half written, of whichever stage."""
-    lock(folder)
-    remove_remains(folder)
-
-
-def complete_overwriting(training_args) -> None:
-    """Set --overwrite_output_dir for a training whose folder holds the remains of a run that it was to remove."""
-    if training_args.do_train and is_being_overwritten(Path(training_args.output_dir)):
-        logger.warning(f"Starting again: a kill interrupted --overwrite_output_dir in {training_args.output_dir}")
-        training_args.overwrite_output_dir = True
-
-
-def start_logging(training_args) -> None:
-    """Log the scripts and the libraries in one format, at the level that `--log_level` asks of this rank.
-
-    With the default level the libraries print warnings only; the scripts print a line for each stage.
-    """
-    logging.basicConfig(
-        format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%m/%d/%Y %H:%M:%S", stream=sys.stdout
-    )
-    logging.getLogger("huggingface_hub").handlers.clear()  # its own handler would print everything twice
-    level, libraries = training_args.get_process_log_level(), training_args.get_process_log_level()
-    if training_args.should_log and training_args.log_level == "passive":
-        level, libraries = logging.INFO, logging.WARNING
-        warnings.filterwarnings("ignore", category=FutureWarning)  # for developers of the libraries
-    logging.getLogger().setLevel(level)
-    transformers.utils.logging.set_verbosity(libraries)
-    transformers.utils.logging.enable_default_handler()
-    transformers.utils.logging.enable_explicit_format()
-    if training_args.disable_tqdm:
-        transformers.utils.logging.disable_progress_bar()
 
 
 class ScoredForm(EvalPrediction):

@@ -5,7 +5,7 @@ from test_command_line import problems_of
 
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.errors import UserError
-from qa.stages import start
+from qa.start import start
 
 
 TRAIN = ("--do_train", "--do_eval", "--dataset_name", "squad")

@@ -18,7 +18,7 @@ from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Se
 from qa.command_line import HELP, LIBRARY_HELP, CommandLine
 from qa.device import GAUDI_DEFAULTS, GAUDI_FLAGS, OWN_FLAGS, DeviceChoice, training_arguments
 from qa.errors import UserError
-from qa.stages import start
+from qa.start import start
 
 
 DO = ("--do_eval", "--dataset_name", "squad")

@@ -24,7 +24,7 @@ from qa.arguments import STAGES, DataArguments, ModelArguments, Seq2SeqDataArgum
 from qa.data import load_rows
 from qa.device import training_arguments
 from qa.errors import UserError
-from qa.stages import start
+from qa.start import start
 
 
 @pytest.fixture(scope="module", autouse=True)

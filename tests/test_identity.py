@@ -38,7 +38,7 @@ from qa.resume import checkpoint_to_resume
 from qa.saving import end, is_being_overwritten
 from qa.screen import StageLines
 from qa.secret_flags import SECRETS, without_secrets
-from qa.stages import complete_overwriting
+from qa.start import complete_overwriting
 from qa.written import names_in
 
 

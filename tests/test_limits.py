@@ -8,7 +8,7 @@ from qa.command_line import FLAGS_OF_WRITERS, CommandLine
 from qa.device import training_arguments
 from qa.errors import UserError
 from qa.limits import ANY_VALUE, LIMITS
-from qa.stages import start
+from qa.start import start
 
 
 def numeric_flags() -> tuple[dict[str, type], set[str]]:

@@ -1,0 +1,91 @@
+"""The start of a run: its command line and device are checked, its output folder is locked, its log begins."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+import transformers
+
+from qa.argument_file import expand_file
+from qa.checks import find_problems
+from qa.command_line import build, read_command_line
+from qa.device import resolve_lazy_mode, training_arguments
+from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
+from qa.hub import report_shadowing
+from qa.locks import lock
+from qa.saving import is_being_overwritten, remove_remains
+
+
+logger = logging.getLogger(__name__)
+
+
+def start(
+    argv: list[str] | None, model_type: type, data_type: type, seq2seq: bool = False, description: str | None = None
+) -> tuple:
+    """Read and check a script's command line and the device, start the log, and seed.
+
+    Returns:
+        The model's, the data's and the training's arguments.
+
+    Raises:
+        UserError: with every problem that shows without reading data or a model.
+    """
+    argv = resolve_lazy_mode(expand_file(sys.argv[1:] if argv is None else argv))
+    training_type = training_arguments(seq2seq)
+    values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
+    model_args, data_args = build(model_type, values), build(data_type, values)
+    if data_args.debug_traceback:
+        show_tracebacks()
+    problems += find_problems(data_args, values)
+    if problems and values.use_habana:  # building the training arguments takes the device, which may be the problem
+        raise UserError(*problems)
+    try:
+        training_args = build(training_type, values, problems)
+    except UserError as error:
+        problems += error.problems
+    except Exception as error:  # the libraries' own checks, of many kinds
+        problems.append(reason_of(error))
+    if problems:
+        raise UserError(*problems)
+    start_logging(training_args)
+    report_shadowing(model_args, data_args, training_args)
+    if not data_args.check:
+        on_rank_0(training_args, take, Path(training_args.output_dir))
+    complete_overwriting(training_args)
+    transformers.set_seed(training_args.seed)
+    return model_args, data_args, training_args
+
+
+def take(folder: Path) -> None:
+    """Lock an output folder, and remove what a killed run left half written, of whichever stage."""
+    lock(folder)
+    remove_remains(folder)
+
+
+def complete_overwriting(training_args) -> None:
+    """Set --overwrite_output_dir for a training whose folder holds the remains of a run that it was to remove."""
+    if training_args.do_train and is_being_overwritten(Path(training_args.output_dir)):
+        logger.warning(f"Starting again: a kill interrupted --overwrite_output_dir in {training_args.output_dir}")
+        training_args.overwrite_output_dir = True
+
+
+def start_logging(training_args) -> None:
+    """Log the scripts and the libraries in one format, at the level that `--log_level` asks of this rank.
+
+    With the default level the libraries print warnings only; the scripts print a line for each stage.
+    """
+    logging.basicConfig(
+        format="%(asctime)s - %(levelname)s - %(name)s - %(message)s", datefmt="%m/%d/%Y %H:%M:%S", stream=sys.stdout
+    )
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own handler would print everything twice
+    level, libraries = training_args.get_process_log_level(), training_args.get_process_log_level()
+    if training_args.should_log and training_args.log_level == "passive":
+        level, libraries = logging.INFO, logging.WARNING
+        warnings.filterwarnings("ignore", category=FutureWarning)  # for developers of the libraries
+    logging.getLogger().setLevel(level)
+    transformers.utils.logging.set_verbosity(libraries)
+    transformers.utils.logging.enable_default_handler()
+    transformers.utils.logging.enable_explicit_format()
+    if training_args.disable_tqdm:
+        transformers.utils.logging.disable_progress_bar()
