@@ -56,7 +56,7 @@ class Choices:
 class AnswerTable:
     """The answers to all questions of a stage.
 
-    The columns are those of the file, see docs/outputs.md: a list for each, with an entry for each question, None where
+    The columns are those of the file, see docs/report.md: a list for each, with an entry for each question, None where
     it has none. Scores are in percent.
     """
 
