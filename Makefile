@@ -43,8 +43,8 @@ setup: .venv/installed
 	$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@[ -z "$(TORCH_BACKEND)" ] || { $(PIP) uv==0.13.9 && \
 		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend $(TORCH_BACKEND) \
-		$$(grep -o '^torch[^ ]*' requirements-torch.txt) 2>/dev/null; } || \
-		echo "uv finds no PyTorch of its own for this machine: pip takes one, on Linux with CUDA (2.7 GB) if it finds no other" >&2
+		$$(grep -o '^torch[^ ]*' requirements-torch.txt); } || { [ "$(TORCH_BACKEND)" = auto ] && \
+		echo "uv cannot install PyTorch: pip installs one, on Linux with CUDA (2.7 GB) if it finds no other" >&2; }
 	$(PIP) -r requirements.txt -r requirements-torch.txt
 	touch $@
 

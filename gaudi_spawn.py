@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         print("one rank: running the script directly (--world_size N for more)", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, *script])
     if max(job.ranks) > 1 and (card := os.environ.pop("HLS_MODULE_ID", None)):
-        print(f"HLS_MODULE_ID={card} is one card for all ranks; they do not get it", file=sys.stderr, flush=True)
+        print(f"HLS_MODULE_ID={card} names one card; it is not passed to the ranks", file=sys.stderr, flush=True)
     with mpirun_folder() if job.runs_mpirun else nullcontext():
         sys.exit(run_guarded(children_of(job), job.grace_seconds))
 
@@ -129,7 +129,7 @@ def read_number(name: str, text: str) -> int:
     least, largest = FLAGS[name][1], 65535 if name == "--master_port" else 1 << 20
     if not re.fullmatch(r"\+?[0-9]{1,9}", text) or not least <= int(text) <= largest:
         shown = without_tokens(text) or repr(text)
-        raise UserError(f"{name} is {shown}, it must be a whole number from {least} to {largest}")
+        raise UserError(f"{name} is {shown}, give a whole number from {least} to {largest}")
     return int(text)
 
 
@@ -182,18 +182,20 @@ def node_problems(job: Job, world_size: int, flags: dict) -> list[str]:
     problems, nodes = [], len(job.ranks)
     by_hand = [name for name in ("--nnodes", "--node_rank", "--master_addr") if name in flags]
     if world_size % nodes and "--hostfile" not in flags:
-        problems.append(f"--world_size {world_size} is for all nodes, and --nnodes {nodes} does not divide it")
+        problems.append(
+            f"--world_size {world_size} is for all nodes, and --nnodes {nodes} does not divide it; give a multiple of {nodes}"
+        )
     # The reference ignored it next to a hostfile, and there it often means the ranks of one node.
     if "--hostfile" in flags and world_size != sum(job.ranks) and {*job.ranks} != {world_size}:
         slots = f"{flags['--hostfile']} ({sum(job.ranks)} slots in total)"
         problems.append(f"--world_size {world_size} does not match {slots}; omit --world_size")
     if by_hand and flags.keys() & {"--use_mpi", "--hostfile"} or nodes > 1 and not job.hosts and len(by_hand) < 3:
         names = "--nnodes, --node_rank and --master_addr"
-        problems.append(f"{names} go together, on each node, and not with --use_mpi or --hostfile")
+        problems.append(f"give {names} together, on each node, without --use_mpi and --hostfile")
     elif nodes > 1 and is_this_node(job.master_addr):
-        problems.append(f"{job.master_addr} is another machine on each node; give the first one's name or address")
+        problems.append(f"{job.master_addr} is a different machine on each node; give the first one's name or address")
     if job.node_rank >= nodes:
-        problems.append(f"--node_rank is {job.node_rank}, with --nnodes {nodes} it ends at {nodes - 1}")
+        problems.append(f"--node_rank is {job.node_rank}; with --nnodes {nodes} it must be at most {nodes - 1}")
     return problems
 
 

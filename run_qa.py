@@ -63,10 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         config, tokenizer = load_config_and_tokenizer(model_args)
     set_attention(AutoModelForQuestionAnswering, config, model_args, training_args.attn_implementation)
     extras = trainer_extras(training_args, model_args)
-    checkpointing = training_args.do_train and training_args.gradient_checkpointing
-    weightless = check_model(
-        AutoModelForQuestionAnswering, config, tokenizer, model_args, data_args.check, checkpointing
-    )
+    flags = {"remote": data_args.check, "checkpointing": training_args.checkpoints_layers}
+    weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, **flags)
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )

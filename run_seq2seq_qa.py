@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     extras = trainer_extras(training_args, model_args)
     set_language(tokenizer, data_args.language_code)
     generation = read_generation_config(config, tokenizer, model_args, training_args)
-    checkpointing = training_args.do_train and training_args.gradient_checkpointing
-    weightless = check_model(AutoModelForSeq2SeqLM, config, tokenizer, model_args, data_args.check, checkpointing)
+    flags = {"remote": data_args.check, "checkpointing": training_args.checkpoints_layers}
+    weightless = check_model(AutoModelForSeq2SeqLM, config, tokenizer, model_args, **flags)
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )

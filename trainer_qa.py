@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa.answers import Candidates, best_positions
+from qa.arguments import TITLES
 from qa.buckets import (
     EpochOrderSampler,
     eval_group,
@@ -190,7 +191,7 @@ class AnswerEvaluation(LengthBuckets):
 
     def run_model(self, loader, features, stage: str, **settings):
         """Run the model on the features in `loader`, and return the loop's output; `kept` holds what answers need."""
-        self.stage_name, group = {"eval": "evaluation", "predict": "prediction"}[stage], eval_group(self.args)
+        self.stage_name, group = TITLES[stage], eval_group(self.args)
         self.begun, self.features_asked = [], len(features)
         self.kept = PreallocatedArrays(-(-len(features) // group) * group)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop

@@ -12,6 +12,7 @@ from qa.mlqa import LANGUAGES
 # The parts of the data: the flag of each one's file, and the stage that uses it.
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 STAGES = {"train": "train", "validation": "eval", "test": "predict"}
+TITLES = {"train": "training", "eval": "evaluation", "predict": "prediction"}  # of the stages
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig
 
 from qa.arguments import ModelArguments
-from qa.errors import UserError, short
+from qa.errors import UserError, in_one_line, short
 from qa.upstream.models import changed_configurations
 from qa.weightless import build_weightless, forward
 
@@ -63,14 +63,17 @@ def set_attention(auto_class: type, config: PretrainedConfig, model_args: ModelA
     if name is None:
         return
     config._attn_implementation = name
+    if name == "eager":  # which every model has
+        return
+    reason = ""
     try:
         model = build_weightless(auto_class, config, model_args.trust_remote_code)
-    except (ValueError, KeyError, ImportError):  # transformers' own check, or a table of classes without that name
-        model = None
-    if model is None or (name != "eager" and not calls_kernel(model)):
+    except (ValueError, KeyError, ImportError) as error:  # transformers' own check, or a table without that name
+        model, reason = None, f" ({in_one_line(error, 120)})"
+    if model is None or not calls_kernel(model):
         raise UserError(
             f"--attn_implementation {name}: models of the type {config.model_type} do not compute their attention that way "
-            "on this device; use eager, or omit the flag"
+            f"on this device{reason}; use eager, or omit the flag"
         )
 
 

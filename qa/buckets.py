@@ -151,6 +151,17 @@ def pad_widths(lengths: np.ndarray, boundaries: Sequence[int], group: int) -> np
     return widths
 
 
+def padded_widths(part, length: int | None) -> np.ndarray | None:
+    """Return (features,) the tokens that each feature of a split is padded to, None where its batch decides.
+
+    Args:
+        length: that features without buckets are padded to, None where they are not.
+    """
+    if part.widths is not None:
+        return part.widths
+    return None if length is None else np.full(len(part), length)
+
+
 def training_order(widths: np.ndarray, group: int, seed: tuple[int, ...], drop_last: bool = False) -> np.ndarray:
     """Return all features in random order, every `group` of them of one width; the same order for the same seed.
 

@@ -144,8 +144,7 @@ def resolve_lazy_mode(argv: list[str]) -> list[str]:
         return argv  # the script's own parser reports it
     if not given.use_habana:
         return argv
-    compiles = given.torch_compile or given.torch_compile_backend is not None or given.torch_compile_mode is not None
-    lazy = not compiles if given.use_lazy_mode is None else given.use_lazy_mode
+    lazy = not compiles(given) if given.use_lazy_mode is None else given.use_lazy_mode
     variable = os.environ.setdefault("PT_HPU_LAZY_MODE", str(int(lazy)))
     return argv if given.use_lazy_mode is not None else [*argv, f"--use_lazy_mode={variable != '0'}"]
 
@@ -219,6 +218,11 @@ class DeviceChoice:
             self.report_flags_without_effect()
         if self.use_habana and self.device.type != "hpu":
             raise UserError(f"--use_habana: accelerate chose the device {self.device}; how were the ranks started?")
+
+    @property
+    def checkpoints_layers(self) -> bool:
+        """Whether layers run again in the backward pass of a training, and keep no activations."""
+        return self.do_train and self.gradient_checkpointing
 
     def __getstate__(self) -> dict:
         """Return what pickles hold, `training_args.bin` among them: everything except secrets."""

@@ -22,25 +22,27 @@ def compiles(values) -> bool:
     return bool(values.torch_compile or values.torch_compile_backend or values.torch_compile_mode)
 
 
-# For flags that count under a condition alone: the condition, and what meets it.
+# For flags that count under a condition alone: the condition, and why they do not count without it.
 CONDITIONS: dict[str, tuple[Callable, str]] = {
-    **dict.fromkeys(FOR_COMPILING, (compiles, "--torch_compile")),
-    "use_compiled_autograd": (lambda args: compiles(args) and args.deepspeed, "--torch_compile and --deepspeed"),
-    **dict.fromkeys(FOR_GRAPHS, (lambda args: args.use_hpu_graphs_for_inference, "--use_hpu_graphs_for_inference")),
-    "pipelining_fwd_bwd": (lambda args: args.use_lazy_mode, "lazy mode"),
-    "profiling_warmup_steps": (lambda args: args.profiling_steps, "--profiling_steps"),
-    "profiling_warmup_steps_eval": (lambda args: args.profiling_steps_eval, "--profiling_steps_eval"),
+    **dict.fromkeys(FOR_COMPILING, (compiles, "needs --torch_compile")),
+    "use_compiled_autograd": (lambda args: compiles(args) and args.deepspeed, "needs --torch_compile and --deepspeed"),
+    **dict.fromkeys(
+        FOR_GRAPHS, (lambda args: args.use_hpu_graphs_for_inference, "needs --use_hpu_graphs_for_inference")
+    ),
+    "pipelining_fwd_bwd": (lambda args: args.use_lazy_mode, "needs lazy mode"),
+    "profiling_warmup_steps": (lambda args: args.profiling_steps, "needs --profiling_steps"),
+    "profiling_warmup_steps_eval": (lambda args: args.profiling_steps_eval, "needs --profiling_steps_eval"),
     **dict.fromkeys(
         FOR_PROFILING,
         (
             lambda args: args.profiling_steps or args.profiling_steps_eval,
-            "--profiling_steps or --profiling_steps_eval",
+            "needs --profiling_steps or --profiling_steps_eval",
         ),
     ),
-    "minimize_memory": (lambda args: args.fp8, "--fp8"),
-    "distribution_strategy": (lambda args: args.world_size > 1, "several cards"),
-    "ignore_eos": (lambda args: getattr(args, "predict_with_generate", False), "--predict_with_generate"),
-    **dict.fromkeys(FOR_OTHERS, (lambda args: False, "another trainer: that of optimum-habana does not read it")),
+    "minimize_memory": (lambda args: args.fp8, "needs --fp8"),
+    "distribution_strategy": (lambda args: args.world_size > 1, "needs several cards"),
+    "ignore_eos": (lambda args: getattr(args, "predict_with_generate", False), "needs --predict_with_generate"),
+    **dict.fromkeys(FOR_OTHERS, (lambda args: False, "optimum-habana's trainer does not read it")),
 }
 
 
@@ -73,13 +75,13 @@ def unread(values) -> list[str]:
 
 
 def flags_without_effect(training_args, defaults: dict) -> list[str]:
-    """Return flags that differ from their defaults and change nothing in this run, each with what it needs.
+    """Return flags that differ from their defaults and change nothing in this run, each with the reason.
 
     Args:
         defaults: by flag.
     """
     return [
-        f"--{name} (needs {needed})"
-        for name, (is_met, needed) in CONDITIONS.items()
+        f"--{name} ({reason})"
+        for name, (is_met, reason) in CONDITIONS.items()
         if getattr(training_args, name) != defaults[name] and not is_met(training_args)
     ]

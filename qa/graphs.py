@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 
-# Of a model for a shape, at most: six in an evaluation of answers that are written, two scores of them among these. All
-# modules share PyTorch's limit, because it counts the graphs of `Module.__call__`.
+# Graphs of a model for each shape, at most: a training has two, an evaluation that writes answers six, with two for their
+# scores. All modules share PyTorch's limit, because it counts the graphs of `Module.__call__`.
 CALLS = 8
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch.distributed import PrefixStore, Store, TCPStore, is_initialized
 
 from qa.errors import UserError
-from qa.ranks import is_this_node, place_process
+from qa.ranks import is_this_node
 from qa.upstream import use_store
 
 
@@ -36,7 +36,6 @@ def meet(output_dir: str, seconds: float, on_cards: bool) -> None:
     Raises:
         UserError: ranks do not come, or what they were given does not fit together.
     """
-    place_process()  # again, for those who call a script's `main` themselves
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or is_initialized():
         return
@@ -206,7 +205,7 @@ def problem_with(given: list[dict]) -> str | None:
         if each["folder"] != given[0]["folder"]:
             return (
                 f"rank 0 has --output_dir {given[0]['folder']}, rank {rank} has {each['folder']}: the ranks of a run need the "
-                "same folder; set WORLD_SIZE=1 for runs of their own"
+                "same folder; to run them separately, set WORLD_SIZE=1"
             )
         if each["card"] is not None:
             other = cards.setdefault((each["machine"], each["card"]), rank)

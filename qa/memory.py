@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from qa.buckets import padded_widths
 from qa.device import zero_stage
 from qa.errors import in_one_line
 from qa.room import bytes_of_weight, states_of_weight
@@ -129,7 +130,7 @@ def prepare(model: torch.nn.Module, training_args) -> None:
     model.config.use_cache = False
     if bytes_of_weight(training_args) == 2:
         halve(model)
-    if training_args.do_train and training_args.gradient_checkpointing:
+    if training_args.checkpoints_layers:
         enable = checkpoint_layers if training_args.use_habana else type(model).gradient_checkpointing_enable
         enable(model, training_args.gradient_checkpointing_kwargs)
 
@@ -161,7 +162,8 @@ def largest_batch(part, number: int, length: int | None) -> list[dict]:
         length: that all features are padded to, None where they are not.
     """
     lengths = part.lengths()
-    widths = part.widths if part.widths is not None else lengths if length is None else np.full(len(part), length)
+    widths = padded_widths(part, length)
+    widths = lengths if widths is None else widths
     chosen = np.resize(np.lexsort((lengths, -widths))[:number], number)
     if number > 1:
         chosen[-1] = lengths.argmin()

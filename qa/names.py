@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from qa.errors import in_one_line, short
 from qa.folders import short_path
 from qa.limits import LIMITS
+from qa.steps import name_of
 
 
 # Optimizers of transformers 4.55 that need a package: their names, the module, what pip calls it.
@@ -146,7 +147,7 @@ def optimizer_problems(values) -> list[str]:
     """Return the problems of `--optim` and `--optim_args`."""
     from transformers.training_args import OptimizerNames
 
-    name, known = str(getattr(values.optim, "value", values.optim)), [optimizer.value for optimizer in OptimizerNames]
+    name, known = name_of(values.optim), [optimizer.value for optimizer in OptimizerNames]
     problems = [] if name in known else [unknown_name("optim", name, known)]
     module, package = next((needed for pattern, *needed in OPTIMIZERS if re.fullmatch(pattern, name)), ("torch", ""))
     if name in known and is_missing(module):

@@ -14,7 +14,7 @@ OUT_OF_MEMORY = re.compile(
     r"MODULE:PT_DEVMEM|Cannot allocate memory|No executable batch size found",
     re.IGNORECASE,
 )
-WORKER = re.compile(r"DataLoader worker.*(killed by signal|exited unexpectedly)", re.DOTALL)
+WORKER = re.compile(r"DataLoader worker.*(killed by signal|exited unexpectedly)")
 SHARED_MEMORY = re.compile(r"Bus error|\(shm\)|shared memory object|</torch_\d+")
 
 
@@ -34,7 +34,7 @@ PLACE = Place()
 
 def note_batch(stage: str, step: int, batch: tuple[int, int], args, writes: bool = False) -> None:
     """Remember the batch that a stage computes next."""
-    PLACE.__init__(stage, step, tuple(batch), writes, args)
+    vars(PLACE).update(stage=stage, step=step, batch=tuple(batch), args=args, writes=writes)
 
 
 class BatchNotes:
@@ -81,7 +81,7 @@ def advice() -> str:
 
 def worker_problem(text: str) -> str:
     """Return the line about a data loader's worker that was killed."""
-    reason = " ".join(text.split())[:160]
+    reason = text[:160]
     if SHARED_MEMORY.search(text):
         advice = "make /dev/shm larger (docker run --shm-size or --ipc=host)"
     else:

@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qa.arguments import STAGES
-from qa.buckets import eval_group, fills_evaluation, train_group
+from qa.arguments import STAGES, TITLES
+from qa.buckets import eval_group, fills_evaluation, padded_widths, train_group
 from qa.memory import Memory, estimate_memory
 from qa.room import bytes_of_checkpoints, free_bytes, saved_bytes, size
 from qa.steps import batch_shapes, count_checkpoints, count_evaluations, count_steps, warmup_steps
 from qa.timing import Timing, time_run
 
 
-TITLES = {"train": "training", "validation": "evaluation", "test": "prediction"}
 SMALL_FILES = 40_000  # bytes of a checkpoint's configuration, arguments, state, random numbers and fingerprints
 
 
@@ -154,9 +153,7 @@ def plan_part(part, split: str, length: int | None, training_args) -> Part:
     """
     trains, drops = split == "train", training_args.dataloader_drop_last
     group = train_group(training_args) if trains else eval_group(training_args)
-    widths = part.widths
-    if widths is None and length is not None:
-        widths = np.full(len(part), length)
+    widths = padded_widths(part, length)
     if widths is None:
         steps = len(part) // group if trains and drops else math.ceil(len(part) / group)
         return Part(steps, None, lengths=len(np.unique(part.lengths())))
@@ -248,7 +245,8 @@ def timing_rows(plan: Plan, features: dict, training_args, timing: Timing) -> li
     seconds |= {"first steps": sum(pace.first_steps for pace in timing.paces.values())}
     listed = ", ".join(f"{name} {duration(part)}" for name, part in seconds.items())
     rates = [
-        f"{TITLES[split]} {len(features[split]) / pace.whole:,.1f} samples/s" for split, pace in timing.paces.items()
+        f"{TITLES[STAGES[split]]} {len(features[split]) / pace.whole:,.1f} samples/s"
+        for split, pace in timing.paces.items()
     ]
     rows = [("time", f"about {duration(sum(seconds.values()))}: {listed}"), ("speed", ", ".join(rates))]
     return rows + ([] if timing.peak is None else [("peak", f"{size(timing.peak)} of device memory in these steps")])
@@ -264,7 +262,7 @@ def stage_seconds(plan: Plan, training_args, timing: Timing) -> dict[str, float]
         seconds["evaluations during training"] = plan.training.evaluations * paces["validation"].whole
     for split in ("validation", "test"):
         if split in paces and getattr(training_args, f"do_{STAGES[split]}"):
-            seconds[TITLES[split]] = paces[split].whole
+            seconds[TITLES[STAGES[split]]] = paces[split].whole
     return seconds
 
 

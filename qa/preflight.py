@@ -15,6 +15,7 @@ from packaging.version import Version
 
 import qa.upstream  # noqa: F401  before PyTorch
 from qa.errors import UserError, in_one_line
+from qa.gaudi_flags import compiles
 
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,7 @@ def gaudi_is_usable() -> bool:
 def lazy_problems(training_args) -> list[str]:
     """Return contradictions between PT_HPU_LAZY_MODE, --use_lazy_mode and --torch_compile."""
     variable = os.environ.get("PT_HPU_LAZY_MODE")
-    named = training_args.torch_compile_backend, training_args.torch_compile_mode
-    if training_args.torch_compile or named != (None, None):
+    if compiles(training_args):
         if training_args.use_lazy_mode or variable != "0":
             return ["--torch_compile does not go with lazy mode: set PT_HPU_LAZY_MODE=0 and --use_lazy_mode false"]
     elif training_args.use_lazy_mode != (variable != "0"):
@@ -117,7 +117,8 @@ def card_problems() -> list[str]:
     import habana_frameworks.torch.hpu as hpu
 
     ranks, cards = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), hpu.device_count()
-    return [f"{ranks} ranks on this node need as many Gaudi cards, PyTorch sees {cards}"] if ranks > cards else []
+    too_many = f"--use_habana: {ranks} ranks on this node, but PyTorch sees {cards} Gaudi cards; start at most {cards}"
+    return [too_many] if ranks > cards else []
 
 
 def version_problems() -> list[str]:

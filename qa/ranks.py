@@ -170,7 +170,9 @@ def local_size_names(launcher: Launcher) -> list[str]:
 def read_number(name: str, environment: Mapping[str, str], least: int = 0) -> int:
     text = environment[name]
     if not re.fullmatch(r"\d{1,7}", text) or int(text) < least:
-        raise UserError(f"{name}={text!r} is no number of at least {least}; set it by the launcher, or unset it")
+        raise UserError(
+            f"{name}={text!r} is not a whole number of at least {least}; let the launcher set it, or unset it"
+        )
     return int(text)
 
 
@@ -214,7 +216,7 @@ def address_of(place: Place, environment: Mapping[str, str]) -> str:
         spread = place.local_size is not None and place.local_size < place.size
         if is_this_node(given) and spread and place.launcher is not GENERIC:
             raise UserError(
-                f"MASTER_ADDR={given} means another machine on every node, and {place.size} ranks are on several nodes "
+                f"MASTER_ADDR={given} is a different machine on each node, and the {place.size} ranks are on several nodes "
                 f"({place.local_size} on this one); set it to the name of rank 0's node"
             )
         return given
@@ -231,8 +233,8 @@ def address_of(place: Place, environment: Mapping[str, str]) -> str:
         else "how many of them on this node is not known"
     )
     raise UserError(
-        f"MASTER_ADDR is not set, and {place.launcher.rank}={place.rank} is one of {place.size} ranks, {here}; set "
-        "MASTER_ADDR to the name of rank 0's node on every node"
+        f"MASTER_ADDR is not set, and {place.launcher.rank}={place.rank} is one of {place.size} ranks, {here}; "
+        "on every node, set MASTER_ADDR to the name of rank 0's node"
     )
 
 

@@ -64,10 +64,8 @@ def bytes_of_weight(training_args) -> int:
         return 2 if training_args.bf16_full_eval or training_args.fp16_full_eval else 4
     if not training_args.deepspeed:
         return 4
-    settings, auto = (
-        deepspeed_settings(training_args.deepspeed),
-        {"bf16": training_args.bf16, "fp16": training_args.fp16},
-    )
+    settings = deepspeed_settings(training_args.deepspeed)
+    auto = {"bf16": training_args.bf16, "fp16": training_args.fp16}
     enabled = [settings.get(kind, {}).get("enabled") for kind in auto]
     return 2 if any(given is True or (given == "auto" and flag) for given, flag in zip(enabled, auto.values())) else 4
 

@@ -1,6 +1,7 @@
 """The start of a run: its command line and device are checked, its output folder is locked, its log begins."""
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
 from qa.hub import report_shadowing
 from qa.locks import lock
+from qa.ranks import place_process
 from qa.saving import is_being_overwritten, remove_remains
 
 
@@ -31,6 +33,7 @@ def start(
     Raises:
         UserError: with every problem that shows without reading data or a model.
     """
+    place_process()  # again, for those who call a script's `main` themselves
     argv = resolve_lazy_mode(expand_file(sys.argv[1:] if argv is None else argv))
     training_type = training_arguments(seq2seq)
     values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
@@ -38,7 +41,8 @@ def start(
     if data_args.debug_traceback:
         show_tracebacks()
     problems += find_problems(data_args, values)
-    if problems and values.use_habana:  # building the training arguments takes the device, which may be the problem
+    # Building the training arguments takes the device, which may be the problem, and waits for the other ranks.
+    if problems and (values.use_habana or "WORLD_SIZE" in os.environ):
         raise UserError(*problems)
     try:
         training_args = build(training_type, values, problems)

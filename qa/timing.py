@@ -42,7 +42,7 @@ class Pace:
 
 @dataclass
 class Timing:
-    """What the steps of a run take: by split, and the most memory of the device, None where it does not report that."""
+    """The pace of each split, and the most memory of the device in bytes, None where it does not report that."""
 
     paces: dict[str, Pace]
     peak: int | None
@@ -95,11 +95,9 @@ def time_evaluation(trainer, features, number: int) -> Pace:
     group = eval_group(trainer.args)
     order = np.arange(len(features)) if features.widths is None else evaluation_order(features.widths, group)
     kinds = groups_by_width(order, features.widths, group)
-    part, clock, step = (
-        Subset(features, choose(kinds, 1 + number)),
-        Clock(trainer.args.device),
-        trainer.prediction_step,
-    )
+    part = Subset(features, choose(kinds, 1 + number))
+    clock = Clock(trainer.args.device)
+    step = trainer.prediction_step
 
     def timed_step(*args, **kwargs):
         result = step(*args, **kwargs)

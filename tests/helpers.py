@@ -55,6 +55,11 @@ def address_here() -> str | None:
         return probe.getsockname()[0]
 
 
+def own_address() -> str:
+    """Return an address of this machine that is not loopback; skip the test where it has none."""
+    return address_here() or pytest.skip("no network interface except loopback; give the machine one")
+
+
 def skip_without(engine: str) -> None:
     """Skip a test where this machine lacks the program of an engine."""
     from qa.launch.job import missing_programs

@@ -1,6 +1,7 @@
 """Checks of a command line: by which score the best model can be chosen, and when."""
 
 import pytest
+from helpers import free_port
 from test_command_line import problems_of
 
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
@@ -83,3 +84,11 @@ def test_a_model_that_writes_has_scores_only_when_it_writes():
         with pytest.raises(UserError) as caught:
             start([*words, name, *more], Seq2SeqModelArguments, Seq2SeqDataArguments, seq2seq=True)
         assert str(caught.value).endswith(problem)
+
+
+def test_a_mistake_is_reported_before_a_rank_waits_for_others(monkeypatch):
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}).items():
+        monkeypatch.setenv(name, value)
+    (problem,) = problems_of(*TRAIN, "--n_best_size", "0", "--ddp_timeout", "1")
+    assert problem.startswith("--n_best_size")

@@ -6,12 +6,13 @@ import socket
 
 import pytest
 import torch.distributed as dist
-from helpers import address_here, addresses_listening
+from helpers import addresses_listening, free_port, own_address
 from torch.distributed import TCPStore
 
 import qa.meeting
 from qa.errors import UserError
 from qa.meeting import meet
+from qa.ranks import place_process
 
 
 SECONDS = 60  # for ranks that do meet
@@ -28,6 +29,7 @@ def rank_process(rank: int, port: int, seconds: float, given: dict, results) -> 
     printed = []
     qa.meeting.print = lambda text, **options: printed.append(text)
     try:
+        place_process()
         meet(folder, seconds, on_cards=True)
         listening = addresses_listening(port)
         dist.init_process_group("gloo")
@@ -42,9 +44,7 @@ def rank_process(rank: int, port: int, seconds: float, given: dict, results) -> 
 
 def outcomes(ranks: dict[int, dict], seconds: float = SECONDS) -> tuple[dict, dict, int]:
     """Return by process what it printed and how it ended, and the port; `ranks` has their variables, by the rank of each."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    port, context = free_port(), multiprocessing.get_context("fork")
     results = context.Queue()
     processes = [
         context.Process(target=rank_process, args=(rank, port, seconds, given, results), daemon=True)
@@ -66,7 +66,7 @@ def test_ranks_meet_and_the_process_group_uses_their_store():
 
 def test_the_master_of_a_pytorchjob_is_reached_at_its_address():
     """It has localhost as MASTER_ADDR itself."""
-    addresses = ("localhost", address_here() or pytest.skip("no network interface except loopback"))
+    addresses = ("localhost", own_address())
     names = {"without": "LOCAL_RANK LOCAL_WORLD_SIZE"}
     ranks = {rank: names | {"MASTER_ADDR": addresses[rank], "HLS_MODULE_ID": str(rank)} for rank in (0, 1)}
     _, ends, _ = outcomes(ranks)

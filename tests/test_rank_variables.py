@@ -66,7 +66,7 @@ ALONE = {
 }
 REFUSED = {
     "mpirun on two nodes": (ompi(3, 4, 1, 2), "MASTER_ADDR is not set"),
-    "each node's own address": (f"{ompi(1, 2, 0, 1)} MASTER_ADDR=127.0.0.1", "MASTER_ADDR=127.0.0.1 means another machine"),
+    "each node's own address": (f"{ompi(1, 2, 0, 1)} MASTER_ADDR=127.0.0.1", "MASTER_ADDR=127.0.0.1 is a different machine on each node"),
     "a task in a container": ("SLURM_PROCID=1 SLURM_NTASKS=2", "MASTER_ADDR is not set"),
     "a task without its place on the node": (f"SLURM_PROCID=1 SLURM_NTASKS=2 {MASTER}", "SLURM_PROCID=1, but SLURM_LOCALID is not set"),
     "no size": ("RANK=0", "RANK=0, but WORLD_SIZE is not set"),
@@ -74,8 +74,8 @@ REFUSED = {
     "prterun": ("PMIX_RANK=0", "PMIX_RANK=0, but WORLD_SIZE is not set"),
     "the rank on the node alone": ("LOCAL_RANK=0", "LOCAL_RANK=0, but RANK is not set"),
     "a rank too many": (f"RANK=2 WORLD_SIZE=2 {MASTER}", "RANK=2, but WORLD_SIZE=2: ranks count from 0"),
-    "no number": (f"RANK=one WORLD_SIZE=2 {MASTER}", "RANK='one' is no number"),
-    "no port": (ompi(0, 2, 0, 2) + " MASTER_PORT=x", "MASTER_PORT='x' is no number"),
+    "no number": (f"RANK=one WORLD_SIZE=2 {MASTER}", "RANK='one' is not a whole number"),
+    "no port": (ompi(0, 2, 0, 2) + " MASTER_PORT=x", "MASTER_PORT='x' is not a whole number"),
     "an earlier job's rank": (f"RANK=0 WORLD_SIZE=2 {ompi(1, 2, 1, 2)}", "RANK=0 contradicts OMPI_COMM_WORLD_RANK=1"),
 }  # fmt: skip
 

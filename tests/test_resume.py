@@ -262,15 +262,16 @@ def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_
     }
 
 
-def test_a_check_of_a_finished_run_changes_nothing(models, mixed_lengths, ended, tmp_path):
+def test_a_check_of_a_finished_run_changes_nothing(models, mixed_lengths, ended, tmp_path, caplog):
     """Neither where nothing is left to do, nor where results of other flags would be replaced."""
     out, flags = tmp_path / "out", [*ENDS["within an epoch"], "--do_eval"]
     shutil.copytree(ended / "within an epoch", out)
     run(run_qa, models, mixed_lengths, out, *flags)
     before = content_of(out)
-    for more in ([], ["--n_best_size", 3]):
+    for more, left in (([], "nothing"), (["--n_best_size", 3], "eval")):
+        caplog.clear()
         run(run_qa, models, mixed_lengths, out, *flags, *more, "--check")
-        assert content_of(out) == before
+        assert content_of(out) == before and f"; left to do: {left};" in caplog.text
 
 
 def test_a_push_to_the_hub_is_left_to_do(ended, caplog):

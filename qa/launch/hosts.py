@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from functools import cache
 from pathlib import Path
 
 from qa.errors import UserError
@@ -45,6 +46,7 @@ def advice_for(line: str) -> str:
     return f"{line!r} is not understood; write `{right}`"
 
 
+@cache
 def is_this_machine(host: str) -> bool:
     """Return whether a name or address, maybe with a user, is one of this machine's own: only those can be bound to."""
     try:

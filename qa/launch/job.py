@@ -38,9 +38,7 @@ class Job:
 
     script: list[str]  # the script and its arguments
     ranks: list[int]  # on each node
-    hosts: list[str] = field(
-        default_factory=list
-    )  # the names of the nodes in a hostfile that has another than this one
+    hosts: list[str] = field(default_factory=list)  # of a hostfile, unless it is this node alone
     runs_mpirun: bool = False  # for nodes of a hostfile always
     node_rank: int = 0
     master_addr: str = "127.0.0.1"

@@ -54,8 +54,9 @@ def own_generation_ignored(model_args) -> Iterator[None]:
     load = GenerationMixin.load_custom_generate
 
     def ignore(model, name, **kwargs):
-        file = "custom_generate/generate.py"
-        if (Path(name) / file).is_file() if Path(name).is_dir() else huggingface_hub.file_exists(name, file):
+        file, folder = "custom_generate/generate.py", Path(name)
+        place = {"revision": kwargs.get("revision"), "token": kwargs.get("token")}
+        if (folder / file).is_file() if folder.is_dir() else huggingface_hub.file_exists(name, file, **place):
             logger.warning(
                 f"{name}: its code for generation, {file}, is not run; add --trust_remote_code if you trust it"
             )

@@ -94,24 +94,24 @@ REFUSED = {
     "tpu_metrics_debug": ([], NOT_SUPPORTED),
     "mp_parameters": (["x"], NOT_SUPPORTED),
 }
-UNREAD = "another trainer: that of optimum-habana does not read it"
-# What has no effect in an eager run on one card, with the line about it.
+UNREAD = "optimum-habana's trainer does not read it"
+# Flags without effect in an eager run on one card, with the reason in the line about them.
 UNUSED = {
-    "compile_dynamic": ([True], "--torch_compile"),
-    "compile_from_sec_iteration": ([], "--torch_compile"),
-    "cache_size_limit": ([5], "--torch_compile"),
-    "use_regional_compilation": ([], "--torch_compile"),
-    "inline_inbuilt_nn_modules": ([True], "--torch_compile"),
-    "allow_unspec_int_on_nn_module": ([True], "--torch_compile"),
-    "use_compiled_autograd": ([], "--torch_compile and --deepspeed"),
-    "pipelining_fwd_bwd": ([], "lazy mode"),
-    "profiling_warmup_steps": ([1], "--profiling_steps"),
-    "profiling_warmup_steps_eval": ([1], "--profiling_steps_eval"),
-    "profiling_record_shapes": ([False], "--profiling_steps or --profiling_steps_eval"),
-    "profiling_with_stack": ([], "--profiling_steps or --profiling_steps_eval"),
-    "minimize_memory": ([], "--fp8"),
-    "distribution_strategy": (["fast_ddp"], "several cards"),
-    "ignore_eos": ([False], "--predict_with_generate"),
+    "compile_dynamic": ([True], "needs --torch_compile"),
+    "compile_from_sec_iteration": ([], "needs --torch_compile"),
+    "cache_size_limit": ([5], "needs --torch_compile"),
+    "use_regional_compilation": ([], "needs --torch_compile"),
+    "inline_inbuilt_nn_modules": ([True], "needs --torch_compile"),
+    "allow_unspec_int_on_nn_module": ([True], "needs --torch_compile"),
+    "use_compiled_autograd": ([], "needs --torch_compile and --deepspeed"),
+    "pipelining_fwd_bwd": ([], "needs lazy mode"),
+    "profiling_warmup_steps": ([1], "needs --profiling_steps"),
+    "profiling_warmup_steps_eval": ([1], "needs --profiling_steps_eval"),
+    "profiling_record_shapes": ([False], "needs --profiling_steps or --profiling_steps_eval"),
+    "profiling_with_stack": ([], "needs --profiling_steps or --profiling_steps_eval"),
+    "minimize_memory": ([], "needs --fp8"),
+    "distribution_strategy": (["fast_ddp"], "needs several cards"),
+    "ignore_eos": ([False], "needs --predict_with_generate"),
     "use_zero3_leaf_promotion": ([], UNREAD),
     "fp16_opt_level": (["O2"], UNREAD),
     "jit_mode_eval": ([], UNREAD),
@@ -119,8 +119,8 @@ UNUSED = {
 }
 # The same of the run named "graphs", which records graphs in training alone.
 UNUSED_IN_TRAINING = {
-    "max_hpu_graphs": "--use_hpu_graphs_for_inference",
-    "disable_tensor_cache_hpu_graphs": "--use_hpu_graphs_for_inference",
+    "max_hpu_graphs": "needs --use_hpu_graphs_for_inference",
+    "disable_tensor_cache_hpu_graphs": "needs --use_hpu_graphs_for_inference",
 }
 TRAINER = "tests/runs/test_gaudi_trainer.py::"
 # Every flag, and how it is shown that it is followed: by a test elsewhere, by a run here and what is seen of it, or None
@@ -313,7 +313,7 @@ def test_inherited_flags_that_the_library_does_not_read_are_without_effect():
     used = [*own.values(), *(method for name, method in whole.items() if name not in replaced)]
     flags = {field.name for field in dataclasses.fields(transformers.TrainingArguments) if field.init}
     unread = arguments_read(whole[name] for name in replaced) & flags - arguments_read(used)
-    assert unread == {flag for flag, (_, needed) in UNUSED.items() if needed == UNREAD} - set(FLAGS)
+    assert unread == {flag for flag, (_, reason) in UNUSED.items() if reason == UNREAD} - set(FLAGS)
 
 
 @pytest.mark.parametrize("flag", [flag for flag, shown in FLAGS.items() if shown is not None])
@@ -333,10 +333,10 @@ def test_a_flag_is_refused_in_a_line(seen, flag):
 
 
 def test_flags_without_effect_are_named_in_a_line(seen):
-    unused = {"unused": {flag: needed for flag, (_, needed) in UNUSED.items()}, "graphs": UNUSED_IN_TRAINING}
+    unused = {"unused": {flag: reason for flag, (_, reason) in UNUSED.items()}, "graphs": UNUSED_IN_TRAINING}
     for name, flags in unused.items():
         (line,) = (line for line in seen[name]["lines"] if line.startswith("Without effect"))
-        expected = [f"--{flag} (needs {needed})" for flag, needed in flags.items()]
+        expected = [f"--{flag} ({reason})" for flag, reason in flags.items()]
         assert sorted(line.removeprefix("Without effect in this run: ").split(", ")) == sorted(expected)
     assert all(not found["problems"] for name, found in seen.items() if name not in (*REFUSED, "too large"))
     named = [name for name, found in seen.items() if any(line.startswith("Without effect") for line in found["lines"])]

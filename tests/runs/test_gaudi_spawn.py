@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ENGINES, ROOT, address_here, addresses_listening, free_port, skip_without
+from helpers import ENGINES, ROOT, addresses_listening, free_port, own_address, skip_without
 
 import gaudi_spawn
 from qa.errors import UserError
@@ -361,10 +361,6 @@ def test_one_rank_is_the_script_itself(tmp_path):
     assert err == "one rank: running the script directly (--world_size N for more)\n"
 
 
-def own_address() -> str:
-    return address_here() or pytest.skip("no network interface except loopback; give the machine one")
-
-
 def test_a_launcher_on_each_of_two_nodes(tmp_path):
     words = ["--world_size", 4, "--nnodes", 2, "--master_addr", own_address(), "--master_port", free_port()]
     jobs = [start(tmp_path / str(node), *words, "--node_rank", node, ECHO, tmp_path, "echo") for node in (0, 1)]
@@ -387,7 +383,7 @@ def test_a_job_starts_within_anothers_environment(engine, variables, tmp_path):
     status, _, err = call(tmp_path, "--world_size", 2, *engine, ECHO, tmp_path, "echo", env=variables)
     assert status == 0, err
     assert err == (
-        "HLS_MODULE_ID=3 is one card for all ranks; they do not get it\n" if "HLS_MODULE_ID" in variables else ""
+        "HLS_MODULE_ID=3 names one card; it is not passed to the ranks\n" if "HLS_MODULE_ID" in variables else ""
     )
     for number, rank in enumerate(ranks_of(tmp_path, 2)):
         found = {name: rank["environment"][name] for name in ("HLS_MODULE_ID", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")}
@@ -593,35 +589,35 @@ def test_every_rank_gets_cores_of_its_own():
         (["--worldsize", "8", "run_qa.py"], ["unknown argument --worldsize (did you mean --world_size?)"]),
         (["--do_train", "run_qa.py"], ["unknown argument --do_train (write flags of the script after the script)"]),
         (["--use_mpi=1", "run_qa.py"], ["--use_mpi takes no value, '1' was given"]),
-        (["--master_port", "x", "run_qa.py"], ["--master_port is x, it must be a whole number from 1 to 65535"]),
-        (["--world_size", "0", "run_qa.py"], ["--world_size is 0, it must be a whole number from 1 to 1048576"]),
-        (["--world_size"], ["--world_size is '', it must be a whole number from 1 to 1048576"]),
-        (["--grace_seconds", "-1", "run_qa.py"], ["--grace_seconds is -1, it must be a whole number from 0 to 1048576"]),
+        (["--master_port", "x", "run_qa.py"], ["--master_port is x, give a whole number from 1 to 65535"]),
+        (["--world_size", "0", "run_qa.py"], ["--world_size is 0, give a whole number from 1 to 1048576"]),
+        (["--world_size"], ["--world_size is '', give a whole number from 1 to 1048576"]),
+        (["--grace_seconds", "-1", "run_qa.py"], ["--grace_seconds is -1, give a whole number from 0 to 1048576"]),
         (["--hostfile", "/none", "run_qa.py"], ["--hostfile /none: cannot be read: No such file or directory"]),
         (
             ["--use_mpi", "--node_rank", "2", "run_q.py"],
             [
                 "run_q.py: there is no such script (did you mean run_qa.py?)",
-                "--nnodes, --node_rank and --master_addr go together, on each node, and not with --use_mpi or --hostfile",
-                "--node_rank is 2, with --nnodes 1 it ends at 0",
+                "give --nnodes, --node_rank and --master_addr together, on each node, without --use_mpi and --hostfile",
+                "--node_rank is 2; with --nnodes 1 it must be at most 0",
             ],
         ),
-        (["--world_size", "2", "--nnodes", "2", "run_qa.py"], ["--nnodes, --node_rank and --master_addr go together, on each node, and not with --use_mpi or --hostfile"]),
+        (["--world_size", "2", "--nnodes", "2", "run_qa.py"], ["give --nnodes, --node_rank and --master_addr together, on each node, without --use_mpi and --hostfile"]),
         (
             ["--world_size", "3", "--nnodes", "2", "--node_rank", "2", "--master_addr", "::1", "run_qa.py"],
             [
-                "--world_size 3 is for all nodes, and --nnodes 2 does not divide it",
-                "::1 is another machine on each node; give the first one's name or address",
-                "--node_rank is 2, with --nnodes 2 it ends at 1",
+                "--world_size 3 is for all nodes, and --nnodes 2 does not divide it; give a multiple of 2",
+                "::1 is a different machine on each node; give the first one's name or address",
+                "--node_rank is 2; with --nnodes 2 it must be at most 1",
             ],
         ),
         (
             ["--use_mpi", "--nnodes", "2", "--world_size", "2", "run_qa.py"],
-            ["--nnodes, --node_rank and --master_addr go together, on each node, and not with --use_mpi or --hostfile"],
+            ["give --nnodes, --node_rank and --master_addr together, on each node, without --use_mpi and --hostfile"],
         ),
         (["--hostfile", "HOSTS", "--world_size", "5", "run_qa.py"], [
             "--world_size 5 does not match HOSTS (4 slots in total); omit --world_size",
-            "localhost is another machine on each node; give the first one's name or address",
+            "localhost is a different machine on each node; give the first one's name or address",
         ]),
     ],
 )  # fmt: skip

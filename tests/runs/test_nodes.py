@@ -11,12 +11,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from helpers import ENGINES, ROOT, free_port, load, skip_without
+from helpers import ENGINES, ROOT, free_port, load, own_address, skip_without
 from test_gaudi_spawn import (
     ECHO,
     NASTY,
     end_what_was_started,  # noqa: F401
-    own_address,
     processes_of,
     ranks_of,
     result_of,

@@ -48,7 +48,7 @@ NODES = {
         [
             "Habana's driver is 1.19.2, its PyTorch plugin 1.21.0: they should be of one release",
             "validated for SynapseAI v1.24.0 but habana-frameworks v1.21.0 was found",
-            "error: 4 ranks on this node need as many Gaudi cards, PyTorch sees 2",
+            "error: --use_habana: 4 ranks on this node, but PyTorch sees 2 Gaudi cards; start at most 2",
             "error: --bf16: this card does not support it",
         ],
         2,

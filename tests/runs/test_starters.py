@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from helpers import ROOT, history_of, load
+from helpers import ROOT, history_of, load, skip_without
 
 from qa.launch.job import find_mpirun
 
@@ -34,10 +33,8 @@ def check_one_job(printed: str, output: Path) -> None:
 
 
 def test_the_users_own_mpirun_on_two_cards(simulated_gaudi, still_models, squad_files, tmp_path):
-    mpirun = find_mpirun()
-    if mpirun is None:
-        pytest.skip("no mpirun; for tests: pip install -r requirements-dev.txt")
-    start = [mpirun, *["--allow-run-as-root"] * (os.geteuid() == 0), "--bind-to", "none"]
+    skip_without("mpi")
+    start = [find_mpirun(), *["--allow-run-as-root"] * (os.geteuid() == 0), "--bind-to", "none"]
     start += ["--map-by", "slot:OVERSUBSCRIBE", "-n", "2", *command(still_models, squad_files, tmp_path / "out")]
     done = subprocess.run(
         [*start, "--use_habana", "--use_lazy_mode"],
