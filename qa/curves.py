@@ -6,29 +6,43 @@ from qa.answer_table import AnswerTable, has_answer
 
 
 POINTS = 200  # of a curve at most
-LOGGED = ("loss", "learning_rate", "grad_norm", "exact_match", "exact", "f1")
+LOGGED = {  # what the report shows of the log of a training, and how it names that
+    "loss": "loss",
+    "eval_loss": "loss of evaluations",
+    "eval_exact_match": "EM",
+    "eval_exact": "EM",
+    "eval_f1": "F1",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+}
 
 
-def threshold_curve(table: AnswerTable, threshold: float) -> dict:
-    """Return EM and F1 in percent of all thresholds on the null odds, in logits, and those of the chosen and the best one.
+def threshold_curve(table: AnswerTable) -> dict[str, list[float]]:
+    """Return EM and F1 in percent of all thresholds on the null odds, in logits; the first one answers nothing.
 
-    A question is answered where its null odds do not exceed the threshold, as in `qa.answers.decide`. Of each metric the
-    best is the lowest one, as in `qa.metrics.best_threshold`.
+    A question is answered where its null odds do not exceed the threshold, as in `qa.answers.decide`.
     """
     odds, order = table.numbers("null_odds"), np.argsort(table.numbers("null_odds"), kind="stable")
     answered, refused = has_answer(table), [100.0 * (not text) for text in table.columns["best_text"]]
     thresholds, last = last_of_equals(odds[order])
-    curves, points = {"threshold": [below(thresholds[0]), *thresholds.tolist()]}, {}
+    curves = {"threshold": [below(thresholds[0]), *thresholds.tolist()]}
     for name in ("exact_match", "f1"):
         gains = np.where(answered, table.numbers(f"best_{name}"), np.array(refused) - 100.0)
         totals = 100.0 * (~answered).sum() + np.concatenate([[0.0], np.cumsum(gains[order])[last]])
         curves[name] = (totals / len(table)).tolist()
-        chosen, best = int(np.searchsorted(thresholds, threshold, side="right")), int(np.argmax(totals))
-        points[name] = {
-            "chosen": {"threshold": threshold, "value": curves[name][chosen]},
-            "best": {"threshold": curves["threshold"][best], "value": curves[name][best]},
-        }
-    return {"curves": curves, **points}
+    return curves
+
+
+def chosen_and_best(curves: dict[str, list[float]], threshold: float) -> list[dict]:
+    """Return points of the curve of thresholds: the chosen one, and the best one of EM and of F1.
+
+    Of each metric the best is the lowest one, as in `qa.metrics.best_threshold`.
+    """
+    chosen = max(0, int(np.searchsorted(curves["threshold"], threshold, side="right")) - 1)
+    places = {"chosen": chosen, "best EM": np.argmax(curves["exact_match"]), "best F1": np.argmax(curves["f1"])}
+    points = [{"name": name} | {key: curves[key][place] for key in curves} for name, place in places.items()]
+    points[0]["threshold"] = threshold
+    return points
 
 
 def odds_histogram(table: AnswerTable) -> dict:
@@ -83,11 +97,9 @@ def below(threshold: float) -> float:
 
 def training_curves(history: list[dict]) -> dict[str, list[list[float]]]:
     """Return what a training has logged, by name: [step, value] of each entry."""
-    names = dict.fromkeys(name for entry in history for name in entry)
-    kept = [name for name in names if name in LOGGED or name.startswith("eval_") and name[5:] in LOGGED]
     curves = {
         name: [[entry["step"], entry[name]] for entry in history if entry.get(name) is not None and "step" in entry]
-        for name in kept
+        for name in LOGGED
     }
     return {name: thinned(curve) for name, curve in curves.items() if curve}
 

@@ -59,7 +59,7 @@ def groupings(table: AnswerTable) -> list[Grouping]:
         by_range("Windows", table.numbers("windows"), [1, 2, 3, 4]),
         Grouping("Place of the answer in the context", [*PLACES, "not in the context", NO_ANSWER], place),
     ]
-    found += [by_value(name, columns[name]) for name in table.data_columns]
+    found += [by_value(f"Column {name}", columns[name]) for name in table.data_columns]
     return [grouping for grouping in found if len(np.unique(grouping.group)) > 1]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 RESAMPLES = 1000
 RESAMPLES_AT_ONCE = 50  # bounds memory
 INTERVAL = (0.025, 0.975)  # 95 % of the resamples are within
+FEWEST_FOR_INTERVAL = 10  # questions; one alone would have an interval of no width
 
 
 def mean_intervals(values: np.ndarray, counted: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -38,6 +39,8 @@ def resampled_sums(table: np.ndarray, seed: int = 0) -> np.ndarray:
 def with_intervals(parts: list[dict]) -> list[dict]:
     """Return mean, interval and number of questions of each part, all from the same resamples.
 
+    The ends of the interval are None for fewer than `FEWEST_FOR_INTERVAL` questions.
+
     Args:
         parts: `values` (questions,) and `counted` (questions,) of each, and anything else, which stays.
     """
@@ -48,9 +51,10 @@ def with_intervals(parts: list[dict]) -> list[dict]:
         {name: value for name, value in part.items() if name not in ("values", "counted")}
         | {
             "value": float(part["values"][part["counted"]].mean()),
-            "low": float(low[place]),
-            "high": float(high[place]),
+            "low": None if few else float(low[place]),
+            "high": None if few else float(high[place]),
             "questions": int(part["counted"].sum()),
         }
         for place, part in enumerate(parts)
+        for few in [part["counted"].sum() < FEWEST_FOR_INTERVAL]
     ]

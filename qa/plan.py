@@ -19,6 +19,7 @@ import torch
 from qa.arguments import STAGES, TITLES
 from qa.buckets import eval_group, fills_evaluation, padded_widths, train_group
 from qa.memory import Memory, estimate_memory
+from qa.numbers import duration
 from qa.room import bytes_of_checkpoints, free_bytes, saved_bytes, size
 from qa.steps import batch_shapes, count_checkpoints, count_evaluations, count_steps, warmup_steps
 from qa.timing import Timing, time_run
@@ -264,15 +265,3 @@ def stage_seconds(plan: Plan, training_args, timing: Timing) -> dict[str, float]
         if split in paces and getattr(training_args, f"do_{STAGES[split]}"):
             seconds[TITLES[STAGES[split]]] = paces[split].whole
     return seconds
-
-
-def duration(seconds: float) -> str:
-    """Return a time for a person.
-
-    >>> duration(3.14), duration(200), duration(8000)
-    ('3.1 s', '3 min 20 s', '2 h 13 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

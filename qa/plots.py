@@ -10,6 +10,8 @@ import re
 import numpy as np
 from markupsafe import Markup
 
+from qa.curves import LOGGED
+
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +48,9 @@ STYLE = {
 def draw_plots(report: dict) -> dict[str, Markup]:
     """Return the plots of a report by name, as SVG elements; none where matplotlib is not installed or nothing is to plot."""
     wanted = {}
-    if report["no_answer"] and report["no_answer"]["curves"]:
+    if report["no_answer"]:
         wanted["threshold"] = (draw_threshold, report["no_answer"])
-        wanted["odds"] = (draw_odds, report["no_answer"]["odds"])
+        wanted["odds"] = (draw_odds, report["no_answer"])
         wanted["precision_recall"] = (draw_precision_recall, report["no_answer"])
     if report["calibration"]:
         wanted["reliability"] = (draw_reliability, report["calibration"])
@@ -101,22 +103,24 @@ def draw_threshold(axes, data: dict) -> None:
     for name, label, colour in (("f1", "F1", FIRST), ("exact_match", "EM", SECOND)):
         axes.plot(threshold, curves[name], color=colour, label=label)
     low, high = np.quantile(threshold, (0.02, 0.98))
-    points = [data["f1"][point] for point in ("chosen", "best")]
+    points = [data["thresholds"][0], data["thresholds"][-1]]
     margin = 0.05 * (high - low) or 1.0
     low = min([low, *(point["threshold"] for point in points)]) - margin
     high = max([high, *(point["threshold"] for point in points)]) + margin
-    for point, label, marker in zip(points, ("chosen", "best"), ("o", "D")):
-        axes.plot(
-            point["threshold"], point["value"], marker, color=THIRD, label=f"{label}: {point['value']:.1f}", zorder=3
-        )
+    for point, marker in zip(points, ("o", "D")):
+        label = f"{point['name']}: {point['f1']:.1f}"
+        axes.plot(point["threshold"], point["f1"], marker, color=THIRD, label=label, zorder=3)
     axes.set(xlim=(low, high), xlabel="--null_score_diff_threshold, logits", ylabel="percent")
     axes.legend()
 
 
 def draw_odds(axes, data: dict) -> None:
-    """Plot the shares of the null odds of questions with and without an answer."""
+    """Plot the shares of the null odds of questions with and without an answer, and the chosen threshold."""
+    odds, threshold = data["odds"], data["thresholds"][0]["threshold"]
     for name, colour in (("with an answer", FIRST), ("without an answer", SECOND)):
-        axes.stairs(data[name], data["edges"], color=colour, label=name, linewidth=1.6)
+        axes.stairs(odds[name], odds["edges"], color=colour, label=name, linewidth=1.6)
+    if odds["edges"][0] < threshold < odds["edges"][-1]:
+        axes.axvline(threshold, color=THIRD, linestyle="--", linewidth=1, label="chosen threshold")
     axes.set(xlabel="null odds, logits", ylabel="percent of the questions")
     axes.legend()
 
@@ -128,14 +132,17 @@ def draw_precision_recall(axes, data: dict) -> None:
         label = f"{label}: average {curve['average_precision']:.1f}"
         axes.plot(curve["recall"][1:], curve["precision"][1:], color=colour, label=label)  # the first is by definition
     axes.set(xlim=(0, 100), ylim=(0, 101), xlabel="recall, percent", ylabel="precision, percent")
-    axes.legend(loc="lower left")
+    axes.legend()
 
 
 def draw_reliability(axes, data: dict) -> None:
-    """Plot the share of right answers against their probability."""
+    """Plot the share of right answers against their probability, and the share of the answers that have it."""
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1)
+    starts, ends, numbers = (np.array([part[name] for part in data["bins"]]) for name in ("from", "to", "questions"))
+    shares = numbers / numbers.sum()
+    axes.bar(starts, shares, ends - starts, align="edge", color=GRID, label="share of the answers")
     series = [("bins", "as they are", FIRST, "o-")]
-    if "bins_at_temperature" in data:
+    if data["temperature"] and f"{data['temperature']:.1f}" != "1.0":
         series.append(("bins_at_temperature", f"temperature {data['temperature']:.2f}", SECOND, "D--"))
     for name, label, colour, style in series:
         points = [(part["probability"], part["right"]) for part in data[name]]
@@ -148,10 +155,10 @@ def draw_curves(axes, curves: dict) -> None:
     """Plot what a training has logged against its steps."""
     for (name, points), colour in zip(curves.items(), (FIRST, SECOND, THIRD)):
         steps, values = zip(*points)
-        axes.plot(
-            steps, values, "-" if len(points) > FEWEST_POINTS * 4 else "o-", markersize=3, color=colour, label=name
-        )
+        line = "-" if len(points) > FEWEST_POINTS * 4 else "o-"
+        axes.plot(steps, values, line, markersize=3, color=colour, label=LOGGED[name])
     axes.set(xlabel="step")
+    axes.ticklabel_format(axis="y", scilimits=(-3, 4))
     if len(curves) > 1:
         axes.legend()
 

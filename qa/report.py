@@ -19,12 +19,21 @@ from qa.answer_table import AnswerTable
 from qa.arguments import DataArguments, ModelArguments
 from qa.calibration import FEWEST, calibration, top_n
 from qa.comparison import compare, comparison_lines
-from qa.curves import odds_histogram, precision_recall, thinned_together, threshold_curve, training_curves
+from qa.curves import (
+    LOGGED,
+    chosen_and_best,
+    odds_histogram,
+    precision_recall,
+    thinned_together,
+    threshold_curve,
+    training_curves,
+)
 from qa.errors import UserError, run_or_exit, unexpected
 from qa.files import read_object, to_json, write_whole
 from qa.groups import group_parts, score_parts
 from qa.identity import RUN_FILE
 from qa.intervals import with_intervals
+from qa.numbers import duration, fixed, probability, significant
 from qa.plots import draw_plots
 from qa.speed import evaluation_resources
 from qa.worst import worst_examples
@@ -33,20 +42,19 @@ from qa.worst import worst_examples
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of `eval_report.json`
-# What the report shows of a run, by its names in the results, in the log and in `run_facts`.
+# What the report shows of a run's speed, by name in the results: stage, label and unit.
 SPEED = {
-    "train_runtime": ("training, time", "s"),
-    "train_steady_samples_per_second": ("training, rate without pauses", "features/s"),
-    "train_samples_per_second": ("training, rate", "features/s"),
-    "train_tokens_per_second": ("training, rate without padding", "tokens/s"),
-    "train_padding_share": ("padding in training", "%"),
-    "eval_runtime": ("evaluation, time", "s"),
-    "eval_samples_per_second": ("evaluation, rate", "features/s"),
-    "eval_postprocess_runtime": ("answers and scores, time", "s"),
-    "eval_padding_share": ("padding in evaluation", "%"),
-    "max_memory_allocated (GB)": ("device memory, highest", "GB"),
-    "device_memory": ("device memory, highest", "GB"),
-    "host_memory": ("memory of the process, highest", "GB"),
+    "train_runtime": ("training", "time", "s"),
+    "train_samples_per_second": ("training", "features per second", "1/s"),
+    "train_steady_samples_per_second": ("training", "the same, steps alone", "1/s"),
+    "train_tokens_per_second": ("training", "tokens per second, without padding", "1/s"),
+    "train_padding_share": ("training", "padding", "%"),
+    "eval_runtime": ("evaluation", "time", "s"),
+    "eval_postprocess_runtime": ("evaluation", "answers and scores", "s"),
+    "eval_samples_per_second": ("evaluation", "features per second", "1/s"),
+    "eval_padding_share": ("evaluation", "padding", "%"),
+    "device_memory": ("", "memory of the device, at most", "GB"),
+    "host_memory": ("", "memory of the process, at most", "GB"),
 }
 
 
@@ -82,44 +90,43 @@ def build_report(
         results: the metrics of all stages, and others of `SPEED`.
         history: the log of the training.
     """
-    everything = score_parts(table)
-    found = with_intervals(everything + group_parts(table))
+    everything, many = score_parts(table), len(table) >= FEWEST
+    found = with_intervals(everything + (group_parts(table) if many else []))
     return {
         "format": FORMAT,
         "questions": len(table),
         "run": run,
         "threshold": threshold,
+        "fewest": FEWEST,
         "scores": found[: len(everything)],
         "groups": found[len(everything) :],
-        "no_answer": no_answer_figures(table, threshold) if "null_odds" in table.columns else None,
+        "no_answer": no_answer_figures(table, threshold) if many and "null_odds" in table.columns else None,
         "calibration": calibration(table),
-        "top_n": top_n(table),
+        "top_n": top_n(table) if many else [],
         "training": training_curves(history),
-        "speed": speed(results, history),
+        "speed": speed(results),
         "worst": worst_examples(table),
     }
 
 
-def no_answer_figures(table: AnswerTable, threshold: float) -> dict:
-    """Return the figures of questions that may have no answer; curves only of many questions with finite null odds."""
-    found = threshold_curve(table, threshold)
-    if len(table) < FEWEST or not np.isfinite(table.numbers("null_odds")).all():
-        return found | {"curves": None}
-    curves = {name: precision_recall(table, name) for name in ("exact_match", "f1")}
-    return found | {
-        "curves": thinned_together(found["curves"]),
+def no_answer_figures(table: AnswerTable, threshold: float) -> dict | None:
+    """Return the figures of questions that may have no answer; None where null odds are not finite."""
+    if not np.isfinite(table.numbers("null_odds")).all():
+        return None
+    curves = threshold_curve(table)
+    return {
+        "thresholds": chosen_and_best(curves, threshold),
+        "curves": thinned_together(curves),
         "odds": odds_histogram(table),
-        "precision_recall": {name: thinned_together(curve) for name, curve in curves.items()},
+        "precision_recall": {name: thinned_together(precision_recall(table, name)) for name in ("exact_match", "f1")},
     }
 
 
-def speed(numbers: dict, history: list[dict]) -> list[dict]:
-    """Return times, rates, padding and memory, each with its name and unit."""
-    logged = {name: entry[name] for entry in history for name in entry if name in SPEED}
-    numbers = logged | numbers
+def speed(numbers: dict) -> list[dict]:
+    """Return times, rates, padding and memory, each with its name, stage and unit."""
     return [
-        {"name": name, "label": label, "measured": numbers[name], "unit": unit}
-        for name, (label, unit) in SPEED.items()
+        {"name": name, "stage": stage, "label": label, "measured": numbers[name], "unit": unit}
+        for name, (stage, label, unit) in SPEED.items()
         if isinstance(numbers.get(name), int | float)
     ]
 
@@ -210,17 +217,20 @@ def environment():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["number"] = number_text
+    found.filters |= {"fixed": fixed, "significant": significant, "probability": probability, "measured": measured}
+    found.globals |= {"LOGGED": LOGGED}
     return found
 
 
-def number_text(value: float | None, digits: int = 1) -> str:
-    """Return a number for a page; a dash for one that is not known.
+def measured(value: float, unit: str) -> str:
+    """Return a figure of `SPEED` for a page.
 
-    >>> number_text(1234.56), number_text(0.98765, 2), number_text(None)
-    ('1,234.6', '0.99', '–')
+    >>> measured(200, "s"), measured(0.25, "%"), measured(1.5, "GB"), measured(23.82, "1/s")
+    ('3 min 20 s', '25.0 %', '1.5 GB', '23.8')
     """
-    return "–" if value is None else f"{value:,.{digits}f}"
+    if unit == "s":
+        return duration(value)
+    return significant(value) if unit == "1/s" else f"{fixed(100 * value if unit == '%' else value)} {unit}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

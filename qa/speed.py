@@ -139,7 +139,7 @@ def evaluation_speed(prefix: str, start: float, begun: list[float], warmup: int,
 
 
 def evaluation_resources(trainer) -> dict[str, float]:
-    """Return the share of padding in an evaluation, and the most memory in GB that the process and its GPU have used."""
+    """Return the share of padding in an evaluation, and the most memory in GB that the process and its device have used."""
     features, collator, batch = trainer.eval_dataset, trainer.data_collator, trainer.args.eval_batch_size
     lengths, widths = features.lengths(), features.widths
     if widths is None:
@@ -147,6 +147,12 @@ def evaluation_resources(trainer) -> dict[str, float]:
         widths = collator.length or longest
     unit = 1 if sys.platform == "darwin" else 1024  # of the kernel's count, in bytes
     memory = {"host_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
-    if trainer.args.device.type == "cuda":
-        memory["device_memory"] = torch.cuda.max_memory_allocated(trainer.args.device) / 1e9
+    if (used := device_memory(trainer.args.device)) is not None:
+        memory["device_memory"] = used / 1e9
     return {"eval_padding_share": float(padding_share(lengths, widths))} | memory
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Return the most memory in bytes that a device has used, None where it does not count that."""
+    module = getattr(torch, device.type)
+    return module.max_memory_allocated() if hasattr(module, "max_memory_allocated") else None

@@ -7,6 +7,7 @@ from qa.answer_table import AnswerTable
 
 WORST = 50
 NEIGHBOURHOOD = 250  # characters that are shown next to a marked answer
+SHOWN = "id question gold predicted exact_match f1 probability null_odds row".split()  # columns of the table
 
 
 def worst_examples(table: AnswerTable) -> list[dict]:
@@ -20,20 +21,8 @@ def worst_examples(table: AnswerTable) -> list[dict]:
 def worst_example(table: AnswerTable, place: int) -> dict:
     row = {name: column[place] for name, column in table.columns.items()}
     marks = {"gold": (row["gold_start"], row["gold_end"]), "predicted": (row.get("start"), row.get("end"))}
-    shown = (
-        "id",
-        "question",
-        "gold",
-        "predicted",
-        "exact_match",
-        "f1",
-        "probability",
-        "null_odds",
-        "row",
-        "best_text",
-    )
     return {
-        **{name: row[name] for name in shown if name in row},
+        **{name: row[name] for name in SHOWN if name in row},
         "data": {name: row[name] for name in table.data_columns},
         "context": marked(row["context"], marks, row["context_start"], row["context_length"]),
         "others": [{"text": text, "probability": share} for text, share in table.choices.others.get(row["id"], ())],
@@ -71,8 +60,9 @@ def marked(text: str, marks: dict[str, tuple], start: int, length: int) -> list[
 
 
 def shortened(text: str, first: bool, last: bool) -> str:
-    """Return the beginning and the end of a long text between marks; only the side next to a mark at the ends."""
+    """Return the beginning and the end of a long text between marks, whole words; only the side next to a mark at the ends."""
     if len(text) <= 2 * NEIGHBOURHOOD:
         return text
-    before = "" if first else text[:NEIGHBOURHOOD]
-    return f"{before} … {'' if last and not first else text[-NEIGHBOURHOOD:]}"
+    before = "" if first else text[:NEIGHBOURHOOD].rpartition(" ")[0]
+    after = "" if last and not first else text[-NEIGHBOURHOOD:].partition(" ")[2]
+    return f"{before} … {after}"

@@ -13,10 +13,10 @@ QUESTIONS = ["Where does it flood?", "How many towns wait?", "In what year?", "W
 COUNT, CANDIDATES = 400, 6
 
 
-def answers_and_golds(negatives: bool) -> tuple[Answers, list[dict], list[dict]]:
+def answers_and_golds(negatives: bool, count: int = COUNT) -> tuple[Answers, list[dict], list[dict]]:
     """Return answers of a model that is often right to made-up questions, their rows and gold answers."""
     draw, rows, golds, spans = np.random.default_rng(0), [], [], []
-    for number in range(COUNT):
+    for number in range(count):
         chosen = draw.choice(len(PLACES), CANDIDATES, replace=False)
         scores = np.round(draw.normal(0, 2, CANDIDATES), 1) + [3, 0, 0, 0, 0, 0]
         span = [(*PLACES[place], score) for place, score in zip(chosen, scores)]

@@ -10,7 +10,7 @@ from sklearn.calibration import calibration_curve
 
 from qa.answers import decide
 from qa.calibration import calibration, calibration_error, fit_temperature, padded, probability_at, reliability, top_n
-from qa.curves import odds_histogram, precision_recall, threshold_curve, training_curves
+from qa.curves import chosen_and_best, odds_histogram, precision_recall, threshold_curve, training_curves
 from qa.groups import group_parts, groupings, score_parts
 from qa.intervals import mean_intervals, with_intervals
 from qa.worst import worst_examples
@@ -54,17 +54,19 @@ def test_groups_are_the_questions_in_parts(case):
         with_intervals(group_parts(table)),
         {grouping.title: grouping.names for grouping in groupings(table)},
     )
-    titles = ["Question word", "Words of the answer", "Place of the answer in the context", "topic", "year"]
+    titles = ["Question word", "Words of the answer", "Place of the answer in the context"]
+    titles += ["Column topic", "Column year"]
     assert list(names) == titles  # one context, in one window
     assert set(names["Question word"]) == {"where", "how many", "what", "which", "is"}
-    assert names["year"] == ["1900 to 1909", "1910 to 1919", "1920 to 1929", "1930 or more"]
+    assert names["Column year"] == ["1900 to 1909", "1910 to 1919", "1920 to 1929", "1930 or more"]
     f1 = dict(zip(table.columns["id"], table.columns["f1"]))
     for title in titles:
         of_title = [part for part in parts if part["title"] == title]
         assert sum(part["questions"] for part in of_title) == COUNT
         total = sum(part["questions"] * part["value"] for part in of_title)
         assert total / COUNT == pytest.approx(np.mean(table.columns["f1"]))
-        assert all(part["low"] <= part["value"] <= part["high"] for part in of_title)
+        many = [part for part in of_title if part["low"] is not None]
+        assert many and all(part["low"] <= part["value"] <= part["high"] for part in many)
     (topic,) = [part for part in parts if part["group"] == "a"]
     assert topic["value"] == pytest.approx(np.mean([f1[str(number)] for number in range(0, COUNT, 2)]))
 
@@ -76,21 +78,35 @@ def test_an_interval_of_a_group_is_that_of_a_ratio():
     assert mean_intervals(values, counted).tolist() == [[5.0, 7.0], [5.0, 7.0]]
 
 
+def test_a_few_questions_have_no_interval():
+    values, ends = np.arange(30.0), {}
+    for number in (9, 10):
+        (part,) = with_intervals([{"values": values, "counted": values < number}])
+        ends[number] = part["low"], part["high"]
+        assert part["questions"] == number and part["value"] == (number - 1) / 2
+    assert ends[9] == (None, None) and 0 < ends[10][0] < 4.5 < ends[10][1] < 9
+
+
 def test_the_curve_of_thresholds_is_that_of_the_answers_at_each(negatives):
     table, answers, golds = negatives
     texts = {name: gold["text"] for name, gold in zip(answers.texts, golds)}
-    found = threshold_curve(table, 0.0)
-    none = dict.fromkeys(texts, 0.0)
-    for place in (0, 1, 7, 40, len(found["curves"]["threshold"]) - 1):
-        decided = decide(answers.best_texts, answers.null_odds, found["curves"]["threshold"][place])
-        scores = oracle.squad_v2(decided, texts, none)
-        assert [found["curves"][name][place] for name in ("exact_match", "f1")] == pytest.approx(
-            [scores["exact"], scores["f1"]]
-        )
-    assert found["f1"]["chosen"]["value"] == pytest.approx(np.mean(table.columns["f1"]))
-    everything = (decide(answers.best_texts, answers.null_odds, odds) for odds in found["curves"]["threshold"])
-    best = max(oracle.squad_v2(decided, texts, none)["f1"] for decided in everything)
-    assert found["f1"]["best"]["value"] == pytest.approx(best) and best > found["f1"]["chosen"]["value"]
+    none, curves = dict.fromkeys(texts, 0.0), threshold_curve(table)
+
+    def scores_at(threshold: float) -> list[float]:
+        scores = oracle.squad_v2(decide(answers.best_texts, answers.null_odds, threshold), texts, none)
+        return [scores["exact"], scores["f1"]]
+
+    expected = np.array([scores_at(threshold) for threshold in curves["threshold"]])
+    assert np.transpose([curves["exact_match"], curves["f1"]]) == pytest.approx(expected)
+    for threshold in (-100.0, 0.0, curves["threshold"][40], 0.05, 100.0):
+        chosen, best_exact, best_f1 = chosen_and_best(curves, threshold)
+        assert chosen["threshold"] == threshold
+        assert [chosen["exact_match"], chosen["f1"]] == pytest.approx(scores_at(threshold))
+        for point, index in ((best_exact, 0), (best_f1, 1)):
+            assert [point["exact_match"], point["f1"]] == pytest.approx(scores_at(point["threshold"]))
+            best = expected[:, index].max()
+            assert point[("exact_match", "f1")[index]] == pytest.approx(best)
+            assert point["threshold"] == min(np.array(curves["threshold"])[expected[:, index] > best - 1e-9])
 
 
 @pytest.mark.parametrize("metric, index", [("exact_match", 0), ("f1", 1)])
@@ -181,5 +197,5 @@ def test_curves_of_a_training():
     history = [{"loss": float(step), "step": step, "learning_rate": 0.1, "epoch": 1.0} for step in range(1, 1001)]
     history += [{"eval_f1": 50.0, "eval_runtime": 3.0, "step": 1000}, {"loss": None, "step": 1001}]
     found = training_curves(history)
-    assert list(found) == ["loss", "learning_rate", "eval_f1"] and found["eval_f1"] == [[1000, 50.0]]
+    assert list(found) == ["loss", "eval_f1", "learning_rate"] and found["eval_f1"] == [[1000, 50.0]]
     assert len(found["loss"]) == 200 and found["loss"][0] == [1, 1.0] and found["loss"][-1] == [1000, 1000.0]

@@ -35,10 +35,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 CONTENT_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 
-def write_run(folder: Path, negatives: bool = True, **changes) -> dict:
+def write_run(folder: Path, negatives: bool = True, count: int = COUNT, **changes) -> dict:
     """Write the files of a run that evaluated, and return its report."""
     folder.mkdir(parents=True, exist_ok=True)
-    answers, rows, golds = answers_and_golds(negatives)
+    answers, rows, golds = answers_and_golds(negatives, count)
     for row in rows:
         row |= changes
     table = table_of(answers, rows, golds)
@@ -88,18 +88,23 @@ def test_the_page_has_every_part_and_needs_nothing_else(folder):
     page = (folder / "eval_report.html").read_text()
     found = Texts(page)
     for part in (
-        "Scores", "Questions without an answer", "F1 by kind of question", "Probabilities and candidates", "Training",
+        "Scores", "Questions without an answer", "Scores by kind of question", "Probabilities and candidates", "Training",
         "Speed and memory", "The 50 worst answers", "--null_score_diff_threshold=", "Words of the answer",
-        "Place of the answer in the context", "padding in training", "25.0 %", "memory of the process, highest",
+        "Place of the answer in the context", "padding", "25.0 %", "12.5 s", "memory of the process, at most",
+        "learning rate", "1.00e-05", "Expected calibration error",
     ):  # fmt: skip
         assert part in found.text, part
     assert found.elements.count("svg") == 6 and "script" not in found.elements
     loading = [value for name, value in found.attributes if name in ("src", "href", "action", "data", "poster")]
-    assert not loading and "url(" not in re.sub(r"url\(#[\w-]+\)", "", page) and "@import" not in page
+    assert (
+        not [value for value in loading if not re.fullmatch(r"#[\w-]+", value)]
+        and "url(" not in re.sub(r"url\(#[\w-]+\)", "", page)
+        and "@import" not in page
+    )
     plots = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
     assert set(re.findall(r": (#\w+)", plots)) <= {"#000000"} and "var(--first)" in plots  # the page's colours
     used = {value[1:] for name, value in found.attributes if name == "xlink:href"}
-    used |= {match for match in re.findall(r"url\(#([\w-]+)\)", page)}
+    used |= {value[1:] for value in loading} | {match for match in re.findall(r"url\(#([\w-]+)\)", page)}
     assert used <= {value for name, value in found.attributes if name == "id"}
 
 
@@ -173,13 +178,24 @@ def same_but_digits(first, second) -> bool:
     return first == pytest.approx(second, rel=1e-5, abs=1e-5) if isinstance(first, float) else first == second
 
 
-def test_a_page_of_a_few_questions_without_matplotlib(tmp_path, monkeypatch, caplog):
-    """No curve is drawn of them; without the library there is a line, and a page without plots."""
+def test_a_page_of_a_few_questions(tmp_path):
+    """It has what they can show: scores, the log of the training, and the wrong answers."""
+    report = write_run(tmp_path, count=30)
+    assert not report["groups"] and not report["top_n"] and report["no_answer"] is report["calibration"] is None
+    page = Texts((tmp_path / "eval_report.html").read_text())
+    assert "These are few questions: groups, curves and calibration need 50." in page.text
+    assert "without an answer" in page.text and "Scores by kind of question" not in page.text
+    main([str(tmp_path)])
+    assert same_but_digits(load(tmp_path / "eval_report.json"), json.loads(json.dumps(report)))
+
+
+def test_a_page_without_matplotlib(tmp_path, monkeypatch, caplog):
+    """There is a line about it, and a page without plots."""
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     write_run(tmp_path, negatives=False)
     assert "pip install matplotlib" in caplog.text
     found = Texts((tmp_path / "eval_report.html").read_text())
-    assert "svg" not in found.elements and "F1 by kind of question" in found.text
+    assert "svg" not in found.elements and "Scores by kind of question" in found.text
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
