@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,31 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 def examples(number: int) -> settings:
     """Return the setting for N random cases of a test; in `make fuzz` for 20 times as many, with FUZZ=5 for 100."""
     return settings(max_examples=number * max(1, 20 * int(os.environ.get("FUZZ") or 0)))
+
+
+def undescribed_files(output_dir: Path) -> list[str]:
+    """Return the files of a run, with their folder, that no table of docs/outputs.md names; an N there is any number."""
+    sections = (ROOT / "docs" / "outputs.md").read_text().split("\n## ")[1:]
+    described = {
+        section.splitlines()[0]: [
+            re.escape(name).replace("N", r"\d+") + (".+" if name.endswith("/") else "")
+            for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+            for name in re.findall("`(.+?)`", row)
+            if name != "checkpoint-N/"
+        ]
+        for section in sections
+    }
+    at_the_end = [*described["The model"], *described["The training"], *described["Evaluation and prediction"]]
+    in_a_checkpoint = [*described["The model"], *described["A checkpoint"]]
+    found = []
+    for path in output_dir.rglob("*"):
+        name = path.relative_to(output_dir).as_posix()
+        checkpoint, _, rest = name.partition("/")
+        inside = re.fullmatch(r"checkpoint-\d+", checkpoint) and rest
+        names, rest = (in_a_checkpoint, rest) if inside else (at_the_end, name)
+        if path.is_file() and not any(re.fullmatch(pattern, rest) for pattern in names):
+            found.append(name)
+    return found
 
 
 def learning_flags(rows: Path) -> list:

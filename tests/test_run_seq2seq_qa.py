@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import ROOT, check_results, golds_of, load
+from helpers import ROOT, check_results, golds_of, load, undescribed_files
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -74,6 +74,7 @@ def test_the_files_of_a_run(writing_models):
         names = {path.name for path in writing_models[kind].iterdir()}
         checkpoints = {name for name in names if name.startswith("checkpoint-")}
         assert names - checkpoints == FILES | more and len(checkpoints) == 2
+        assert not undescribed_files(writing_models[kind])
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])

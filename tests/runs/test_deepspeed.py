@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import ROOT, distance_trained, history_of, load, start_ranks
+from helpers import ROOT, distance_trained, history_of, load, start_ranks, undescribed_files
 from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering
 
@@ -129,6 +129,7 @@ def test_the_bytes_of_a_checkpoint_are_those_of_a_check(cards, still_models, kin
     assert (cards / kind / "model.safetensors").stat().st_size == pytest.approx(weights, rel=0.01)
     written = sum(path.stat().st_size for path in (cards / kind / "checkpoint-4").rglob("*") if path.is_file())
     assert weights + states < written < weights + states + 3e5
+    assert not undescribed_files(cards / kind)
 
 
 def test_a_signal_to_one_rank_stops_both_with_a_checkpoint(cards):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import oracle
 import pytest
-from helpers import ROOT, golds_of, history_of, load, skip_without, start_ranks
+from helpers import ROOT, golds_of, history_of, load, skip_without, start_ranks, undescribed_files
 from safetensors.torch import load_file
 from test_hub import NAME, Hub
 
@@ -182,8 +182,11 @@ def test_ranks_resume_where_they_were(two):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_files_are_written_once_by_rank_0(two):
-    """Those that Python opens; answers are computed where files are written, so the other ranks computed none."""
+def test_files_are_written_once_by_rank_0(engine, two):
+    """Those that Python opens; answers are computed where files are written, so the other ranks computed none.
+
+    The report on a run with cards has the memory that they count.
+    """
     first, other = (load(two / f"written_by_{rank}.json") for rank in (0, 1))
     assert {Path(file).name for file in first.pop("again")} <= {LOCK_FILE, Path(os.devnull).name}
     del first["checked"]
@@ -198,7 +201,10 @@ def test_files_are_written_once_by_rank_0(two):
             for file, count in first[job].items()
             if file != os.devnull and count  # 0 for those that others wrote and Python renamed
         }
-        assert "predict_predictions.json" in counts
+        assert "predict_predictions.json" in counts and counts["eval_report.html"] == 1
+        assert not undescribed_files(two / job), job
+        memory = [part["measured"] for part in load(two / job / "eval_report.json")["speed"] if part["unit"] == "GB"]
+        assert len(memory) == 1 + (engine == "mpi") and all(0 < used < 100 for used in memory), job
         states = [file for file in counts if Path(file).match(".unfinished/checkpoint-*/trainer_state.json")]
         often |= dict.fromkeys(states, 2)  # the second time with the final name of the best checkpoint
         assert counts == {file: often.get(file, 1) for file in counts}
