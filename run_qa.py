@@ -29,6 +29,7 @@ from qa.finished import finished_training, keep_only_missing
 from qa.identity import identify
 from qa.resume import checkpoint_to_resume
 from qa.room import check_room
+from qa.settings import make_settings
 from qa.stages import (
     ScoredForm,
     format_for_metric,
@@ -96,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             post_process_function=partial(to_answers, data_args),
             compute_metrics=partial(score_answers, data_args),
             write_answers=partial(write_stage, training_args.output_dir, data_args),
+            make_settings=partial(make_settings, data_args, "span", length),
             n_best_size=data_args.n_best_size,
             **extras,
         )

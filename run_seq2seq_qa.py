@@ -32,6 +32,7 @@ from qa.identity import identify
 from qa.resume import checkpoint_to_resume
 from qa.room import check_room
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
+from qa.settings import make_settings
 from qa.stages import (
     ScoredForm,
     format_for_metric,
@@ -119,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
             post_process_function=partial(to_answers, data_args, tokenizer),
             compute_metrics=partial(score_answers, data_args),
             write_answers=partial(write_stage, training_args.output_dir, data_args),
+            make_settings=partial(make_settings, data_args, "written", length, generation=training_args),
             empty_answer=empty_answer(tokenizer) if data_args.version_2_with_negative else None,
             **extras,
         )

@@ -27,6 +27,7 @@ from qa.earlier import is_generated
 from qa.identity import RunRecord
 from qa.out_of_memory import BatchNotes
 from qa.saving import WholeSaves
+from qa.settings import SavedSettings
 from qa.speed import TrainingSpeed, evaluation_speed
 from qa.stopping import StoppableTraining
 from qa.totals import WholeRun
@@ -83,6 +84,7 @@ class AnswerEvaluation(LengthBuckets):
             `qa.answers.Candidates` of the features; for models that write see `QuestionAnsweringSeq2SeqTrainer`.
         compute_metrics: `EvalPrediction` of answers and references -> {name: value}.
         write_answers: `(answers, stage)`; writes the files of a stage from the result of `post_process_function`.
+        make_settings: returns the `qa.settings.Settings` that each saved model gets; without it none.
 
     Attributes:
         answered: on rank 0 the result of `post_process_function` in the last evaluation or prediction.
@@ -97,6 +99,7 @@ class AnswerEvaluation(LengthBuckets):
         post_process_function: Callable | None = None,
         compute_metrics: Callable | None = None,
         write_answers: Callable | None = None,
+        make_settings: Callable | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)  # without compute_metrics, to which the loop would pass logits, not answers
@@ -106,6 +109,7 @@ class AnswerEvaluation(LengthBuckets):
         self.post_process_function = post_process_function
         self.answer_metrics = compute_metrics
         self.write_answers = write_answers
+        self.make_settings = make_settings
 
     def prediction_step(self, *args, **kwargs):
         self.begun.append(time.time())
@@ -229,7 +233,7 @@ class AnswerEvaluation(LengthBuckets):
             self.write_answers(answers, stage)
 
 
-class RunFiles(RunRecord, GivenBatchSize, ReadableWeights, WholeSaves):
+class RunFiles(RunRecord, SavedSettings, GivenBatchSize, ReadableWeights, WholeSaves):
     """Mixin for a trainer: the files that it adds to those of a model, and those that it leaves alone."""
 
     def create_model_card(self, *args, **kwargs) -> None:

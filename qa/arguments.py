@@ -107,6 +107,14 @@ class DataArguments:
             "help": "Answer nothing when the no-answer score exceeds the best answer's by more than this many logits."
         },
     )
+    temperature: float = field(
+        default=1.0,
+        metadata={
+            "help": "Divide the scores of the candidates by this number before a softmax makes probabilities of them. More "
+            "than 1 lowers high probabilities, and the answers stay the same."
+        },
+    )
+    tuned_on = 0  # no flag: the number of questions on which threshold and temperature were found
     doc_stride: int = field(
         default=128, metadata={"help": "Tokens that neighbouring windows of a long context have in common."}
     )

@@ -33,7 +33,7 @@ HELP = {
     "Model": "model_name_or_path config_name tokenizer_name cache_dir model_revision token trust_remote_code "
     "use_fast_tokenizer",
     "Features and answers": "max_seq_length doc_stride pad_to_max_length length_buckets max_answer_length n_best_size "
-    "null_score_diff_threshold answer_language eval_report report_columns predict_with_generate val_max_answer_length num_beams language_code "
+    "null_score_diff_threshold temperature answer_language eval_report report_columns predict_with_generate val_max_answer_length num_beams language_code "
     "ignore_pad_token_for_loss",
     "Training": "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps warmup_ratio weight_decay lr_scheduler_type bf16 attn_implementation "

@@ -8,6 +8,7 @@ from qa.arguments import STAGES
 from qa.files import write_all_results
 from qa.identity import RUN_FILE
 from qa.saving import CHECKPOINT, WEIGHTS, discard, overwriting
+from qa.settings import SETTINGS_FILE
 from qa.written import is_checkpoint_of_run
 
 
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 # Of a stage, with its name and an underscore before them.
 REPORT = ("report.html", "report.json")
 ANSWERS = ("predictions.json", "nbest_predictions.json", "null_odds.json", "answers.csv", *REPORT)
-RESULTS = ["all_results.json", "trainer_state.json", RUN_FILE]
+RESULTS = ["all_results.json", "trainer_state.json", RUN_FILE, SETTINGS_FILE]
 RESULTS += [f"{stage}_{name}" for stage in STAGES.values() for name in ("results.json", *ANSWERS)]
 # Of transformers 4.55; it asks whoever completes the card to remove this comment.
 CARD_MARK = "This model card has been generated automatically"

@@ -74,6 +74,7 @@ LIMITS = {
     "max_predict_samples": COUNT,
     "check_steps": COUNT,
     "null_score_diff_threshold": Limit(-math.inf, math.inf),
+    "temperature": POSITIVE,
     "validation_split": Limit(0, 1, above=True, below=True, hint=": it is a share, as in 0.1"),
     # Training
     "learning_rate": NOT_NEGATIVE,  # 0 trains nothing, which measurements want

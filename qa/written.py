@@ -22,7 +22,7 @@ MARKS = re.compile(
 )
 # What a trainer writes in a checkpoint, for those without `files.json`.
 NAMES = re.compile(
-    r"(trainer_state|run|files|config|(generation|gaudi|adapter|tokenizer|preprocessor)_config|tokenizer|(\w+_)?vocab"
+    r"(trainer_state|run|qa_settings|files|config|(generation|gaudi|adapter|tokenizer|preprocessor)_config|tokenizer|(\w+_)?vocab"
     r"|special_tokens_map|added_tokens|.+\.index)\.json|(vocab|merges)\.txt|latest|\.metadata|\.tmp[0-9A-Za-z]{6}"
     r"|.+\.(safetensors|bin|pt|pth|distcp|model|spm|codes|jinja|py)"
 )

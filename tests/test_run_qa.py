@@ -36,7 +36,7 @@ from trainer_qa import QuestionAnsweringTrainer
 TRAINED_FILES = {
     "README.md", "all_results.json", "config.json", "eval_answers.csv", "eval_nbest_predictions.json", "eval_predictions.json",
     "eval_report.html", "eval_report.json", "eval_results.json", "model.safetensors", "predict_answers.csv",
-    "predict_nbest_predictions.json", "predict_predictions.json", "predict_results.json", "run.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "train_results.json",
+    "predict_nbest_predictions.json", "predict_predictions.json", "predict_results.json", "qa_settings.json", "run.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "train_results.json",
     "trainer_state.json", "training_args.bin", "vocab.txt",
 }  # fmt: skip
 

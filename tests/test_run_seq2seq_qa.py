@@ -21,7 +21,7 @@ FILES = {
     "README.md", "all_results.json", "config.json", "eval_answers.csv", "eval_nbest_predictions.json", "eval_predictions.json",
     "eval_report.html", "eval_report.json", "eval_results.json", "generation_config.json", "model.safetensors",
     "predict_answers.csv", "predict_nbest_predictions.json", "predict_predictions.json", "predict_results.json", "run.json", "special_tokens_map.json", "tokenizer.json",
-    "tokenizer_config.json", "train_results.json", "trainer_state.json", "training_args.bin",
+    "qa_settings.json", "tokenizer_config.json", "train_results.json", "trainer_state.json", "training_args.bin",
 }  # fmt: skip
 
 
