@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
-    if finished and not keep_only_missing(model_args, training_args, rows, record, data_args.check):
+    if finished and not keep_only_missing(model_args, data_args, training_args, rows, record):
         return
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
@@ -116,6 +116,7 @@ def to_answers(data_args: DataArguments, examples, features, candidates: Candida
         n_best_size=data_args.n_best_size,
         max_answer_length=data_args.max_answer_length,
         null_score_diff_threshold=data_args.null_score_diff_threshold,
+        temperature=data_args.temperature,
     )
     return format_for_metric(find_answers(examples, features, candidates, rules), examples, features)
 

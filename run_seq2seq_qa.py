@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
-    if finished and not keep_only_missing(model_args, training_args, rows, record, data_args.check):
+    if finished and not keep_only_missing(model_args, data_args, training_args, rows, record):
         return
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
     features = {
@@ -155,6 +155,7 @@ def to_answers(
         scores=scores,
         null_scores=null_scores[0] if data_args.version_2_with_negative else None,
         null_score_diff_threshold=data_args.null_score_diff_threshold,
+        temperature=data_args.temperature,
     )
     return format_for_metric(answers, examples, features)
 

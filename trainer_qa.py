@@ -80,7 +80,7 @@ class AnswerEvaluation(LengthBuckets):
     Args (beyond the trainer's own):
         eval_examples: the rows that `eval_dataset` holds the features of.
         post_process_function: `(examples, features, predictions, stage)` -> `EvalPrediction` of answers and references;
-            `stage` is "eval" or "predict". References are None where the data has no answers. `predictions` are the
+            `stage` is "eval", "predict" or "tuning". References are None where the data has no answers. `predictions` are the
             `qa.answers.Candidates` of the features; for models that write see `QuestionAnsweringSeq2SeqTrainer`.
         compute_metrics: `EvalPrediction` of answers and references -> {name: value}.
         write_answers: `(answers, stage)`; writes the files of a stage from the result of `post_process_function`.
@@ -192,6 +192,13 @@ class AnswerEvaluation(LengthBuckets):
             broadcast_object_list(result)
         answers, scores = result
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
+
+    def answer_only(self, features, examples) -> EvalPrediction | None:
+        """Return the answers to questions, neither scored nor written; None on other ranks than rank 0."""
+        self.run_model(self.get_test_dataloader(features), features, "tuning")
+        answers = self.to_answers(examples, features, "tuning") if self.kept.count else None
+        self.kept = None
+        return answers
 
     def run_model(self, loader, features, stage: str, **settings):
         """Run the model on the features in `loader`, and return the loop's output; `kept` holds what answers need."""

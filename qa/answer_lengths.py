@@ -60,7 +60,7 @@ def report_targets(rows: dict, tokenizer, data_args, training_args) -> None:
     if training_args.predict_with_generate:
         given = training_args.generation_max_length != data_args.val_max_answer_length
         flag = "generation_max_length" if given else "val_max_answer_length"
-        limits |= dict.fromkeys(("validation", "test"), (flag, training_args.generation_max_length))
+        limits |= dict.fromkeys(("tuning", "validation", "test"), (flag, training_args.generation_max_length))
     special = sum(map(len, answer_marks(tokenizer)))
     for split, part in rows.items():
         known = [row["answers"]["text"][0] for row in part if row["answers"] and row["answers"]["text"]]

@@ -26,6 +26,7 @@ class AnswerRules:
     n_best_size: int = 20
     max_answer_length: int = 30
     null_score_diff_threshold: float = 0.0
+    temperature: float = 1.0
 
 
 @dataclass
@@ -233,7 +234,14 @@ def find_answers(
         spans["example"] = example[spans.pop("window")]
         null = null_spans(best.null_logits, example) if rules.version_2_with_negative else None
         kept = rank_spans(spans, null, rules.n_best_size)
-        add_answers(answers, ids=ids[begin:end], contexts=contexts[begin:end], kept=kept, null=null)
+        add_answers(
+            answers,
+            ids=ids[begin:end],
+            contexts=contexts[begin:end],
+            kept=kept,
+            null=null,
+            temperature=rules.temperature,
+        )
     if rules.version_2_with_negative:
         answers.texts = decide(answers.best_texts, answers.null_odds, rules.null_score_diff_threshold)
     return answers
@@ -351,7 +359,9 @@ def rank_spans(spans: dict, null: dict | None, n_best_size: int) -> dict[str, np
     return kept
 
 
-def add_answers(answers: Answers, ids: list[str], contexts: list[str], kept: dict, null: dict | None) -> None:
+def add_answers(
+    answers: Answers, ids: list[str], contexts: list[str], kept: dict, null: dict | None, temperature: float
+) -> None:
     """Add the texts, the ranked candidates and, with negatives, the null odds of some examples.
 
     Where no candidate has a text, the reference's rule holds: the word "empty" with score 0 becomes the best
@@ -373,7 +383,8 @@ def add_answers(answers: Answers, ids: list[str], contexts: list[str], kept: dic
     else:
         odds = null["score"] - columns["start_logit"] - columns["end_logit"]
         answers.null_odds |= zip(ids, odds.tolist())
-    answers.nbest.append(with_probabilities(ids, contexts, kept=kept, bounds=bounds, lost=lost))
+    score = kept["score"] / temperature
+    answers.nbest.append(with_probabilities(ids, contexts, kept=kept | {"score": score}, bounds=bounds, lost=lost))
 
 
 def best_with_text(kept: dict, contexts: list[str]) -> np.ndarray:

@@ -12,7 +12,7 @@ from qa.mlqa import LANGUAGES
 # The parts of the data: the flag of each one's file, and the stage that uses it.
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 STAGES = {"train": "train", "validation": "eval", "test": "predict"}
-TITLES = {"train": "training", "eval": "evaluation", "predict": "prediction"}  # of the stages
+TITLES = {"train": "training", "eval": "evaluation", "predict": "prediction", "tuning": "tuning"}  # of the stages
 
 
 @dataclass
@@ -173,6 +173,13 @@ class DataArguments:
         metadata={
             "help": "Share of the contexts of the training data that is held out of training, with all their questions, "
             "and is the validation part. Which ones depends on `data_seed`, else `seed`."
+        },
+    )
+    tune_null_threshold: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "Share of the contexts of the training data that is held out of training, with all their questions. After "
+            "the training the threshold of the highest F1 and the temperature are found on them, and saved with the model."
         },
     )
     check: bool = field(

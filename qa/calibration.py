@@ -86,13 +86,18 @@ def calibration(table: AnswerTable) -> dict | None:
         return None
     bins = reliability(probability[known], right[known])
     found = {"bins": bins, "error": calibration_error(bins), "temperature": None}
-    if len(table.choices.scores) == len(table):
+    if has_scores(table):
         scores, rank = padded(table.choices.scores), np.array(table.choices.rank)
         found["temperature"] = fit_temperature(scores, rank, right)
     if found["temperature"] is not None:
         found["bins_at_temperature"] = reliability(probability_at(scores, rank, found["temperature"]), right)
         found["error_at_temperature"] = calibration_error(found["bins_at_temperature"])
     return found
+
+
+def has_scores(table: AnswerTable) -> bool:
+    """Return whether the candidates have scores among which a temperature can be found: those of a model that marks."""
+    return len(table.choices.scores) == len(table)
 
 
 def padded(rows: list[np.ndarray]) -> np.ndarray:

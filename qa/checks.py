@@ -40,6 +40,7 @@ def find_problems(data_args: DataArguments, training_args) -> list[str]:
         *name_problems(training_args),
         *bucket_problems(data_args, training_args),
         *best_model_problems(data_args, training_args),
+        *tuning_problems(data_args, training_args),
         *training_problems(training_args),
         *([*gaudi_flag_problems(training_args), *gaudi_problems(training_args)] if training_args.use_habana else []),
     ]
@@ -130,6 +131,25 @@ def best_model_problems(data_args: DataArguments, training_args) -> list[str]:
     if best is not None and not compares and best.removeprefix("eval_") not in every_score():
         names, compares = ["loss", *scores], True
     return [*problems, *(score_problems(names, scores, training_args) if compares else [])]
+
+
+def tuning_problems(data_args: DataArguments, training_args) -> list[str]:
+    """Return problems of `--tune_null_threshold`: it needs a training, questions without an answer, and answers."""
+    if data_args.tune_null_threshold is None:
+        return []
+    needs = {
+        "add --do_train": training_args.do_train,
+        "add --version_2_with_negative": data_args.version_2_with_negative,
+        "add --predict_with_generate": getattr(training_args, "predict_with_generate", True),
+        "omit --prediction_loss_only": not training_args.prediction_loss_only,
+    }
+    sets = [
+        name for name in ("null_score_diff_threshold", "temperature") if name in getattr(training_args, "given", ())
+    ]
+    needs |= {f"omit --{name}, which it finds": False for name in sets}
+    missing = [need for need, fulfilled in needs.items() if not fulfilled]
+    flag = f"--tune_null_threshold {data_args.tune_null_threshold} tunes when a trained model answers nothing"
+    return [f"{flag}; {', '.join(missing)}, or omit it"] if missing else []
 
 
 def every_score() -> list[str]:

@@ -33,7 +33,7 @@ HELP = {
     "Model": "model_name_or_path config_name tokenizer_name cache_dir model_revision token trust_remote_code "
     "use_fast_tokenizer",
     "Features and answers": "max_seq_length doc_stride pad_to_max_length length_buckets max_answer_length n_best_size "
-    "null_score_diff_threshold temperature answer_language eval_report report_columns predict_with_generate val_max_answer_length num_beams language_code "
+    "null_score_diff_threshold tune_null_threshold temperature answer_language eval_report report_columns predict_with_generate val_max_answer_length num_beams language_code "
     "ignore_pad_token_for_loss",
     "Training": "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps warmup_ratio weight_decay lr_scheduler_type bf16 attn_implementation "
@@ -94,7 +94,7 @@ def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], descri
         argv: flags without the program's name, the file of arguments already expanded by `expand_file`.
 
     Returns:
-        The namespace, and a list of what is wrong: unknown flags (with the nearest known one), values of the wrong
+        The namespace, in which `given` has the names of the flags that are there, and a list of what is wrong: unknown flags (with the nearest known one), values of the wrong
         type and missing flags. The values in question are then the defaults.
 
     Raises:
@@ -102,6 +102,7 @@ def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], descri
     """
     parser = CommandLine(dataclass_types, description=description)
     values, unknown = parser.parse_known_args(argv)
+    values.given = frozenset(parser.given)
     known = [f"--{f.name}" for dataclass_type in dataclass_types for f in fields(dataclass_type)]
     flags = [word for word in unknown if word.startswith("-")]  # the other unknown words are their values
     problems = parser.problems + [unknown_argument(word, known) for word in without_secrets(flags or unknown)]
@@ -126,6 +127,7 @@ class CommandLine(HfArgumentParser):
         super().__init__(dataclass_types, formatter_class=FlagFormatter, **options)
         self.add_argument("--help_all", action=HelpAll, nargs=0, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
         self.problems: list[str] = []
+        self.given: set[str] = set()  # the names of the flags on the command line
         self.required = [action.dest for action in self._actions if action.required]
         for action in self._actions:
             action.required = False  # argparse would stop at the first problem of this kind
@@ -148,6 +150,7 @@ class CommandLine(HfArgumentParser):
 
     def _get_values(self, action, arg_strings):
         """Return the value of a flag; note what is wrong with it and go on with the default."""
+        self.given.add(action.dest)
         if action.option_strings and arg_strings == ["--"]:  # argparse would make an empty list of it
             self.problems.append(f"{action.option_strings[0]} lacks its value; `--` is none")
             return action.default

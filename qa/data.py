@@ -15,10 +15,8 @@ A hub dataset, a local dataset folder and every file that `qa.reading` reads bec
 any slow step, and cut to `--max_*_samples` once.
 """
 
-import hashlib
 import itertools
 import logging
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,6 +24,7 @@ from pathlib import Path
 
 from qa.arguments import SPLITS, STAGES, DataArguments, ModelArguments
 from qa.errors import UserError, short
+from qa.held_out import TITLES, parts_of
 from qa.named_dataset import load_named_dataset, rows_of_split
 from qa.placing import Place, place_answers
 from qa.reading import read_file
@@ -40,7 +39,8 @@ def load_rows(
 ) -> tuple[dict[str, list[dict]], dict[str, dict[str, int]]]:
     """Return the checked rows of every split that `training` asks for: keys out of `train`, `validation`, `test`.
 
-    With `--validation_split` the validation part is held out of the train part.
+    With `--validation_split` the validation part is held out of the train part, and with `--tune_null_threshold` a part
+    `tuning` of what is left.
 
     Returns:
         The rows, and counts for the results of each split, see `checked_rows`.
@@ -60,11 +60,13 @@ def load_rows(
             if origin not in read:
                 read[origin] = read_questions(read_records(origin, data_args, load_named), source, data_args, origin)
             questions = read[origin]
-            if origin == "train" and data_args.validation_split is not None:
-                questions = part_of(questions, source, split, data_args, training_args)
-                source += ", the held-out part" if split == "validation" else ", the part to train on"
-            checked, counts[split] = checked_rows(questions, source, data_args, split)
-            rows[split] = checked[: getattr(data_args, f"max_{stage}_samples")]
+            parts = {split: questions}
+            if origin == "train":
+                parts = parts_of(questions, source, split, data_args, training_args)
+            for name, part in parts.items():
+                title = source + (TITLES[name] if len(part) < len(questions) else "")
+                checked, counts[name] = checked_rows(part, title, data_args, name)
+                rows[name] = checked[: getattr(data_args, f"max_{stage}_samples")]
         except UserError as error:
             problems += error.problems
     if problems:
@@ -284,44 +286,3 @@ def log_checks(good: list[Question], skipped: list[str], renamed: dict[str, str]
     for line, happened in lines.items():
         if happened:
             logger.warning(f"{source}: {line}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Holding out a validation part
-
-
-def part_of(
-    questions: list[Question], source: str, split: str, data_args: DataArguments, training_args
-) -> list[Question]:
-    """Return the part of a train file's questions for training or for validation; no context is in both.
-
-    The choice depends on the contexts, `--validation_split` and `--data_seed` (else `--seed`) alone: it is the same on
-    every rank, in a resumed run, in a later evaluation, and whatever the order of the rows.
-
-    Raises:
-        UserError: there are too few contexts for two parts.
-    """
-    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
-    contexts = {context_key(question) for question in questions if question.problem is None}
-    held = held_out(contexts, data_args.validation_split, seed)
-    if len(held) == len(contexts):
-        raise UserError(
-            f"--validation_split {data_args.validation_split} of the {len(contexts)} contexts of {source} leaves none to "
-            "train on; lower it, or add contexts"
-        )
-    return [question for question in questions if (context_key(question) in held) == (split == "validation")]
-
-
-def context_key(question: Question) -> str:
-    """Return a question's context in the form that is compared with others, which ignores blanks."""
-    return " ".join(str(question.row["context"]).split())
-
-
-def held_out(contexts: set[str], share: float, seed: int) -> set[str]:
-    """Return a share of the contexts, rounded up: those with the lowest hashes.
-
-    >>> sorted(held_out({"Nile", "Rhine", "Rhône", "Seine"}, 0.5, seed=0))
-    ['Rhône', 'Seine']
-    """
-    number = math.ceil(round(share * len(contexts), 6))
-    return set(sorted(contexts, key=lambda text: hashlib.sha256(f"{seed} {text}".encode()).digest())[:number])

@@ -13,6 +13,7 @@ from qa.identity import RUN_FILE, write_record
 from qa.locks import unlock
 from qa.saving import end
 from qa.screen import print_summary, report_stage
+from qa.settings import SETTINGS_FILE, take_tuned
 from qa.upstream.training import has_ended
 
 
@@ -48,25 +49,31 @@ def finished_training(training_args) -> str | None:
     return training_args.output_dir if asked and ended else None
 
 
-def keep_only_missing(model_args, training_args, rows: dict, record: dict | None, check: bool) -> bool:
+def keep_only_missing(model_args, data_args, training_args, rows: dict, record: dict | None) -> bool:
     """Change what a run does whose training is finished to what is missing; if nothing is, show the results.
 
-    The run then evaluates and predicts with the model in `output_dir`.
+    The run then evaluates and predicts with the model in `output_dir`. If its threshold was tuned, it uses that; a tuning
+    that is missing is done, and with it all that depends on it. With `--check` no file changes.
 
     Args:
         rows: by split; those without use are removed.
         record: of the command, on rank 0, see `qa.identity.identify`.
-        check: change no file, for `--check`.
 
     Returns:
         Whether anything is missing; a push to the hub always is.
+
+    Raises:
+        UserError: the model's settings cannot be read.
     """
     folder = Path(training_args.output_dir)
     stale = stale_stages(folder, record)
     if training_args.world_size > 1:
         broadcast_object_list(stale)
     asked = [stage for stage in LATER if getattr(training_args, f"do_{stage}")]
-    missing = [stage for stage in asked if stage in stale or not has_results(folder, stage)]
+    tunes = "tuning" in rows and not take_tuned(data_args, folder)
+    missing = ["tuning"] * tunes + [
+        stage for stage in asked if tunes or stage in stale or not has_results(folder, stage)
+    ]
     pushes = ["push to the hub"] * training_args.push_to_hub
     state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     logger.warning(
@@ -75,16 +82,16 @@ def keep_only_missing(model_args, training_args, rows: dict, record: dict | None
     )
     if not missing + pushes:
         show_results(training_args, state, ["train", *asked])
-        if training_args.process_index == 0 and not check:
+        if training_args.process_index == 0 and not data_args.check:
             end(folder)
         unlock(folder)
         return False
-    if record is not None and not check:
+    if record is not None and not data_args.check:
         forget(folder, filter(None, stale))
         write_record(folder, record | {REPLACED: [stage for stage in replaced_stages(folder) if stage not in missing]})
     model_args.model_name_or_path, training_args.do_train = training_args.output_dir, False
     training_args.do_eval, training_args.do_predict = "eval" in missing, "predict" in missing
-    for split in [split for split in rows if STAGES[split] not in missing]:
+    for split in [split for split in rows if STAGES.get(split, split) not in missing]:
         del rows[split]
     return True
 
@@ -113,8 +120,9 @@ def has_results(folder: Path, stage: str) -> bool:
 
 
 def mark_unfinished(folder: Path) -> None:
-    """Remove the trainer's state and the results of all stages in an output folder: its model is trained further."""
-    (folder / "trainer_state.json").unlink(missing_ok=True)
+    """Remove the trainer's state, the settings and all results in an output folder: its model is trained further."""
+    for name in ("trainer_state.json", SETTINGS_FILE):
+        (folder / name).unlink(missing_ok=True)
     forget(folder, STAGES.values())
 
 

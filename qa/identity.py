@@ -33,6 +33,7 @@ PACKAGES = "torch transformers accelerate tokenizers safetensors datasets numpy 
 # among them: the questions, the tokenizer and the model themselves are compared.
 TRAINING_FLAGS = frozenset(
     "max_seq_length doc_stride pad_to_max_length length_buckets version_2_with_negative language_code "
+    "tune_null_threshold "
     "ignore_pad_token_for_loss per_device_train_batch_size per_gpu_train_batch_size auto_find_batch_size "
     "gradient_accumulation_steps dataloader_drop_last group_by_length length_column_name sortish_sampler num_train_epochs "
     "max_steps learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_ratio warmup_steps optim optim_args "
@@ -173,7 +174,7 @@ def versions() -> dict[str, str]:
 
 def data_record(split: str, rows: list[dict], data_args) -> dict:
     """Return where questions are from, their number, and a fingerprint of what they say."""
-    held_out = split == "validation" and data_args.validation_split is not None
+    held_out = split == "tuning" or split == "validation" and data_args.validation_split is not None
     path = getattr(data_args, SPLITS["train" if held_out else split])
     source = {"file": path} if path else {"name": data_args.dataset_name, "config": data_args.dataset_config_name}
     if path:

@@ -58,6 +58,7 @@ COUNT = Limit(1)
 FROM_0 = Limit(0)
 NOT_NEGATIVE = Limit(0, LARGEST)
 POSITIVE = Limit(0, above=True)
+SHARE = Limit(0, 1, above=True, below=True, hint=": it is a share, as in 0.1")
 
 LIMITS = {
     # Data, features and answers
@@ -75,7 +76,8 @@ LIMITS = {
     "check_steps": COUNT,
     "null_score_diff_threshold": Limit(-math.inf, math.inf),
     "temperature": POSITIVE,
-    "validation_split": Limit(0, 1, above=True, below=True, hint=": it is a share, as in 0.1"),
+    "validation_split": SHARE,
+    "tune_null_threshold": SHARE,
     # Training
     "learning_rate": NOT_NEGATIVE,  # 0 trains nothing, which measurements want
     "num_train_epochs": POSITIVE._replace(hint="; to score the model as it is, omit --do_train"),

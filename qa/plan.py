@@ -185,7 +185,7 @@ def report_plan(plan: Plan, features: dict, training_args, make_trainer: Callabl
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     """Return the lines of a plan as titles and texts."""
     rows = [*training_rows(plan.training)] if plan.training else []
-    rows += [(f"{STAGES[split]} batches", format_part(part)) for split, part in plan.parts.items()]
+    rows += [(f"{STAGES.get(split, split)} batches", format_part(part)) for split, part in plan.parts.items()]
     return [*rows, ("parameters", format_parameters(plan)), ("memory", format_memory(plan.memory))]
 
 
@@ -246,7 +246,7 @@ def timing_rows(plan: Plan, features: dict, training_args, timing: Timing) -> li
     seconds |= {"first steps": sum(pace.first_steps for pace in timing.paces.values())}
     listed = ", ".join(f"{name} {duration(part)}" for name, part in seconds.items())
     rates = [
-        f"{TITLES[STAGES[split]]} {len(features[split]) / pace.whole:,.1f} samples/s"
+        f"{TITLES[STAGES.get(split, split)]} {len(features[split]) / pace.whole:,.1f} samples/s"
         for split, pace in timing.paces.items()
     ]
     rows = [("time", f"about {duration(sum(seconds.values()))}: {listed}"), ("speed", ", ".join(rates))]
@@ -261,7 +261,7 @@ def stage_seconds(plan: Plan, training_args, timing: Timing) -> dict[str, float]
         seconds[TITLES["train"]] = max(0, left) * paces["train"].whole
     if plan.training and plan.training.evaluations and "validation" in paces:
         seconds["evaluations during training"] = plan.training.evaluations * paces["validation"].whole
-    for split in ("validation", "test"):
-        if split in paces and getattr(training_args, f"do_{STAGES[split]}"):
-            seconds[TITLES[STAGES[split]]] = paces[split].whole
+    for split in ("tuning", "validation", "test"):
+        if split in paces and (split == "tuning" or getattr(training_args, f"do_{STAGES[split]}")):
+            seconds[TITLES[STAGES.get(split, split)]] = paces[split].whole
     return seconds

@@ -11,6 +11,7 @@ from qa.answer_files import first_rows, table_name
 from qa.buckets import padding_share, train_group
 from qa.errors import printable
 from qa.steps import warmup_steps
+from qa.thresholds import best_thresholds, to_paste
 
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def summary(training_args, state, metrics: dict, script: str) -> list[str]:
         for key, name in SUMMARY_SCORES.items():
             if f"{prefix}_{key}" in metrics:
                 lines.append((f"{name}{title}", f"{metrics[f'{prefix}_{key}']:.2f}"))
+        lines += threshold_lines(metrics, prefix)
     if training_args.do_train and state.best_model_checkpoint is not None:
         best = f"{state.best_model_checkpoint} ({training_args.metric_for_best_model} {state.best_metric:.4g})"
         lines.append(("best checkpoint", best))
@@ -122,6 +124,18 @@ def summary(training_args, state, metrics: dict, script: str) -> list[str]:
     width = max(len(title) for title, _ in lines)
     tables = [first_answers(Path(training_args.output_dir), stage) for stage in stages]
     return [f"{title:<{width}}  {value}" for title, value in lines] + [line for table in tables for line in table]
+
+
+def threshold_lines(metrics: dict, prefix: str) -> list[tuple[str, str]]:
+    """Return the best threshold by F1 as a line to paste, with the metric's probability; none without negatives."""
+    return [
+        (
+            "best threshold",
+            f"{to_paste(logits)} (F1 {best:.2f} on these questions, no-answer probability {probability:.4g})",
+        )
+        for metric, best, logits, probability in best_thresholds(metrics, prefix)
+        if metric == "f1"
+    ]
 
 
 def first_answers(folder: Path, stage: str) -> list[str]:

@@ -247,6 +247,7 @@ def choose_windows(
     scores: np.ndarray,
     null_scores: np.ndarray | None = None,
     null_score_diff_threshold: float = 0.0,
+    temperature: float = 1.0,
 ) -> Answers:
     """Return the answer of every example: of the texts written for its windows the one with the best score.
 
@@ -256,6 +257,7 @@ def choose_windows(
         null_scores: (features,) with negatives, the log-probability of the empty answer. An example's null score is the
             lowest of its windows, as in `find_answers`. The answer is empty when that exceeds the best text's score by
             more than `null_score_diff_threshold`.
+        temperature: divides the scores of which the probabilities are made.
 
     The n-best rows, one for each window, are `{text, score, probability, window}`, with negatives also `null_score`.
     Probabilities are a softmax over the windows' scores; `window` counts from the beginning of the context.
@@ -268,7 +270,11 @@ def choose_windows(
     bounds = np.searchsorted(features.row[order], np.arange(len(ids) + 1))
     window = np.arange(len(features)) - np.searchsorted(features.row, np.arange(len(ids)))[features.row]
     texts, scores = [texts[index] for index in order], scores[order]
-    numbers = {"score": scores, "probability": softmax_of_groups(scores, bounds), "window": window[order]}
+    numbers = {
+        "score": scores,
+        "probability": softmax_of_groups(scores / temperature, bounds),
+        "window": window[order],
+    }
     if null_scores is not None:
         numbers["null_score"] = null_scores[order]
     answers = Answers(best_texts={name: texts[first] for name, first in zip(ids, bounds)})

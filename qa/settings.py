@@ -8,6 +8,7 @@ Every training writes the file. Evaluation and prediction use it where `--tune_n
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +21,7 @@ from qa.limits import number_problems
 SETTINGS_FILE = "qa_settings.json"
 VERSION = 1  # of the file; a reader refuses later ones
 KINDS = ("span", "written")
+TUNED = ("null_score_diff_threshold", "temperature", "tuned_on")
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ def read_settings(folder: Path) -> Settings | None:
         UserError: the file is damaged, or of a later version.
     """
     path = Path(folder) / SETTINGS_FILE
+    if not os.path.isfile(path):
+        return None
     try:
         content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({short(str(error))}); restore it, or remove it") from None
     version = content.pop("version", None) if isinstance(content, dict) else None
@@ -164,6 +166,67 @@ def is_whole(value) -> bool:
 
 def is_number(value) -> bool:
     return isinstance(value, float) or is_whole(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Using them
+
+
+def use_settings(values) -> str | None:
+    """Set the flags that are not on the command line to the tuned settings of the model; return a line that says so.
+
+    A training uses none. Nor does a model whose threshold was not tuned, or one of the hub.
+
+    Args:
+        values: of all flags, with `given`, see `read_command_line`.
+
+    Raises:
+        UserError: the model's settings cannot be read.
+    """
+    if values.do_train or not values.model_name_or_path:
+        return None
+    settings = read_settings(Path(values.model_name_or_path))
+    if settings is None or not settings.tuned_on:
+        return None
+    flags = {name: value for name, value in to_flags(settings).items() if is_open(name, values)}
+    changed = {name: value for name, value in flags.items() if getattr(values, name) != value}
+    for name, value in changed.items():
+        setattr(values, name, value)
+    listed = " ".join(f"--{name} {value}" for name, value in changed.items())
+    path = Path(values.model_name_or_path) / SETTINGS_FILE
+    return f"{path}, tuned on {settings.tuned_on:,} held-out questions: using {listed or 'what is given'}"
+
+
+def to_flags(settings: Settings) -> dict[str, object]:
+    """Return settings as values of flags by name."""
+    entries = asdict(settings)
+    columns, language = entries.pop("columns"), entries.pop("language") or "off"
+    flags = {name: value for name, value in entries.items() if name not in ("kind", "tuned_on") and value is not None}
+    return flags | {f"{name}_column": column for name, column in columns.items()} | {"answer_language": language}
+
+
+def is_open(name: str, values) -> bool:
+    """Return whether a script has a flag, and neither it nor another flag of the same effect is on the command line."""
+    others = {"generation_max_length": "val_max_answer_length", "generation_num_beams": "num_beams"}
+    return hasattr(values, name) and not {name, others.get(name)} & values.given
+
+
+def take_tuned(data_args, folder: Path) -> bool:
+    """Set threshold and temperature to those that were tuned for the model in a folder; return whether there are any.
+
+    Raises:
+        UserError: the settings cannot be read.
+    """
+    settings = read_settings(folder)
+    if settings is None or not settings.tuned_on:
+        return False
+    for name in TUNED:
+        setattr(data_args, name, getattr(settings, name))
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving them
 
 
 class SavedSettings:

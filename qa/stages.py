@@ -27,6 +27,7 @@ from qa.saving import begin, end
 from qa.screen import StageLines, print_summary, report_features, report_stage
 from qa.signals import signals_can_wait
 from qa.stopping import weights_not_finite
+from qa.tuning import check_tuning, tune
 
 
 logger = logging.getLogger(__name__)
@@ -83,12 +84,14 @@ def read_rows(data_args: DataArguments, model_args: ModelArguments, training_arg
 
     Raises:
         UserError: `--answer_language auto` finds none of its languages, or `--metric_for_best_model` is a score of questions
-            that are not there.
+            that are not there, or no threshold can be tuned on the questions that are held out for it.
     """
     rows, counts = load_rows(data_args, model_args, training_args)
     answered = [row for split in ("validation", "test") for row in rows.get(split, ())]
     if data_args.answer_language == "auto" and answered:
         data_args.answer_language = found_language(answered)
+    if "tuning" in rows:
+        check_tuning(rows["tuning"], data_args.tune_null_threshold)
     if "train" in rows and "validation" in rows and training_args.metric_for_best_model is not None:
         check_best_model(training_args.metric_for_best_model, rows["validation"])
     return rows, counts
@@ -218,6 +221,8 @@ def run(
         metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window, card)
     elif record is None and trainer.is_world_process_zero():
         note_replaced(training_args)
+    if "tuning" in features:
+        tune(trainer, data_args, features["tuning"], rows["tuning"])
     if training_args.do_eval:
         metrics |= evaluate(trainer, model_args, data_args, counts["validation"])
     if training_args.do_predict:

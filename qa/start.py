@@ -17,6 +17,8 @@ from qa.hub import report_shadowing
 from qa.locks import lock
 from qa.ranks import place_process
 from qa.saving import is_being_overwritten, remove_remains
+from qa.settings import use_settings
+from qa.thresholds import doubt
 
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,11 @@ def start(
     argv = resolve_lazy_mode(expand_file(sys.argv[1:] if argv is None else argv))
     training_type = training_arguments(seq2seq)
     values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
+    line = None
+    try:
+        line = use_settings(values)
+    except UserError as error:
+        problems += error.problems
     model_args, data_args = build(model_type, values), build(data_type, values)
     if data_args.debug_traceback:
         show_tracebacks()
@@ -53,12 +60,23 @@ def start(
     if problems:
         raise UserError(*problems)
     start_logging(training_args)
+    if line is not None:
+        logger.info(line)
+    if (line := doubt_of_threshold(values)) is not None:
+        logger.warning(line)
     report_shadowing(model_args, data_args, training_args)
     if not data_args.check:
         on_rank_0(training_args, take, Path(training_args.output_dir))
     complete_overwriting(training_args)
     transformers.set_seed(training_args.seed)
     return model_args, data_args, training_args
+
+
+def doubt_of_threshold(values) -> str | None:
+    """Return a line about a threshold on the command line that looks like a probability."""
+    if "null_score_diff_threshold" not in values.given or not values.version_2_with_negative:
+        return None
+    return doubt(values.null_score_diff_threshold, [values.model_name_or_path, values.output_dir])
 
 
 def take(folder: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import run_qa
 import run_seq2seq_qa
+from qa.arguments import DataArguments
 from qa.errors import Stopped
 from qa.finished import keep_only_missing
 from qa.locks import LOCK_FILE
@@ -278,7 +279,7 @@ def test_a_push_to_the_hub_is_left_to_do(ended, caplog):
     arguments = {"output_dir": str(ended / "within an epoch"), "do_train": True, "do_eval": False, "do_predict": False}
     training_args = SimpleNamespace(**arguments, push_to_hub=True, world_size=1, process_index=0)
     model_args = SimpleNamespace(model_name_or_path="start")
-    assert keep_only_missing(model_args, training_args, {}, None, check=False)
+    assert keep_only_missing(model_args, DataArguments(), training_args, {}, None)
     assert "left to do: push to the hub" in caplog.text
     assert (model_args.model_name_or_path, training_args.do_train) == (arguments["output_dir"], False)
 
