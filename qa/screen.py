@@ -128,14 +128,13 @@ def summary(training_args, state, metrics: dict, script: str) -> list[str]:
 
 def threshold_lines(metrics: dict, prefix: str) -> list[tuple[str, str]]:
     """Return the best threshold by F1 as a line to paste, with the metric's probability; none without negatives."""
-    return [
-        (
-            "best threshold",
-            f"{to_paste(logits)} (F1 {best:.2f} on these questions, no-answer probability {probability:.4g})",
-        )
-        for metric, best, logits, probability in best_thresholds(metrics, prefix)
-        if metric == "f1"
-    ]
+    lines = []
+    for metric, best, logits, probability in best_thresholds(metrics, prefix):
+        kind = f"no-answer probability {probability:.4g}" if probability else "no answer at all"
+        if metric == "f1":
+            text = f"{to_paste(logits, answers=probability > 0)} (F1 {best:.2f} on these questions, {kind})"
+            lines.append(("best threshold", text))
+    return lines
 
 
 def first_answers(folder: Path, stage: str) -> list[str]:

@@ -11,13 +11,17 @@ DIGITS = 4  # after the point
 METRICS = ("f1", "exact")
 
 
-def to_paste(threshold: float) -> str:
-    """Return the flag with a threshold, rounded up: the question whose null odds are the threshold is still answered.
+def to_paste(threshold: float, answers: bool = True) -> str:
+    """Return the flag with a threshold of four digits, for the same answers.
 
-    >>> to_paste(-1.23456), to_paste(2.0)
-    ('--null_score_diff_threshold -1.2345', '--null_score_diff_threshold 2.0000')
+    It is rounded up, so that the question whose null odds are the threshold is still answered; down, where the threshold
+    `answers` nothing.
+
+    >>> to_paste(-1.23456), to_paste(-1.23456, answers=False)
+    ('--null_score_diff_threshold -1.2345', '--null_score_diff_threshold -1.2346')
     """
-    return f"{FLAG} {math.ceil(threshold * 10**DIGITS) / 10**DIGITS:.{DIGITS}f}"
+    rounded = (math.ceil if answers else math.floor)(threshold * 10**DIGITS)
+    return f"{FLAG} {rounded / 10**DIGITS:.{DIGITS}f}"
 
 
 def best_thresholds(metrics: dict, prefix: str) -> list[tuple[str, float, float, float]]:
