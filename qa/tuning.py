@@ -16,7 +16,7 @@ from qa.arguments import DataArguments
 from qa.calibration import FEWEST, fit_temperature, has_scores, padded
 from qa.data import gold_answers
 from qa.errors import UserError
-from qa.metrics import averages, best_threshold, gains_of_answering, score_each
+from qa.metrics import averages, best_threshold, score_each
 
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ def threshold_of_best_f1(
     names = list(golds)
     odds = np.array([null_odds[name] for name in names])
     values, rank = np.unique(np.where(np.isnan(odds), -np.inf, odds), return_inverse=True)
-    gains = gains_of_answering(names, best_texts, score_each(best_texts, golds, version_2=True), golds)
-    start, of_f1 = next((start, gain) for metric, start, gain in gains if metric == "f1")
-    _, last = best_threshold(start, of_f1, 1.0 + rank, together=True)  # 0: none is answered
+    refused = np.array([float(not golds[name]) for name in names])  # the F1 of each question without an answer to it
+    scores = score_each(best_texts, golds, version_2=True)
+    gains = np.array([scores[name][1] for name in names]) - refused
+    _, last = best_threshold(refused.sum(), gains, 1.0 + rank, together=True)  # 0: none is answered
     return float(values[int(last) - 1] if last else np.nextafter(values[0], -np.inf))
