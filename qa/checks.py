@@ -138,18 +138,22 @@ def tuning_problems(data_args: DataArguments, training_args) -> list[str]:
     if data_args.tune_null_threshold is None:
         return []
     needs = {
-        "add --do_train": training_args.do_train,
-        "add --version_2_with_negative": data_args.version_2_with_negative,
-        "add --predict_with_generate": getattr(training_args, "predict_with_generate", True),
-        "omit --prediction_loss_only": not training_args.prediction_loss_only,
+        "--do_train": training_args.do_train,
+        "--version_2_with_negative": data_args.version_2_with_negative,
+        "--predict_with_generate": getattr(training_args, "predict_with_generate", True),
     }
-    sets = [
-        name for name in ("null_score_diff_threshold", "temperature") if name in getattr(training_args, "given", ())
-    ]
-    needs |= {f"omit --{name}, which it finds": False for name in sets}
-    missing = [need for need, fulfilled in needs.items() if not fulfilled]
-    flag = f"--tune_null_threshold {data_args.tune_null_threshold} tunes when a trained model answers nothing"
-    return [f"{flag}; {', '.join(missing)}, or omit it"] if missing else []
+    sets = {
+        f"--{name}": name in getattr(training_args, "given", ())
+        for name in ("null_score_diff_threshold", "temperature")
+    }
+    sets["--prediction_loss_only"] = training_args.prediction_loss_only
+    lists = {
+        "add": [flag for flag, there in needs.items() if not there],
+        "omit": [flag for flag in sets if sets[flag]],
+    }
+    advice = [f"{verb} {' and '.join(flags)}" for verb, flags in lists.items() if flags]
+    does = f"--tune_null_threshold {data_args.tune_null_threshold} finds threshold and temperature after a training"
+    return [f"{does}; {', '.join(advice)}, or omit --tune_null_threshold"] if advice else []
 
 
 def every_score() -> list[str]:

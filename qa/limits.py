@@ -75,7 +75,7 @@ LIMITS = {
     "max_predict_samples": COUNT,
     "check_steps": COUNT,
     "null_score_diff_threshold": Limit(-math.inf, math.inf),
-    "temperature": POSITIVE,
+    "temperature": Limit(0.01, 1000),  # beyond it the softmax overflows, or is the same for all candidates
     "validation_split": SHARE,
     "tune_null_threshold": SHARE,
     # Training

@@ -154,6 +154,8 @@ COMMAND_LINE = [
             --validation_split 0
             --validation_split 1
             --validation_split nan
+            --tune_null_threshold 1
+            --temperature 0
             --save_steps 0
             --save_steps -1
             --save_total_limit 0
@@ -258,6 +260,9 @@ COMMAND_LINE = [
             --do_train --length_buckets 128 384 --group_by_length
             --length_buckets 128 256
             --validation_split 0.1 --validation_file good.json
+            --tune_null_threshold 0.1
+            --tune_null_threshold 0.1 --version_2_with_negative --null_score_diff_threshold 1 --temperature 2
+            --do_train --tune_null_threshold 0.1 --version_2_with_negative
             --fp16 --use_cpu
             --use_habana
             --num_beams 0 --metric_for_best_model bleu --output_dir a_file --language_code
@@ -573,6 +578,9 @@ DATA = [
             --do_train --train_file elsewhere.json
             --do_train --train_file ambiguous.json --ambiguous_answers stop
             --do_train --train_file good.json --validation_split 0.5
+            --do_train --train_file good.json --tune_null_threshold 0.5 --version_2_with_negative
+            --do_train --train_file fifty.json --tune_null_threshold 0.5 --version_2_with_negative
+            --do_train --train_file hundred.json --tune_null_threshold 0.5 --version_2_with_negative
             --do_eval --validation_file good.json --context_column text
             --do_eval --validation_file good.json --question_column query --answer_column gold
             --do_eval --validation_file good.json --id_column key
@@ -588,6 +596,8 @@ DATA = [
             "ambiguous.json": with_row(context="Nile and Nile.", answers={"text": ["Nile"], "answer_start": [3]}),
             "twice.csv": "id,context,context\n1,a,b\n",
             "bad_only.json": with_row(context=""),
+            "fifty.json": json.dumps([ROW | {"id": str(n), "context": f"The Nile, {n}"} for n in range(50)]),
+            "hundred.json": json.dumps([ROW | {"id": str(n), "context": f"The Nile, {n}"} for n in range(100)]),
             "klingon.json": with_row(context="1234 5678", answers={"text": ["1234"], "answer_start": [0]}),
         },
     ),
