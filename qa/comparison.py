@@ -9,7 +9,7 @@ import numpy as np
 from qa.answer_files import read_csv_columns, table_name
 from qa.files import read_object
 from qa.identity import RUN_FILE
-from qa.intervals import INTERVAL, resampled_sums
+from qa.intervals import FEWEST_FOR_INTERVAL, INTERVAL, resampled_sums
 
 
 METRICS = {"exact_match": "EM", "f1": "F1"}
@@ -21,23 +21,16 @@ OF_A_RUN = (
 
 
 def compare(folders: list[Path]) -> dict:
-    """Return the scores of runs, of the models that they are of, and the differences between each two models.
+    """Return the models that runs are of, each with its runs, and the differences between each two models.
 
     Runs whose records differ in no more than the seed are of one model. One without a record is a model of its own.
     """
-    runs = [read_run(folder) for folder in folders]
     models = {}
-    for run in runs:
+    for folder in folders:
+        run = read_run(folder)
         models.setdefault(run.pop("key"), []).append(run)
     models = [summary(part) for part in models.values()]
-    shown = [{"name": run["name"], "seed": run["seed"], **run["means"]} for run in runs]
-    pairs = [difference(first, second) for first, second in combinations(models, 2)]
-    hidden = ("scores",)
-    return {
-        "runs": shown,
-        "models": [{name: value for name, value in model.items() if name not in hidden} for model in models],
-        "differences": pairs,
-    }
+    return {"models": models, "differences": [difference(*pair) for pair in combinations(models, 2)]}
 
 
 def read_run(folder: Path) -> dict:
@@ -51,16 +44,16 @@ def read_run(folder: Path) -> dict:
         "seed": arguments.get("seed"),
         "key": json.dumps([same, record.get("model")], sort_keys=True) if arguments else str(folder),
         "scores": scores,
-        "means": {"questions": len(columns["id"])}
-        | {name: float(np.mean(list(values.values()))) for name, values in scores.items()},
+        "questions": len(columns["id"]),
+        **{name: float(np.mean(list(values.values()))) for name, values in scores.items()},
     }
 
 
 def summary(runs: list[dict]) -> dict:
-    """Return mean and standard deviation of the scores of a model's runs; the deviation of one run is None."""
-    found = {"name": ", ".join(run["name"] for run in runs), "runs": len(runs)}
+    """Return mean and standard deviation of the scores of a model's runs, and the means by id; the deviation of one run is None."""
+    found = {"name": ", ".join(run["name"] for run in runs), "runs": runs}
     for name in METRICS:
-        values = [run["means"][name] for run in runs]
+        values = [run[name] for run in runs]
         found[name] = float(np.mean(values))
         found[f"{name}_deviation"] = float(np.std(values, ddof=1)) if len(runs) > 1 else None
     common = set.intersection(*(set(run["scores"]["f1"]) for run in runs))
@@ -78,11 +71,11 @@ def difference(first: dict, second: dict) -> dict:
 
     Of several runs the mean of each question counts. The interval and the p-value are those of a paired bootstrap over
     questions: both models are scored on the same resamples (Berg-Kirkpatrick et al.: An Empirical Investigation of
-    Statistical Significance in NLP. EMNLP 2012). The p-value is two-sided.
+    Statistical Significance in NLP. EMNLP 2012). The p-value is two-sided. A few questions are counted alone.
     """
     common = sorted(set(first["scores"]["f1"]).intersection(second["scores"]["f1"]))
     found = {"first": first["name"], "second": second["name"], "questions": len(common)}
-    if not common:
+    if len(common) < FEWEST_FOR_INTERVAL:
         return found
     table = np.array([[second["scores"][name][q] - first["scores"][name][q] for name in METRICS] for q in common])
     means = resampled_sums(table) / len(common)
@@ -101,13 +94,13 @@ def difference(first: dict, second: dict) -> dict:
 def comparison_lines(comparison: dict) -> list[str]:
     """Return the tables of a comparison as lines for a terminal."""
     rows = [("run", "seed", "questions", *METRICS.values())]
-    for run in comparison["runs"]:
-        seed = "" if run["seed"] is None else str(run["seed"])
-        rows.append((run["name"], seed, f"{run['questions']:,}", *(f"{run[name]:.2f}" for name in METRICS)))
     for model in comparison["models"]:
-        if model["runs"] > 1:
+        for run in model["runs"]:
+            seed = "" if run["seed"] is None else str(run["seed"])
+            rows.append((run["name"], seed, f"{run['questions']:,}", *(f"{run[name]:.2f}" for name in METRICS)))
+        if len(model["runs"]) > 1:
             scores = (f"{model[name]:.2f} ± {model[f'{name}_deviation']:.2f}" for name in METRICS)
-            rows.append((f"mean of {model['runs']} runs: {model['name']}", "", "", *scores))
+            rows.append((f"mean of these {len(model['runs'])}", "", "", *scores))
     return [*aligned(rows), *map(difference_line, comparison["differences"])]
 
 
@@ -122,8 +115,8 @@ def aligned(rows: list[tuple[str, ...]]) -> list[str]:
 def difference_line(pair: dict) -> str:
     """Return a difference between two models in a line."""
     names = f"{pair['second']} compared with {pair['first']}"
-    if not pair["questions"]:
-        return f"{names}: no question in common"
+    if "f1" not in pair:
+        return f"{names}: {pair['questions']} questions in common, too few to compare"
     parts = [
         f"{label} {score['value']:+.2f} ({score['low']:+.2f} to {score['high']:+.2f}, p {score['p']:.3f})"
         for name, label in METRICS.items()

@@ -250,9 +250,10 @@ def test_runs_of_one_model_and_the_difference_to_another(tmp_path):
     flags = {"a": {"seed": 0}, "b": {"seed": 1}, "c": {"seed": 0, "learning_rate": 1e-4}}
     folders = [write_scores(tmp_path / name, scores[name].tolist(), flags[name]) for name in scores]
     found = compare(folders)
-    assert [run["f1"] for run in found["runs"]] == pytest.approx([part.mean() for part in scores.values()])
     model, other = found["models"]
-    assert model["runs"] == 2 and model["f1"] == pytest.approx(base.mean() + 5)
+    runs = [*model["runs"], *other["runs"]]
+    assert [run["f1"] for run in runs] == pytest.approx([part.mean() for part in scores.values()])
+    assert len(model["runs"]) == 2 and model["f1"] == pytest.approx(base.mean() + 5)
     assert model["f1_deviation"] == pytest.approx(np.std([0, 10], ddof=1)) and other["f1_deviation"] is None
     (pair,) = found["differences"]
     expected = scores["c"] - base - 5
@@ -264,16 +265,16 @@ def test_runs_of_one_model_and_the_difference_to_another(tmp_path):
     assert 0.2 < share < 0.8
     assert pair["f1"]["p"] == pytest.approx(share, abs=0.05)
     lines = comparison_lines(found)
-    assert len(lines) == 6 and f"{base.mean() + 5:.2f} ± 7.07" in lines[4] and "300 questions: EM " in lines[5]
+    assert len(lines) == 6 and f"{base.mean() + 5:.2f} ± 7.07" in lines[3] and "300 questions: EM " in lines[5]
 
 
 def test_runs_without_a_record_or_without_common_questions(tmp_path):
-    folders = [write_scores(tmp_path / name, [50.0] * 4, None, first=10 * (name == "c")) for name in "abc"]
+    folders = [write_scores(tmp_path / name, [50.0] * 12, None, first=10 * (name == "c")) for name in "abc"]
     found = compare(folders)
-    assert [model["runs"] for model in found["models"]] == [1, 1, 1]
-    assert [pair["questions"] for pair in found["differences"]] == [4, 0, 0]
+    assert [len(model["runs"]) for model in found["models"]] == [1, 1, 1]
+    assert [pair["questions"] for pair in found["differences"]] == [12, 2, 2]
     assert found["differences"][0]["f1"] == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
-    assert comparison_lines(found)[-1].endswith("no question in common")
+    assert comparison_lines(found)[-1].endswith("2 questions in common, too few to compare")
 
 
 def test_the_command_compares_folders_in_a_page(folder, tmp_path, capsys):
@@ -282,5 +283,5 @@ def test_the_command_compares_folders_in_a_page(folder, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[2].split() == ["run", "seed", "questions", "EM", "F1"] and len(printed) == 6
     found = Texts((tmp_path / "runs.html").read_text())
-    assert str(tmp_path / "other") in found.text and not {"script", "img"} & set(found.elements)
+    assert f"{tmp_path / 'other'} compared with {folder}" in found.text and not {"script", "img"} & set(found.elements)
     assert json.dumps(COUNT) in found.text
