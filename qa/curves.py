@@ -3,6 +3,7 @@
 import numpy as np
 
 from qa.answer_table import AnswerTable, has_answer
+from qa.metrics import sigmoid
 
 
 POINTS = 200  # of a curve at most
@@ -34,7 +35,7 @@ def threshold_curve(table: AnswerTable) -> dict[str, list[float]]:
 
 
 def chosen_and_best(curves: dict[str, list[float]], threshold: float) -> list[dict]:
-    """Return points of the curve of thresholds: the chosen one, and the best one of EM and of F1.
+    """Return points of the curve of thresholds, also as a probability: the chosen one, and the best one of EM and of F1.
 
     Of each metric the best is the lowest one, as in `qa.metrics.best_threshold`.
     """
@@ -42,7 +43,7 @@ def chosen_and_best(curves: dict[str, list[float]], threshold: float) -> list[di
     places = {"chosen": chosen, "best EM": np.argmax(curves["exact_match"]), "best F1": np.argmax(curves["f1"])}
     points = [{"name": name} | {key: curves[key][place] for key in curves} for name, place in places.items()]
     points[0]["threshold"] = threshold
-    return points
+    return [point | {"probability": float(sigmoid(point["threshold"]))} for point in points]
 
 
 def odds_histogram(table: AnswerTable) -> dict:

@@ -36,6 +36,7 @@ from qa.intervals import with_intervals
 from qa.numbers import duration, fixed, probability, significant
 from qa.plots import draw_plots
 from qa.speed import evaluation_resources
+from qa.thresholds import to_paste
 from qa.worst import worst_examples
 
 
@@ -114,8 +115,11 @@ def no_answer_figures(table: AnswerTable, threshold: float) -> dict | None:
     if not np.isfinite(table.numbers("null_odds")).all():
         return None
     curves = threshold_curve(table)
+    points = chosen_and_best(curves, threshold)
+    best = points[-1]["threshold"]
     return {
-        "thresholds": chosen_and_best(curves, threshold),
+        "thresholds": points,
+        "best_flag": to_paste(best, answers=best > curves["threshold"][0]),
         "curves": thinned_together(curves),
         "odds": odds_histogram(table),
         "precision_recall": {name: thinned_together(precision_recall(table, name)) for name in ("exact_match", "f1")},

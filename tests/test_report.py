@@ -86,10 +86,10 @@ class Texts(HTMLParser):
 
 def test_the_page_has_every_part_and_needs_nothing_else(folder):
     page = (folder / "eval_report.html").read_text()
-    found = Texts(page)
+    found, report = Texts(page), load(folder / "eval_report.json")
     for part in (
         "Scores", "Questions without an answer", "Scores by kind of question", "Probabilities and candidates", "Training",
-        "Speed and memory", "The 50 worst answers", "--null_score_diff_threshold=", "Words of the answer",
+        "Speed and memory", "The 50 worst answers", report["no_answer"]["best_flag"], "Words of the answer",
         "Place of the answer in the context", "padding", "25.0 %", "12.5 s", "memory of the process, at most",
         "learning rate", "1.00e-05", "Expected calibration error",
     ):  # fmt: skip
