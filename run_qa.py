@@ -9,6 +9,7 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md expl
 """
 
 from functools import partial
+from pathlib import Path
 
 
 if __name__ == "__main__":
@@ -25,8 +26,10 @@ from qa.answers import AnswerRules, Candidates, find_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
+from qa.files import read_object
 from qa.finished import finished_training, keep_only_missing
 from qa.identity import identify
+from qa.process import run_of_its_own
 from qa.resume import checkpoint_to_resume
 from qa.room import check_room
 from qa.settings import make_settings
@@ -45,7 +48,9 @@ from qa.windows import read_template
 from utils_qa import PaddingCollator, prepare_features
 
 
-def main(argv: list[str] | None = None) -> None:
+@run_of_its_own()
+def main(argv: list[str] | None = None) -> dict[str, float] | None:
+    """Run a command line, by default the process's own; return its results as in `all_results.json`, for --check None."""
     model_args, data_args, training_args = start(argv, ModelArguments, DataArguments, description=__doc__)
     finished = finished_training(training_args)
     checkpoint = finished or checkpoint_to_resume(training_args, data_args.length_buckets)
@@ -70,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
     if finished and not keep_only_missing(model_args, data_args, training_args, rows, record):
-        return
+        return None if data_args.check else read_object(Path(training_args.output_dir) / "all_results.json")
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
     features = {
@@ -104,9 +109,10 @@ def main(argv: list[str] | None = None) -> None:
 
     if data_args.check:
         plan = make_plan(weightless, features, collator, tokenizer, training_args, checkpoint)
-        return report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
+        report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
+        return None
 
-    run(make_trainer(training_args), data_args, model_args, checkpoint, record, features, rows, counts)
+    return run(make_trainer(training_args), data_args, model_args, checkpoint, record, features, rows, counts)
 
 
 def to_answers(data_args: DataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:

@@ -11,6 +11,7 @@ Runs on a Gaudi with --use_habana, elsewhere on a GPU or the CPU. README.md expl
 
 import logging
 from functools import partial
+from pathlib import Path
 
 
 if __name__ == "__main__":
@@ -26,9 +27,11 @@ from qa.answer_lengths import report_targets
 from qa.arguments import Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
+from qa.files import read_object
 from qa.finished import finished_training, keep_only_missing
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.identity import identify
+from qa.process import run_of_its_own
 from qa.resume import checkpoint_to_resume
 from qa.room import check_room
 from qa.seq2seq import Seq2SeqCollator, choose_windows, prepare_seq2seq_features, read_seq2seq_template
@@ -49,7 +52,9 @@ from qa.start import start
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> None:
+@run_of_its_own()
+def main(argv: list[str] | None = None) -> dict[str, float] | None:
+    """Run a command line, by default the process's own; return its results as in `all_results.json`, for --check None."""
     model_args, data_args, training_args = start(
         argv, Seq2SeqModelArguments, Seq2SeqDataArguments, seq2seq=True, description=__doc__
     )
@@ -79,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
     if finished and not keep_only_missing(model_args, data_args, training_args, rows, record):
-        return
+        return None if data_args.check else read_object(Path(training_args.output_dir) / "all_results.json")
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
     features = {
         split: prepare_seq2seq_features(
@@ -127,9 +132,10 @@ def main(argv: list[str] | None = None) -> None:
 
     if data_args.check:
         plan = make_plan(weightless, features, collator, tokenizer, training_args, checkpoint, longest_answer)
-        return report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
+        report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
+        return None
 
-    run(make_trainer(training_args), data_args, model_args, checkpoint, record, features, rows, counts)
+    return run(make_trainer(training_args), data_args, model_args, checkpoint, record, features, rows, counts)
 
 
 def set_generation(data_args: Seq2SeqDataArguments, training_args) -> None:

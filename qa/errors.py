@@ -97,7 +97,7 @@ def show_tracebacks() -> None:
     TRACEBACKS["shown"] = True
 
 
-def run_or_exit(main: Callable[[], None]) -> None:
+def run_or_exit(main: Callable[[], object]) -> None:
     """Run a script's `main`, and exit with 2 after a user's mistake, with 1 after another error.
 
     A `Stopped` has a line and an exit status of its own.

@@ -26,6 +26,11 @@ def allow_graphs(features: dict, one_length: bool) -> None:
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, CALLS * shapes)
 
 
+def forget_graphs() -> None:
+    """Forget the graphs of earlier runs in this process, which count towards PyTorch's limit for each function."""
+    torch.compiler.reset()
+
+
 def most_shapes(part, one_length: bool) -> int:
     """Return how many shapes batches of a split can have, those of the answers to write included."""
     if part.widths is not None:

@@ -4,8 +4,10 @@ A notebook that imports the scripts keeps its settings: only a script's own proc
 """
 
 import gc
+import time
 
 from qa.errors import run_or_exit
+from qa.process import CLOCK
 from qa.ranks import place_process
 from qa.secret_flags import hide_secrets
 from qa.signals import handle_signals
@@ -16,6 +18,7 @@ def begin_script() -> None:
 
     Importing and reading make millions of objects and next to no garbage. Call it before PyTorch is imported.
     """
+    CLOCK.began = time.monotonic()
     handle_signals()
     run_or_exit(place_process)
     hide_secrets()

@@ -22,7 +22,6 @@ from qa.errors import Stopped
 
 STATUS = {signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGINT: 130}
 SECONDS_OF_A_REQUEST = 1.0
-BEGAN = time.monotonic()
 
 
 class Request:

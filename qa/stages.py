@@ -15,9 +15,9 @@ from qa.buckets import set_widths, train_group
 from qa.data import gold_answers, load_rows
 from qa.earlier import remove_answers, remove_earlier_run, remove_report
 from qa.errors import UserError
-from qa.files import write_results
+from qa.files import read_object, write_results
 from qa.finished import mark_unfinished, note_replaced
-from qa.graphs import allow_graphs
+from qa.graphs import allow_graphs, forget_graphs
 from qa.identity import write_record
 from qa.locks import unlock
 from qa.metrics import score, sigmoid
@@ -127,6 +127,8 @@ def lay_out(features: dict, data_args: DataArguments, training_args, length: int
         UserError: dropping the last batch leaves no batch to train on.
     """
     set_widths(features, data_args.length_buckets, length, training_args)
+    if training_args.torch_compile:
+        forget_graphs()
     if training_args.use_habana and training_args.torch_compile and training_args.cache_size_limit is None:
         allow_graphs(features, one_length=data_args.pad_to_max_length)
     report_features(features, training_args, data_args.pad_to_max_length, length)
@@ -201,14 +203,17 @@ def run(
     features: dict,
     rows: dict,
     counts: dict,
-) -> None:
-    """Train, evaluate and predict, as the flags say; write the model card and print the summary.
+) -> dict[str, float]:
+    """Train, evaluate and predict, as the flags say; write the model card, print the summary and return the results.
 
     Args:
         checkpoint: to resume from, None to start with the model.
         record: of the training, see `qa.identity.identify`.
         features, rows: by split.
         counts: those of `load_rows`, for the results of each stage.
+
+    Returns:
+        The content of `all_results.json`: earlier results of the folder are among them.
     """
     training_args, metrics, card = trainer.args, {}, model_card(data_args, model_args)
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
@@ -235,6 +240,7 @@ def run(
         end(Path(training_args.output_dir))
     print_summary(training_args, trainer.state, metrics)
     unlock(Path(training_args.output_dir))
+    return read_object(Path(training_args.output_dir) / "all_results.json") | metrics
 
 
 def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict | None) -> None:

@@ -109,5 +109,5 @@ def start_logging(training_args) -> None:
     transformers.utils.logging.set_verbosity(libraries)
     transformers.utils.logging.enable_default_handler()
     transformers.utils.logging.enable_explicit_format()
-    if training_args.disable_tqdm:
-        transformers.utils.logging.disable_progress_bar()
+    bars = transformers.utils.logging
+    bars.disable_progress_bar() if training_args.disable_tqdm else bars.enable_progress_bar()

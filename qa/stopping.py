@@ -23,7 +23,8 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from qa.errors import Stopped
-from qa.signals import BEGAN, REQUEST, STATUS, name_of
+from qa.process import CLOCK
+from qa.signals import REQUEST, STATUS, name_of
 
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class StoppableTraining:
     def requested(self) -> int:
         """Return this rank's reason to stop that is no fault: a signal's number, TIME_IS_UP or 0."""
         minutes = self.args.max_train_minutes
-        time_is_up = minutes is not None and time.monotonic() - BEGAN > 60 * minutes
+        time_is_up = minutes is not None and time.monotonic() - CLOCK.began > 60 * minutes
         return max(REQUEST.number, TIME_IS_UP if time_is_up else 0)
 
     # Numbers that are not finite

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 import qa.graphs
+from qa.arguments import DataArguments
+from qa.device import training_arguments
 from qa.fallback import ListedFeatures
 from qa.seq2seq import tokenize_targets
+from qa.stages import lay_out
 
 
 LENGTHS = range(8, 28)  # more than PyTorch's own limit, which is 8
@@ -42,6 +45,14 @@ def test_each_length_of_a_run_without_padding_has_a_graph(graphs):
     qa.graphs.allow_graphs({"train": features_of([*LENGTHS, *LENGTHS])}, one_length=False)
     run_compiled(LENGTHS, graphs)
     assert len(graphs) == len(LENGTHS)
+
+
+def test_the_graphs_of_earlier_runs_in_a_process_do_not_count(graphs, tmp_path):
+    args = training_arguments(False)(output_dir=str(tmp_path), use_cpu=True, torch_compile=True)
+    for _ in range(3):
+        lay_out({}, DataArguments(), args, length=8)
+        run_compiled(LENGTHS[:8], graphs)
+    assert len(graphs) == 24
 
 
 def test_shapes_of_a_split(writers):

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, split_import_times
+from helpers import ROOT, load, split_import_times
+from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState
 
+import run_qa
 from qa.device import training_arguments
 from qa.screen import StageLines
 
@@ -43,7 +45,7 @@ Where does Saiberk Pusast live\? +.+ Skoskotro
 def test_a_run_prints_a_line_for_each_stage_and_a_summary(tiny_model, squad_files, tmp_path):
     """Evaluations during training have lines of their own; the command is run as a user runs it, into a file.
 
-    It imports no library that it does not use.
+    It imports no library that it does not use. A later run of a process that has trained otherwise has its weights.
     """
     flags = ["--train_file", squad_files / "train.json", "--validation_file", squad_files / "dev.json", "--do_train"]
     flags += ["--do_eval", "--max_steps", 4, "--logging_steps", 2, "--save_steps", 2, "--eval_strategy", "steps"]
@@ -66,6 +68,16 @@ def test_a_run_prints_a_line_for_each_stage_and_a_summary(tiny_model, squad_file
     log = [line for line in log if line not in evaluations]
     assert len(log) == len(wanted), "\n".join(log)
     assert all(re.fullmatch(pattern, line) for pattern, line in zip(wanted, log)), "\n".join(log)
+    for name, more in (("other", ["--bf16", "--seed", 7, "--max_steps", 1, "--eval_strategy", "no"]), ("again", [])):
+        other = [*flags, *more, *(["--load_best_model_at_end", False] if more else [])]
+        results = run_qa.main(list(map(str, [*other, "--output_dir", tmp_path / name])))
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "again")]
+    assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+    timed = [name for name in results if name.endswith(("runtime", "per_second"))]
+    expected = load(tmp_path / "out" / "all_results.json")
+    assert {name: results[name] for name in expected if name not in timed} == {
+        name: value for name, value in expected.items() if name not in timed
+    }
 
 
 @pytest.mark.parametrize(
