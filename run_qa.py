@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.
     from transformers import AutoModelForQuestionAnswering
 
+    from qa.advice import advise_start
     from qa.attention import set_attention
     from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
     from qa.plan import make_plan, report_plan
@@ -76,6 +77,8 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     )
     if finished and not keep_only_missing(model_args, data_args, training_args, rows, record):
         return None if data_args.check else read_object(Path(training_args.output_dir) / "all_results.json")
+    if training_args.do_train and checkpoint is None:
+        advise_start(weightless, model_args, rows["train"])
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
     features = {

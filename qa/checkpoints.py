@@ -49,7 +49,7 @@ def read_sizes(model_args: ModelArguments, remote: bool) -> Sizes | None:
     try:
         files = weight_files(model_args)
         if files is None:
-            return sizes_on_hub(model_args) if remote else None
+            return sizes_on_hub(model_args) if remote and not Path(name).is_dir() else None  # a folder of adapters
         if not all([file.suffix == ".safetensors" or is_archive(file) for file in files]):
             return None
         return {key: size for file in files for key, size in sizes_in_file(file).items()}

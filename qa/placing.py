@@ -4,6 +4,7 @@ A file of questions may have the place of each answer, may lack it, or may have 
 file gets the place of its text, if its context holds that text.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ class Place(NamedTuple):
     given: int  # its first character according to the file, -1 where the file has none
     start: int  # its first character, -1 where the context does not hold the text
     choices: int  # number of places from which `start` was chosen; 1 where the file is right
+    alike: str = ""  # a stretch of a context without the text that looks like it
 
     @property
     def moved(self) -> bool:
@@ -23,7 +25,8 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         where = f"does not stand at its answer_start {self.given}" if self.given >= 0 else "has no answer_start"
         place = "is not in the context" if self.start < 0 else f"occurs {self.choices} times in the context"
-        return f"the answer {self.text!r:.60} {where} and {place}"
+        hint = f", which has {self.alike!r:.60}; copy that" if self.alike else ""
+        return f"the answer {self.text!r:.60} {where} and {place}{hint}"
 
 
 def place_answers(rows: list[dict]) -> tuple[list[list[Place]], list[str]]:
@@ -189,7 +192,21 @@ def find_place(context: str, text: str, start: int) -> Place:
         return Place(text, start, start, 1)
     found = occurrences(context, text)
     nearest = min(found, key=lambda place: abs(place - start) if start >= 0 else place, default=-1)
-    return Place(text, start, nearest, len(found))
+    return Place(text, start, nearest, len(found), "" if found else alike(context, text))
+
+
+LOOKS = str.maketrans("„“”«»‚‘’‐‑‒–—−", '"' * 5 + "'" * 3 + "-" * 6)  # what keyboards have in the place of each
+
+
+def alike(context: str, text: str) -> str:
+    """Return the first stretch of a context that equals a text apart from case, blanks, and the kind of quotes and dashes.
+
+    >>> alike("Er sagte „Ja“ – zweimal.", '"ja" - zweimal'), alike("a b", "c")
+    ('„Ja“ – zweimal', '')
+    """
+    words = map(re.escape, text.translate(LOOKS).split())
+    found = re.search(r"\s+".join(words), context.translate(LOOKS), flags=re.IGNORECASE)
+    return context[found.start() : found.end()] if found else ""
 
 
 def is_at(context: str, text: str, start: int) -> bool:

@@ -148,13 +148,13 @@ def guess_sample(text: str) -> str:
 def read_csv(text: str) -> list[dict]:
     """Read CSV whose first row names the columns, with commas, semicolons, tabs or `|` between them.
 
-    The delimiter is the one that splits the header into most columns. csv.Sniffer also looks at the other rows, where
+    A line `sep=;` before it, which Excel reads, is skipped. The delimiter is the one that splits the header into most columns. csv.Sniffer also looks at the other rows, where
     prose may have more commas than the file has columns, and it turns the doubling of quotes off.
     """
     if text.lstrip()[:1] in ("{", "["):
         raise ValueError("it holds JSON; rename it to end in .json")
     csv.field_size_limit(2**31 - 1)  # the default refuses contexts over 128 KiB
-    text = text.lstrip("\r\n")
+    text = re.sub(r'\A"?sep=.?"?[\r\n]', "", text.lstrip("\r\n"), flags=re.IGNORECASE).lstrip("\r\n")
     header, delimiter = max(((csv_header(text, mark), mark) for mark in DELIMITERS), key=lambda found: len(found[0]))
     after_blanks = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
     reader = csv.DictReader(

@@ -92,8 +92,20 @@ def answers_problem(record: dict, data_args) -> str | None:
 def answers_of(record: dict, data_args) -> dict:
     to_flag(record.get("is_impossible"))  # it is unknown whether such answers count
     context = record.get(data_args.context_column)
-    text = context if isinstance(context, str) else ""
-    return common_answers(record.get(data_args.answer_column), record.get("answer_start"), text)
+    text, answer = context if isinstance(context, str) else "", record.get(data_args.answer_column)
+    answer = number_in(answer, text) if isinstance(answer, float) and math.isfinite(answer) else answer
+    return common_answers(answer, record.get("answer_start"), text)
+
+
+def number_in(number: float, context: str) -> str:
+    """Return a number, as a cell of Excel holds one, as text; with a decimal comma where the context has it so.
+
+    >>> number_in(3.5, "Der Anteil stieg auf 3,5 %."), number_in(3.5, "It rose to 3.5 %."), number_in(3.0, "3 %")
+    ('3,5', '3.5', '3')
+    """
+    text = str(number_text(number))
+    with_comma = text.replace(".", ",")
+    return with_comma if with_comma in context and text not in context else text
 
 
 def says_impossible(record: dict) -> bool:

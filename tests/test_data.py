@@ -231,6 +231,7 @@ BAD_ROWS = {
     "half a surrogate pair": bad(ROWS[0], context="Egypt \ud800", answers={"text": ["Egypt"], "answer_start": [0]}),
     "does not stand at its answer_start 3 and is not in the context": bad(ROWS[0], answers={"text": ["Peru"], "answer_start": [3]}),
     "has no answer_start and is not in the context": bad(ROWS[0], answers="Peru"),
+    "is not in the context, which has 'Egypt'; copy that": bad(ROWS[0], answers="egypt"),
     "there is no answer, and --version_2_with_negative is not given": bad(ROWS[0], answers={"text": [], "answer_start": []}),
     "1 answers, ['Egypt'], have 2 starts, [1, 2]": bad(ROWS[0], answers={"text": ["Egypt"], "answer_start": [1, 2]}),
     "row 1 has this id too, and the same context": ROWS[0] | {"question": "Again?"},

@@ -1,0 +1,46 @@
+"""Advice on the model to start from: few questions do not train a new answer head.
+
+With a few hundred questions standard models, whose head is new, perform poorly (Ram et al. 2021, "Few-Shot Question
+Answering by Pretraining Span Selection", https://aclanthology.org/2021.acl-long.239). A model that is fine-tuned on another
+collection of questions answers from the start.
+"""
+
+import logging
+
+from qa.arguments import ModelArguments
+from qa.checkpoints import missing_and_unexpected, model_names, read_sizes
+from qa.mlqa import detect_language
+
+
+logger = logging.getLogger(__name__)
+
+FEW = 1000  # questions
+# By the language of the contexts; of README.md's table of models.
+FINE_TUNED = {"en": "deepset/roberta-base-squad2", "de": "deepset/gelectra-base-germanquad"}
+MANY_LANGUAGES = "deepset/xlm-roberta-base-squad2"
+
+
+def advise_start(model, model_args: ModelArguments, rows: list[dict]) -> None:
+    """Report a fine-tuned model to start from where few questions are to train an answer head that is new.
+
+    Where the hub has to be asked for the names of a checkpoint's tensors, it is; without an answer there is no advice.
+
+    Args:
+        model: that marks answers, without its weights.
+        rows: to train on.
+    """
+    if len(rows) >= FEW or not has_new_head(model, model_args):
+        return
+    language = detect_language(dict.fromkeys(row["context"] for row in rows))
+    logger.warning(
+        f"{len(rows)} questions are few to train a new answer head: {model_args.model_name_or_path} has none yet; start "
+        f"from a model that is fine-tuned, such as --model_name_or_path {FINE_TUNED.get(language, MANY_LANGUAGES)}"
+    )
+
+
+def has_new_head(model, model_args: ModelArguments) -> bool:
+    """Return whether a checkpoint is known to lack tensors of the model; quantized ones have others."""
+    if hasattr(model.config, "quantization_config"):
+        return False
+    sizes = read_sizes(model_args, remote=True)
+    return sizes is not None and bool(missing_and_unexpected(model, model_names(model, list(sizes)))[0])
