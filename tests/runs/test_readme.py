@@ -7,13 +7,16 @@ of the scripts run in this process, others of the launcher as a dry run. The res
 The pages' links, flags, tests and words are checked here too.
 """
 
+import csv
 import importlib.util
+import io
 import json
 import os
 import re
 import runpy
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +29,8 @@ from small_tokenizers import make_tokenizers
 import gaudi_spawn
 import qa.data
 import qa.reading
+import qa.report
+from qa.argument_file import flags_of_file
 from tests import gaudi_sim
 
 
@@ -100,7 +105,7 @@ HYPERPARAMETERS = """
 # Two nodes, of a card each, where the README has eight; the first name has to resolve.
 HOSTS = f"{address_here() or 'node-1'} slots=1\nnode-2 slots=1\n"
 RIVERS = ("Nile", "Seine", "Rhine", "Ebro", "Volga", "Po", "Douro", "Tagus", "Rhone", "Elbe", "Loire", "Thames")
-MY_QUESTIONS = "context,question,answers\n" + "".join(f"The {r} is long.,Which river is long?,{r}\n" for r in RIVERS)
+CONTRACT = "The lease was signed by Ada Byron on 3 May 2021, in Berlin. It ends on 31 December 2030.\n"
 # The folders Habana/... of the hub hold no model, only this file.
 GAUDI_CONFIG = {"use_fused_adam": True, "use_fused_clip_norm": True, "use_torch_autocast": True}
 # /tmp is the machine's, and may hold what a user trained, or another recipe: the commands' Python writes below a folder
@@ -125,13 +130,27 @@ def words_of(command: str) -> list[str]:
     return shlex.split(command.replace("\\\n", " "), comments=True)
 
 
-def kind_of(command: str) -> str:
-    """Return how a command is tested: "gaudi", "dry run", "script", or "named" for those that are not run."""
+def all_words_of(command: str) -> list[str]:
+    """Return the words of a command with those of a file of `configs/` in its place; a flag that the file turns on is one word."""
     words = words_of(command)
+    place = next((place for place, word in enumerate(words) if word.startswith("configs/")), None)
+    if place is None:
+        return words
+    added = [word.removesuffix("=true") for word in flags_of_file(ROOT / words[place])]
+    added = [part for word in added for part in word.split("=", 1)]
+    compiles = ["--torch_compile"] * ("--torch_compile_backend" in added)  # as for transformers' arguments
+    return words[:place] + added + compiles + words[place + 1 :]
+
+
+def kind_of(command: str) -> str:
+    """Return how a command is tested: "gaudi", "dry run", "script", "ask", or "named" for those that are not run."""
+    words = all_words_of(command)
+    if words[:3] == ["python", "-m", "qa.ask"]:
+        return "ask"
     programs = [word for word in words if re.fullmatch(r"(run_\w+|gaudi_spawn)\.py", word)]
     if not programs:
         return "named"
-    if "--use_habana" in words:
+    if "--use_habana" in words and "--use_habana false" not in " ".join(words):
         return "gaudi"
     return "dry run" if programs[0] == "gaudi_spawn.py" else "script"
 
@@ -146,6 +165,19 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 PAGES += [ROOT / folder / "README.md" for folder in ("benchmarks", "quickstart", "tests/gaudi_sim")]
 COMMANDS = {page.relative_to(ROOT).as_posix(): commands_of(page) for page in PAGES}
 GAUDI_COMMANDS = list(dict.fromkeys(c for commands in COMMANDS.values() for c in commands if kind_of(c) == "gaudi"))
+
+
+def my_questions() -> str:
+    """Return a CSV file that begins as the README's, as Excel writes it in Germany: with semicolons, and in cp1252."""
+    (block,) = re.findall(r"```text\n(context,question,answers\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    rows = list(csv.reader(io.StringIO(block)))
+    rows += [
+        [f"Der Fluss {river} ist {number},5 Meilen länger.", "Welcher Fluss?", river]
+        for number, river in enumerate(RIVERS)
+    ]
+    file = io.StringIO()
+    csv.writer(file, delimiter=";", lineterminator="\r\n").writerows(rows)
+    return file.getvalue()
 
 
 def make_dataset(folder: Path, questions: dict[str, int], negatives: bool = False) -> None:
@@ -178,14 +210,16 @@ def make_pretrained(folder: Path, kind: str) -> None:
 def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
     """Return a folder where the README's names are small stand-ins: models, Gaudi configurations, datasets, arguments."""
     folder = tmp_path_factory.mktemp("readme")
-    for path in [*ROOT.glob("*.py"), ROOT / "tests"]:
+    for path in [*ROOT.glob("*.py"), ROOT / "tests", ROOT / "configs"]:
         (folder / path.name).symlink_to(path)
     make_pretrained(folder / "bert-large-uncased-whole-word-masking", "bert")
     make_pretrained(folder / "albert-xxlarge-v1", "albert")
     make_pretrained(folder / "FlagAlpha" / "Llama2-Chinese-13b-Chat", "llama")
+    make_pretrained(folder / "FacebookAI" / "roberta-large", "roberta")
     for name in ("sentence-transformers/all-MiniLM-L6-v2", "deepset/minilm-uncased-squad2"):
         (folder / name).parent.mkdir()
         (folder / name).symlink_to(folder / "bert-large-uncased-whole-word-masking")
+    (folder / "distilbert-base-uncased").symlink_to(folder / "bert-large-uncased-whole-word-masking")
     shutil.copytree(tiny_writers["t5"], folder / "t5-small")
     for name in ("bert-large-uncased-whole-word-masking", "t5"):
         (folder / "Habana" / name).mkdir(parents=True)
@@ -199,10 +233,10 @@ def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
         "dataset_name": "squad",
         "do_train": True,
     }
-    settings |= {"max_steps": 1, "output_dir": "my_run", "overwrite_output_dir": True}
+    settings |= {"max_steps": 1, "output_dir": "my_run", "overwrite_output_dir": True, "max_eval_samples": 8}
     (folder / "my_run.yaml").write_text(json.dumps(settings))
-    (folder / "my_questions.csv").write_text(MY_QUESTIONS)
-    (folder / "new_questions.csv").write_text("context,question\nThe Nile flows through Egypt.,What flows?\n")
+    (folder / "my_questions.csv").write_bytes(my_questions().encode("cp1252"))
+    (folder / "contract.txt").write_text(CONTRACT)
     (folder / "hosts.txt").write_text(HOSTS)
     (folder / "bin").mkdir()
     for shell in remote_shells.iterdir():
@@ -215,7 +249,7 @@ def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
 def run_block(block: str, folder: Path, output: Path) -> subprocess.CompletedProcess:
     """Run a block in bash, with /tmp in `output`; on the simulated Gaudi, with its `counts.jsonl`, if it asks for one."""
     environment = dict(os.environ)
-    if "--use_habana" in words_of(block):
+    if kind_of(block) == "gaudi":
         try:
             environment = gaudi_sim.environment(counts_file=output / "counts.jsonl")
         except gaudi_sim.CannotBuild as error:
@@ -230,7 +264,7 @@ def run_block(block: str, folder: Path, output: Path) -> subprocess.CompletedPro
 def test_commands_for_a_gaudi_run(stand_ins, number, tmp_path):
     """They also use a Gaudi as their flags say."""
     command = GAUDI_COMMANDS[number]
-    words = words_of(command)
+    words = all_words_of(command)
     engine = next((name for name in ("mpi", "deepspeed") if f"--use_{name}" in words), "")
     skip_without(engine)
     done = run_block(command, stand_ins, tmp_path)
@@ -259,7 +293,11 @@ def test_a_compiled_recipe_with_length_buckets_has_static_graphs_of_each_length(
 def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
     """In the order of the pages, so that a command finds the files of earlier ones."""
     monkeypatch.chdir(stand_ins)
-    for command in (command for commands in COMMANDS.values() for command in commands if kind_of(command) == "script"):
+    kinds = {command: kind_of(command) for commands in COMMANDS.values() for command in commands}
+    for command in (command for command, kind in kinds.items() if kind in ("script", "ask")):
+        if kinds[command] == "ask":
+            check_asking(words_of(command)[3:], capsys)
+            continue
         python, script, *flags = words_of(command)
         assert python == "python"
         importlib.import_module(script.removesuffix(".py")).main(flags)
@@ -267,10 +305,35 @@ def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
         checks = "--check" in flags
         assert ("checked, a run could start" in output) == checks, command
         scored = re.search(r"^F1 +\d", output, re.MULTILINE)
-        assert bool(scored) == ("--do_eval" in flags and not checks), command
-        if "--do_predict" in flags:
-            answers = json.loads(Path(flags[-1], "predict_predictions.json").read_text())
-            assert len(answers) == 1 and all(answers.values())
+        assert bool(scored) == ("--do_eval" in all_words_of(command) and not checks), command
+
+
+def check_asking(words: list[str], capsys) -> None:
+    """Check that a question about the contract is answered with a text of it."""
+    importlib.import_module("qa.ask").main(words)
+    printed = capsys.readouterr().out
+    assert any(word in printed for word in CONTRACT.split()), printed
+
+
+def test_python_of_the_page_of_recipes_runs(stand_ins, monkeypatch, capsys):
+    """Byte for byte; several runs in one process, and their comparison."""
+    monkeypatch.chdir(stand_ins)
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    seeds, sweep = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert (
+        max(len(block.strip().splitlines()) for block in (seeds, sweep)) <= 17
+    )  # two of the blank lines are the formatter's
+    exec(compile(seeds, "seeds", "exec"), {})
+    scores = [json.loads(Path("seeds", seed, "all_results.json").read_text())["eval_f1"] for seed in "123"]
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert printed == f"F1 {statistics.mean(scores):.2f}, deviation {statistics.stdev(scores):.2f}"
+    (command,) = (words_of(command) for command in COMMANDS["docs/recipes.md"] if "qa.report" in command)
+    qa.report.main(command[3:])
+    assert f"{statistics.mean(scores):.2f}" in capsys.readouterr().out
+    exec(compile(sweep, "sweep", "exec"), {})
+    best = capsys.readouterr().out.splitlines()[-1]
+    results = [json.loads(path.read_text())["eval_f1"] for path in Path("sweep").glob("*/all_results.json")]
+    assert len(results) == 8 and best.startswith(f"{max(results)} {{'learning_rate': ")
 
 
 def test_commands_of_the_launcher_print_what_would_be_started(stand_ins, monkeypatch, capfd):
@@ -503,7 +566,8 @@ def test_t5_on_eight_cards_is_its_recipe_after_the_launcher():
 
 
 def test_the_table_of_hyperparameters_is_the_design_documents():
-    cells = [[cell.strip() for cell in line.split("|")] for line in (ROOT / "README.md").read_text().splitlines()]
+    text = re.sub(r"\[([^]]*)\]\(configs/[^)]*\)", r"\1", (ROOT / "README.md").read_text())
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     header = [
         "",
         "",
