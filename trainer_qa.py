@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,9 +22,9 @@ from qa.buckets import (
     training_order,
 )
 from qa.device import trainer_class
-from qa.earlier import is_generated
 from qa.identity import RunRecord
 from qa.out_of_memory import BatchNotes
+from qa.push import HubUploads
 from qa.saving import WholeSaves
 from qa.settings import SavedSettings
 from qa.speed import TrainingSpeed, evaluation_speed
@@ -240,16 +239,8 @@ class AnswerEvaluation(LengthBuckets):
             self.write_answers(answers, stage)
 
 
-class RunFiles(RunRecord, SavedSettings, GivenBatchSize, ReadableWeights, WholeSaves):
-    """Mixin for a trainer: the files that it adds to those of a model, and those that it leaves alone."""
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Write the card of a model that was trained, unless a person wrote the one that is there."""
-        card = Path(self.args.output_dir) / "README.md"
-        if card.exists() and not (self.args.do_train and is_generated(card)):
-            logger.info(f"{card} stays as it is")
-            return
-        super().create_model_card(*args, **kwargs)
+class RunFiles(RunRecord, SavedSettings, GivenBatchSize, ReadableWeights, HubUploads, WholeSaves):
+    """Mixin for a trainer: the files that it adds to those of a model, and those that it uploads."""
 
 
 class PreallocatedArrays:

@@ -37,6 +37,13 @@ class ModelArguments:
             "help": "Run Python code that the model's or the dataset's repository brings. Only for authors you trust."
         },
     )
+    language: Optional[list[str]] = field(
+        default=None,
+        metadata={"help": "Languages for the model card, as in `en de`; by default the one of --answer_language."},
+    )
+    license: Optional[str] = field(
+        default=None, metadata={"help": "Licence for the model card, by its name on the hub, such as `apache-2.0`."}
+    )
 
 
 def hub_arguments(model_args: ModelArguments) -> dict:

@@ -8,8 +8,6 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
-import huggingface_hub
-
 from qa.arguments import SPLITS, STAGES, DataArguments
 from qa.buckets import read_buckets
 from qa.device import runs_on_cpu, zero_stage
@@ -20,6 +18,7 @@ from qa.limits import LIMITS, number_problems
 from qa.metrics import score_names
 from qa.names import name_problems
 from qa.preflight import gaudi_problems
+from qa.push import push_problems
 from qa.reading import READERS, kind_of
 
 
@@ -209,14 +208,3 @@ def training_problems(training_args) -> list[str]:
     if training_args.label_smoothing_factor and not hasattr(training_args, "predict_with_generate"):
         problems.append("--label_smoothing_factor has no effect on a model that marks answers; omit it")
     return problems + push_problems(training_args)
-
-
-def push_problems(training_args) -> list[str]:
-    """Return why `--push_to_hub` cannot work: there is no token, or the hub is not to be asked."""
-    if not training_args.push_to_hub:
-        return []
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return ["--push_to_hub needs the hub, and HF_HUB_OFFLINE is set; unset it, or omit --push_to_hub"]
-    if training_args.hub_token or training_args.push_to_hub_token or huggingface_hub.get_token():
-        return []
-    return ["--push_to_hub needs an access token; run `hf auth login`, or set HF_TOKEN"]

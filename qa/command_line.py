@@ -31,7 +31,7 @@ HELP = {
     "context_column answer_column validation_split max_train_samples max_eval_samples max_predict_samples on_bad_rows "
     "ambiguous_answers version_2_with_negative overwrite_cache preprocessing_num_workers",
     "Model": "model_name_or_path config_name tokenizer_name cache_dir model_revision token trust_remote_code "
-    "use_fast_tokenizer",
+    "use_fast_tokenizer language license push_to_hub hub_model_id hub_private_repo",
     "Features and answers": "max_seq_length doc_stride pad_to_max_length length_buckets max_answer_length n_best_size "
     "null_score_diff_threshold tune_null_threshold temperature answer_language eval_report report_columns predict_with_generate val_max_answer_length num_beams language_code "
     "ignore_pad_token_for_loss",
@@ -70,6 +70,9 @@ LIBRARY_HELP = {
     "bf16": "Compute in bfloat16 where that is accurate enough.",
     "gradient_checkpointing": "Save memory by computing activations twice.",
     "deepspeed": "DeepSpeed configuration file.",
+    "push_to_hub": "Upload the model, its card and its scores to the hub at the end.",
+    "hub_model_id": "Repository to upload to, as in OWNER/NAME; by default named like --output_dir.",
+    "hub_private_repo": "Make that repository private.",
     "use_habana": "Run on Gaudi cards; without it on a GPU, on Apple silicon or on the CPU.",
     "gaudi_config_name": "Folder or hub name of a Gaudi configuration.",
     "use_lazy_mode": "Use lazy mode; by default yes, unless --torch_compile is given.",

@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 logger = logging.getLogger(__name__)
 
+WITHOUT_HUB = "Without the hub, name a local folder, or set HF_HUB_OFFLINE=1 to use what the cache has"
 NAMES = ("model_name_or_path", "config_name", "tokenizer_name", "dataset_name", "gaudi_config_name")
 
 
@@ -35,6 +36,15 @@ def shadowing_folder(name: str | None) -> Path | None:
     except HFValidationError:
         return None
     return Path(name).resolve() if Path(name).is_dir() else None
+
+
+def is_hub_name(name: str | None) -> bool:
+    """Return whether a name is one on the hub, and no folder here."""
+    try:
+        validate_repo_id(name or "/")
+    except HFValidationError:
+        return False
+    return not Path(name).exists()
 
 
 def report_shadowing(*arguments) -> None:
@@ -75,7 +85,7 @@ def hub_problem(error: Exception, flag: str, name: str, model_args) -> str | Non
             if holds(links, ConnectionError, LocalEntryNotFoundError)
             else None
         )
-    return refusal(links, flag, model_args) or network_problem(links, model_args)
+    return refusal(links, flag, model_args) or network_problem(links, identify(model_args), WITHOUT_HUB)
 
 
 def refusal(links: list, flag: str, model_args) -> str | None:
@@ -99,20 +109,24 @@ def refusal(links: list, flag: str, model_args) -> str | None:
     return None
 
 
-def network_problem(links: list, model_args) -> str | None:
-    """Return why the hub does not answer, or was not asked."""
-    hub, status = constants.ENDPOINT, status_of(links)
-    offline = "Without the hub, name a local folder, or set HF_HUB_OFFLINE=1 to use what the cache has"
+def network_problem(links: list, login: str, advice: str = "") -> str | None:
+    """Return why the hub does not answer, or was not asked.
+
+    Args:
+        login: how to be known to the hub, which limits requests of others more.
+        advice: a sentence on how to do without it.
+    """
+    hub, status, advice = constants.ENDPOINT, status_of(links), advice and f". {advice}"
     if status == 429:
-        return f"{hub} still limits your requests (HTTP 429); try again later, or {identify(model_args)}. {offline}"
+        return f"{hub} still limits your requests (HTTP 429); try again later, or {login}{advice}"
     if status is not None and status >= 500:
-        return f"{hub} has a fault of its own (HTTP {status}); try again later. {offline}"
+        return f"{hub} has a fault of its own (HTTP {status}); try again later{advice}"
     if status is not None:
         return None
     if holds(links, requests.exceptions.InvalidHeader, UnicodeEncodeError):  # whose texts contain the token
         return "the token has characters that no token has; copy it again, without blanks and line breaks"
     if holds(links, requests.RequestException, ConnectionError):
-        return f"{hub} cannot be reached{words_for(links)}; check the network and try again. {offline}"
+        return f"{hub} cannot be reached{words_for(links)}; check the network and try again{advice}"
     return None
 
 

@@ -5,8 +5,10 @@ it is another training.
 """
 
 import hashlib
+import importlib
 import json
 import logging
+import os
 import platform
 import sys
 from contextlib import suppress
@@ -107,6 +109,7 @@ def make_record(
         "data": {split: data_record(split, part, data_args) for split, part in rows.items()},
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "model": model_record(model_args, config),
+        "hardware": hardware(training_args),
         "ranks": training_args.world_size,
         "devices_per_rank": max(1, training_args.n_gpu),
     }
@@ -170,6 +173,14 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def hardware(training_args) -> str:
+    """Return the number and the name of the devices of a training."""
+    kind = training_args.device.type
+    name_of = getattr(getattr(importlib.import_module("torch"), kind, None), "get_device_name", None)
+    cores = f"{kind.upper()} ({platform.machine()}, {os.cpu_count()} cores)"
+    return f"{training_args.world_size * max(1, training_args.n_gpu)} x {name_of() if name_of else cores}"
 
 
 def data_record(split: str, rows: list[dict], data_args) -> dict:

@@ -52,6 +52,17 @@ COMPILE_MODES = ["default", "reduce-overhead", "max-autotune", "max-autotune-no-
 # Flags that take JSON, and whether it may also be the name of a file of it.
 JSON_FLAGS = dict.fromkeys(("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "liger_kernel_config"), False)
 JSON_FLAGS |= dict.fromkeys(("deepspeed", "fsdp_config", "accelerator_config"), True)
+# Names that the hub takes for `license`: https://huggingface.co/docs/hub/repositories-licenses.
+LICENSES = (
+    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m "
+    "afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 "
+    "cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 "
+    "cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 "
+    "cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 "
+    "lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense "
+    "zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other"
+).split()
+LANGUAGE = re.compile("[a-z]{2,3}|multilingual|code")  # codes of ISO 639, and two words that the hub knows
 
 
 def name_problems(values) -> list[str]:
@@ -64,6 +75,7 @@ def name_problems(values) -> list[str]:
         *source_problems(values),
         *tracker_problems(values.report_to),
         *package_problems(values),
+        *card_problems(values),
         *compile_problems(values),
         *(problem for flag in JSON_FLAGS for problem in json_problems(flag, getattr(values, flag))),
         *([*optimizer_problems(values), *schedule_problems(values)] if values.do_train else []),
@@ -141,6 +153,20 @@ def package_problems(values) -> list[str]:
         for flag, (value, module, package) in PACKAGES.items()
         if (given := getattr(values, flag, None)) and value in (None, given) and is_missing(module)
     ]
+
+
+def card_problems(values) -> list[str]:
+    """Return the problems of `--language` and `--license`: values that the hub would refuse in a card."""
+    problems = [
+        f"--language {code}: not a code of ISO 639 in small letters; write one such as en or de, or multilingual"
+        for code in values.language or ()
+        if not LANGUAGE.fullmatch(code)
+    ]
+    name = values.license
+    if name is not None and name not in LICENSES:
+        nearest = get_close_matches(name.lower(), LICENSES, n=1) or ["other"]
+        problems.append(f"--license {name or repr(name)} is no name of a licence on the hub; use {nearest[0]}")
+    return problems
 
 
 def optimizer_problems(values) -> list[str]:

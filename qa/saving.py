@@ -104,6 +104,7 @@ class WholeSaves:
             super().save_model(str(unfinished / "model"), _internal_call=True)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                remove(unfinished / "model" / "README.md")  # peft's card; `qa.card` writes the model's
                 remove_weights(folder, kept=unfinished / "model")
                 publish_files(unfinished / "model", folder)
 
@@ -111,22 +112,6 @@ class WholeSaves:
         if self.is_world_process_zero():
             with replacing(Path(self.args.output_dir) / "trainer_state.json") as partial:
                 self.state.save_to_json(partial)
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Write the model card on rank 0, whole; it names the model by the output folder."""
-        if not self.is_world_process_zero():
-            return
-        given = self.args.output_dir
-        kwargs.setdefault("model_name", Path(given).resolve().name)
-        with workplace(Path(given)) as unfinished:
-            partial = unfinished / "card"
-            partial.mkdir()
-            self.args.output_dir = str(partial)
-            try:
-                super().create_model_card(*args, **kwargs)
-            finally:
-                self.args.output_dir = given
-            publish_files(partial, Path(given))
 
     @contextmanager
     def writing(self, folder: Path) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from qa.answer_table import AnswerTable, make_table, window_counts
 from qa.answers import Answers, write_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths, train_group
+from qa.card import write_card
 from qa.data import gold_answers, load_rows
 from qa.earlier import remove_answers, remove_earlier_run, remove_report
 from qa.errors import UserError
@@ -22,6 +23,7 @@ from qa.identity import write_record
 from qa.locks import unlock
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
+from qa.push import push
 from qa.report import report_evaluation
 from qa.saving import begin, end
 from qa.screen import StageLines, print_summary, report_features, report_stage
@@ -143,7 +145,7 @@ def trainer_data(features: dict, rows: dict) -> dict:
     return {"train_dataset": features.get("train"), **evaluated}
 
 
-def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, int], card: dict[str, str]) -> dict:
+def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, int]) -> dict:
     """Train, and save the model, the tokenizer, `train_results.json`, a card and the trainer's state; return the metrics.
 
     The state comes last: it marks the training as finished. A training of no step has no results.
@@ -155,7 +157,8 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
         trainer.save_model()
         if "train_loss" in metrics:
             save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
-        trainer.create_model_card(**card)  # for a run that is killed in its evaluation; it gets the scores at the end
+        if trainer.is_world_process_zero():
+            describe(trainer)  # for a run that is killed in its evaluation; the card gets the scores at the end
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()  # The launcher ends the others as soon as one rank has failed.
     return metrics
@@ -204,7 +207,7 @@ def run(
     rows: dict,
     counts: dict,
 ) -> dict[str, float]:
-    """Train, evaluate and predict, as the flags say; write the model card, print the summary and return the results.
+    """Train, evaluate and predict, as the flags say; write the model card, print the summary and upload; return the results.
 
     Args:
         checkpoint: to resume from, None to start with the model.
@@ -215,7 +218,7 @@ def run(
     Returns:
         The content of `all_results.json`: earlier results of the folder are among them.
     """
-    training_args, metrics, card = trainer.args, {}, model_card(data_args, model_args)
+    training_args, metrics = trainer.args, {}
     trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
     trainer.add_callback(StageLines)
     check_weights(trainer.model, model_args.model_name_or_path)
@@ -223,7 +226,7 @@ def run(
         begin_training(trainer, [model_args, data_args], checkpoint, record)
         lost = getattr(features["train"], "lost_rows", 0)
         without_window = {"questions_without_window": lost} if lost else {}
-        metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window, card)
+        metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window)
     elif record is None and trainer.is_world_process_zero():
         note_replaced(training_args)
     if "tuning" in features:
@@ -232,15 +235,30 @@ def run(
         metrics |= evaluate(trainer, model_args, data_args, counts["validation"])
     if training_args.do_predict:
         metrics |= predict(trainer, features["test"], rows["test"], data_args.max_predict_samples, counts["test"])
-    if training_args.push_to_hub:
-        trainer.push_to_hub(**card)
-    elif training_args.do_train:
-        trainer.create_model_card(**card)
+    if record is not None:  # of a training, which an earlier command may have done
+        describe(trainer)
+    if training_args.push_to_hub and not training_args.do_train and not is_saved(model_args, training_args):
+        trainer.save_model()
     if trainer.is_world_process_zero():
         end(Path(training_args.output_dir))
     print_summary(training_args, trainer.state, metrics)
-    unlock(Path(training_args.output_dir))
+    try:
+        if training_args.push_to_hub:
+            push(trainer)
+    finally:
+        unlock(Path(training_args.output_dir))
     return read_object(Path(training_args.output_dir) / "all_results.json") | metrics
+
+
+def describe(trainer) -> None:
+    """Write the model card."""
+    folder = Path(trainer.args.output_dir)
+    write_card(folder, getattr(trainer, "hub_model_id", None) or folder.resolve().name, trainer.model.config)
+
+
+def is_saved(model_args: ModelArguments, training_args) -> bool:
+    """Return whether the model of a run is the one in its output folder."""
+    return Path(model_args.model_name_or_path).resolve() == Path(training_args.output_dir).resolve()
 
 
 def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict | None) -> None:
@@ -267,18 +285,3 @@ def check_weights(model, name: str) -> None:
             f"--model_name_or_path {name}: {len(bad)} of its weights are NaN or infinite, the first one is {bad[0]}; name "
             "another checkpoint"
         )
-
-
-def model_card(data_args: DataArguments, model_args: ModelArguments) -> dict[str, str]:
-    """Return what the trainer's model card says of data and starting model."""
-    card = {"tasks": "question-answering"}
-    if not Path(model_args.model_name_or_path).exists():  # a hub name; the card looks its licence up there
-        card["finetuned_from"] = model_args.model_name_or_path
-    if data_args.dataset_name is not None:
-        config = data_args.dataset_config_name
-        card |= {
-            "dataset_tags": data_args.dataset_name,
-            "dataset": " ".join(filter(None, (data_args.dataset_name, config))),
-        }
-        card |= {"dataset_args": config} if config else {}
-    return card

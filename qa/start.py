@@ -15,6 +15,7 @@ from qa.device import resolve_lazy_mode, training_arguments
 from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
 from qa.hub import report_shadowing
 from qa.locks import lock
+from qa.push import check_account
 from qa.ranks import place_process
 from qa.saving import is_being_overwritten, remove_remains
 from qa.settings import use_settings
@@ -65,6 +66,7 @@ def start(
     if (line := doubt_of_threshold(values)) is not None:
         logger.warning(line)
     report_shadowing(model_args, data_args, training_args)
+    on_rank_0(training_args, check_account, training_args)
     if not data_args.check:
         on_rank_0(training_args, take, Path(training_args.output_dir))
     complete_overwriting(training_args)

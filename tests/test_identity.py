@@ -53,7 +53,7 @@ FREE = """
     model_name_or_path config_name tokenizer_name cache_dir model_revision trust_remote_code use_fast_tokenizer
     dataset_name dataset_config_name train_file validation_file test_file question_column context_column answer_column id_column
     on_bad_rows ambiguous_answers validation_split max_train_samples max_eval_samples max_predict_samples overwrite_cache
-    preprocessing_num_workers check check_steps answer_language temperature eval_report report_columns val_max_answer_length num_beams
+    preprocessing_num_workers check check_steps language license answer_language temperature eval_report report_columns val_max_answer_length num_beams
     output_dir overwrite_output_dir do_train do_eval do_predict resume_from_checkpoint resume_anyway ignore_data_skip
     restore_callback_states_from_checkpoint run_name
     eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches eval_use_gather_object

@@ -8,6 +8,8 @@ import requests
 from huggingface_hub import constants
 from urllib3.util.retry import Retry
 
+from qa.errors import in_one_line
+
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class HubAdapter(requests.adapters.HTTPAdapter):
     - HTTP 429: see PatientRetry. huggingface_hub 1.0 waits too: https://github.com/huggingface/huggingface_hub/pull/3437.
     - A connection that breaks in the middle of a file: huggingface_hub goes on from there after a
       `requests.ConnectionError`, but requests raises a ChunkedEncodingError.
-    - Questions to the hub without a limit of time, such as those for a list of files or a model's licence: a hub that
+    - Questions to the hub without a limit of time, such as those for a list of files: a hub that
       does not answer would hold the run forever. Their callers know a ConnectionError, which a ReadTimeout is not.
     """
 
@@ -64,6 +66,36 @@ class HubAdapter(requests.adapters.HTTPAdapter):
 
         built.iter_content = iter_content
         return built
+
+
+# Files and folders in an output folder that are not uploaded: what is being written, and what belongs to this machine
+# or to a run that resumes.
+LEFT_OUT = ("_*", ".*", "checkpoint-*", "run.json", "trainer_state.json", "training_args.bin")
+
+
+def choose_uploads() -> None:
+    """Let the trainer omit LEFT_OUT where it uploads an output folder during a training.
+
+    transformers 4.55.4 omits only the first and the third of them: checkpoints that are being written would be uploaded,
+    and so would be the paths of this machine.
+    """
+    import transformers.trainer
+
+    def upload(**settings):
+        if settings.get("path_in_repo") is None:  # not a checkpoint that --hub_strategy asks for
+            settings["ignore_patterns"] = list(LEFT_OUT)
+        uploaded = huggingface_hub.upload_folder(**settings)
+        if settings.get("run_as_future"):
+            uploaded.add_done_callback(report_failure)
+        return uploaded
+
+    transformers.trainer.upload_folder = upload
+
+
+def report_failure(job) -> None:
+    """Log why an upload during a training failed; transformers 4.55.4 does not look at it again."""
+    if error := job.exception():
+        logger.warning(f"An upload of this training failed, and the training goes on: {in_one_line(error)}")
 
 
 def patient_session() -> requests.Session:

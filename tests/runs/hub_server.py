@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from hub_uploads import Uploads
 
 
 COMMIT = "5" * 40
@@ -35,13 +38,17 @@ class Hub(ThreadingHTTPServer):
         self.seen = Counter()  # by command, name and file
         self.answered = []  # (method, name, file, status)
         self.closing = threading.Event()
+        self.accounts = {}  # answers to `whoami`, by token
+        self.uploads = []  # (repository, branch, message, {path: content}) of each commit
+        self.large = {}  # contents that were uploaded before their commit, by their SHA-256
+        self.room = math.inf  # number of commits that it takes before it has a fault of its own
 
     def handle_error(self, request, client_address) -> None:
         """Say nothing: clients leave slow answers."""
 
 
-class HubRequest(BaseHTTPRequestHandler):
-    """Answer as huggingface.co does, for the requests of these tests.
+class HubRequest(Uploads, BaseHTTPRequestHandler):
+    """Answer as huggingface.co does, for the requests of these tests; `Uploads` has those that write.
 
     /{name}/resolve/{revision}/{file} is a file, of a dataset after /datasets; /api/{models,datasets}/{name}/... describes
     and lists them.
@@ -50,12 +57,14 @@ class HubRequest(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self.read_body()
+        if self.take_upload():
+            return
         parts = self.path.partition("?")[0].strip("/").split("/")
         api = parts.pop(0) if parts[0] == "api" else ""
         self.kind = parts.pop(0) if api or parts[0] == "datasets" else "models"
         self.name, self.file = parts[0], "/".join(parts[1:] if api else parts[3:])
         self.folder = self.server.dataset if self.kind == "datasets" else self.server.model
-        self.read_body()
         trouble, key = self.name.partition("-")[0], (self.command, self.kind, self.name, self.file)
         self.server.seen[key] += 1
         if trouble in REFUSALS:
@@ -69,10 +78,10 @@ class HubRequest(BaseHTTPRequestHandler):
         else:
             self.send_file()
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def read_body(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def trouble_once(self, trouble: str) -> None:
         if trouble == "busy":
@@ -91,7 +100,9 @@ class HubRequest(BaseHTTPRequestHandler):
         what = self.file.partition("/")[0]
         files = [self.description(name) for name in names]
         if what in ("tree", "paths-info") and self.kind == "datasets":
-            self.send(200, {}, files if what == "tree" else [entry for entry in files if entry["path"] in self.body])
+            self.send(
+                200, {}, files if what == "tree" else [entry for entry in files if entry["path"] in self.body.decode()]
+            )
         elif what in ("", "revision"):
             siblings = [{"rfilename": name} for name in names]
             self.send(200, {}, {"id": self.name, "sha": COMMIT, "siblings": siblings, "tags": []})
@@ -116,7 +127,7 @@ class HubRequest(BaseHTTPRequestHandler):
 
     def send(self, status: int, headers: dict, content: bytes | list | dict = b"", sent: int | None = None) -> None:
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.server.answered.append((self.command, self.name, self.file, status))
+        self.server.answered.append((self.command, getattr(self, "name", ""), getattr(self, "file", ""), status))
         self.send_response(status)
         for name, value in ({"Content-Length": len(content), "X-Repo-Commit": COMMIT} | headers).items():
             self.send_header(name, str(value))
