@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
-    if finished and not keep_only_missing(model_args, data_args, training_args, rows, record):
+    if finished and not keep_only_missing(model_args, data_args, training_args, rows, record, config):
         return None if data_args.check else read_object(Path(training_args.output_dir) / "all_results.json")
     if training_args.do_train and checkpoint is None:
         advise_start(weightless, model_args, rows["train"])

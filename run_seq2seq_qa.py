@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
-    if finished and not keep_only_missing(model_args, data_args, training_args, rows, record):
+    if finished and not keep_only_missing(model_args, data_args, training_args, rows, record, config):
         return None if data_args.check else read_object(Path(training_args.output_dir) / "all_results.json")
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
     features = {

@@ -16,10 +16,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from qa.answer_files import read_csv_columns, table_name
 from qa.answer_table import AnswerTable, Choices
-from qa.earlier import is_generated, signed
+from qa.earlier import has_results, is_generated, replaced_stages, signed
 from qa.errors import printable
 from qa.files import read_object, write_whole
-from qa.finished import REPLACED, has_results
 from qa.groups import score_parts
 from qa.hub import is_hub_name
 from qa.identity import RUN_FILE
@@ -43,6 +42,8 @@ ANYWHERE = re.compile(r"""(?<![^\s=,"'\[({])(?:~|\.{1,2}|[A-Za-z]:)?[/\\][^\s"',
 def write_card(folder: Path, name: str, config) -> None:
     """Write the card of the model in an output folder, unless a person wrote or changed the one that is there.
 
+    Without the record of a training, as of earlier versions, there is nothing to write.
+
     Args:
         name: of the model, on the hub where it is pushed to it.
         config: the model's.
@@ -50,20 +51,22 @@ def write_card(folder: Path, name: str, config) -> None:
     path = folder / CARD_FILE
     if path.exists() and not is_generated(path):
         logger.info(f"{path} stays as it is: a person wrote or changed it")
-    else:
-        write_whole(path, [make_card(folder, name, config).encode()])
+    elif record := read_object(folder / RUN_FILE):
+        write_whole(path, [make_card(folder, record, name, config).encode()])
 
 
-def make_card(folder: Path, name: str, config) -> str:
+def make_card(folder: Path, record: dict, name: str, config) -> str:
     """Return the text of a card.
+
+    Args:
+        record: of the training, see `qa.identity`.
 
     Raises:
         ValueError: huggingface_hub cannot read it.
     """
     from qa.models import is_causal
 
-    record, scores = read_object(folder / RUN_FILE), read_scores(folder)
-    arguments, marks = record["arguments"], not config.is_encoder_decoder
+    arguments, scores, marks = record["arguments"], read_scores(folder), not config.is_encoder_decoder
     card = ModelCard.from_template(
         card_data(record, name.rpartition("/")[2], scores),
         template_str=(files("qa") / "templates" / "card.md").read_text(encoding="utf-8"),
@@ -88,8 +91,8 @@ def card_data(record: dict, name: str, scores: list[dict]) -> ModelCardData:
     arguments = record["arguments"]
     language = arguments["answer_language"]
     return ModelCardData(
-        language=arguments["language"] or (None if language in ("off", "auto") else language),
-        license=arguments["license"],
+        language=arguments.get("language") or (None if language in ("off", "auto") else [language]),
+        license=arguments.get("license"),
         library_name="peft" if arguments.get("lora_r") else "transformers",
         base_model=base_model(record) if is_from_hub(record) else None,
         datasets=[record["data"]["train"]["name"]] if is_dataset_of_hub(record["data"]["train"]) else None,
@@ -107,7 +110,7 @@ def card_data(record: dict, name: str, scores: list[dict]) -> ModelCardData:
 
 def read_scores(folder: Path) -> list[dict]:
     """Return the scores of the evaluation after the training, as `with_intervals` has them; none where there is none."""
-    if not has_results(folder, "eval") or "eval" in read_object(folder / RUN_FILE).get(REPLACED, ()):
+    if not has_results(folder, "eval") or "eval" in replaced_stages(folder):
         return []
     try:
         columns = read_csv_columns(folder / table_name("eval"))

@@ -7,7 +7,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerState
 
 from qa.arguments import STAGES
-from qa.earlier import forget
+from qa.card import write_card
+from qa.earlier import REPLACED, forget, has_results, replaced_stages
 from qa.files import read_object
 from qa.identity import RUN_FILE, write_record
 from qa.locks import unlock
@@ -30,7 +31,6 @@ WITHOUT_EFFECT = frozenset(
 LATER = {
     stage: split for split, stage in STAGES.items() if stage != "train"
 }  # the part of the data of each later stage
-REPLACED = "replaced"  # in `run.json`: the stages of which a later command without a training wrote the results
 
 
 def finished_training(training_args) -> str | None:
@@ -50,7 +50,7 @@ def finished_training(training_args) -> str | None:
     return training_args.output_dir if asked and ended else None
 
 
-def keep_only_missing(model_args, data_args, training_args, rows: dict, record: dict | None) -> bool:
+def keep_only_missing(model_args, data_args, training_args, rows: dict, record: dict | None, config) -> bool:
     """Change what a run does whose training is finished to what is missing; if nothing is, show the results.
 
     The run then evaluates and predicts with the model in `output_dir`. If its threshold was tuned, it uses that; a tuning
@@ -59,6 +59,7 @@ def keep_only_missing(model_args, data_args, training_args, rows: dict, record: 
     Args:
         rows: by split; those without use are removed.
         record: of the command, on rank 0, see `qa.identity.identify`.
+        config: the model's.
 
     Returns:
         Whether anything is missing; a push to the hub always is.
@@ -83,7 +84,8 @@ def keep_only_missing(model_args, data_args, training_args, rows: dict, record: 
     )
     if not missing + pushes:
         show_results(training_args, state, ["train", *asked])
-        if training_args.process_index == 0 and not data_args.check:
+        if record is not None and not data_args.check:
+            write_card(folder, folder.resolve().name, config)  # a kill may have left it without the scores
             end(folder)
         unlock(folder)
         return False
@@ -114,12 +116,6 @@ def answers_alike(old: dict, new: dict, split: str) -> bool:
     return before == now and old.get("data", {}).get(split) == new["data"][split]
 
 
-def has_results(folder: Path, stage: str) -> bool:
-    """Return whether the results of a stage were written to their end; they are added to `all_results.json` last."""
-    results = read_object(folder / f"{stage}_results.json")
-    return bool(results) and results.items() <= read_object(folder / "all_results.json").items()
-
-
 def mark_unfinished(folder: Path) -> None:
     """Remove the trainer's state, the settings and all results in an output folder: its model is trained further."""
     for name in ("trainer_state.json", SETTINGS_FILE):
@@ -134,11 +130,6 @@ def note_replaced(training_args) -> None:
     stages = {stage for stage in LATER if getattr(training_args, f"do_{stage}")}
     if record:
         write_record(folder, record | {REPLACED: sorted(stages.union(replaced_stages(folder)))})
-
-
-def replaced_stages(folder: Path) -> list[str]:
-    """Return the stages whose results in an output folder are not of the command in its `run.json`."""
-    return read_object(folder / RUN_FILE).get(REPLACED, [])
 
 
 def show_results(training_args, state: TrainerState, stages: list[str]) -> None:

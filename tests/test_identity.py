@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, load
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
@@ -22,7 +23,7 @@ import run_qa
 import run_seq2seq_qa
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
 from qa.device import trainer_class, training_arguments
-from qa.earlier import remove_earlier_run
+from qa.earlier import is_generated, remove_earlier_run
 from qa.errors import UserError
 from qa.finished import finished_training
 from qa.identity import (
@@ -423,14 +424,40 @@ def test_answers_of_an_earlier_evaluation_go_where_the_new_one_writes_none(tiny_
 
 
 def test_a_models_card_is_neither_lost_to_an_evaluation_nor_to_a_training(trained, data, tiny_model, tmp_path):
+    """Neither one that a run wrote nor, in a training, one that a person changed; and no evaluation writes one."""
     folder = tmp_path / "out"
     shutil.copytree(trained, folder)
-    card = (folder / "README.md").read_bytes()
+    card = (folder / "README.md").read_text()
     run(folder, folder, "--do_eval", *data[1:], "--null_score_diff_threshold", 1)
-    assert (folder / "README.md").read_bytes() == card
-    (folder / "README.md").write_text("My model.")
+    assert (folder / "README.md").read_text() == card
+    (folder / "README.md").write_text(card.replace("# out", "# The best model"))
     run(tiny_model, folder, *data, "--overwrite_output_dir", "--max_steps", 1)
-    assert (folder / "README.md").read_text() == "My model."
+    assert (folder / "README.md").read_text() == card.replace("# out", "# The best model")
+    (folder / "README.md").unlink()
+    run(folder, folder, "--do_eval", *data[1:])
+    assert not (folder / "README.md").exists()
+
+
+def test_a_run_that_was_killed_before_its_card_had_the_scores_completes_it(
+    trained, data, tiny_model, tmp_path, monkeypatch
+):
+    """Killed in its evaluation, it has a card without them; killed after it, the same command only writes the card."""
+    folder = tmp_path / "out"
+    shutil.copytree(trained, folder)
+    card, flags = (folder / "README.md").read_text(), [*data, "--do_eval"]
+    (folder / "eval_results.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("qa.stages.evaluate", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            run(tiny_model, folder, *flags, "--overwrite_output_dir")
+    early = (folder / "README.md").read_text()
+    assert is_generated(folder / "README.md") and "model-index" in card and "model-index" not in early
+    run(tiny_model, folder, *flags)
+    scored = (folder / "README.md").read_text()
+    assert ModelCard(scored).data.to_dict()["model-index"] == ModelCard(card).data.to_dict()["model-index"]
+    (folder / "README.md").write_text(early)
+    run(tiny_model, folder, *flags)
+    assert (folder / "README.md").read_text() == scored
 
 
 def test_no_json_file_holds_nan(tmp_path, trained):

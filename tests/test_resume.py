@@ -279,7 +279,7 @@ def test_a_push_to_the_hub_is_left_to_do(ended, caplog):
     arguments = {"output_dir": str(ended / "within an epoch"), "do_train": True, "do_eval": False, "do_predict": False}
     training_args = SimpleNamespace(**arguments, push_to_hub=True, world_size=1, process_index=0)
     model_args = SimpleNamespace(model_name_or_path="start")
-    assert keep_only_missing(model_args, DataArguments(), training_args, {}, None)
+    assert keep_only_missing(model_args, DataArguments(), training_args, {}, None, None)
     assert "left to do: push to the hub" in caplog.text
     assert (model_args.model_name_or_path, training_args.do_train) == (arguments["output_dir"], False)
 

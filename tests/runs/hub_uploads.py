@@ -107,4 +107,5 @@ def card_problems(card: str) -> list[str]:
             problems.append(f"result {result}")
         problems += [f"metric {metric}" for metric in result["metrics"] if not {"type", "value"} <= metric.keys()]
     problems += [f"name {name}" for name in names if not HUB_NAME.fullmatch(name)]
-    return problems + [f"license {data['license']}"] * (data.get("license", "mit") not in LICENSE_IDS)
+    license = data.get("license", "mit")
+    return problems if license in LICENSE_IDS else [*problems, f"license {license}"]
