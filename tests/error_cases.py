@@ -94,6 +94,8 @@ COMMAND_LINE = [
             --lr_scheduler_type quadratic
             --log_level loud
             --hub_strategy rarely
+            --license apache2
+            --language German
             --debug everything
             --answer_language klingon
             --on_bad_rows ignore

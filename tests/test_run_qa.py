@@ -1,6 +1,7 @@
 """The script itself, in process, on a tiny model: files, scores, resuming, and defects of the reference."""
 
 import json
+import re
 import shutil
 
 import corpus
@@ -19,6 +20,7 @@ from helpers import (
     rows_of,
     undescribed_files,
 )
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
@@ -106,6 +108,17 @@ def test_the_tables_and_the_report_of_a_run(trained, squad_files):
     assert 0 < measured["eval_padding_share"] < 1 and 0.1 < measured["host_memory"] < 100
     assert measured["train_padding_share"] == load(trained / "train_results.json")["train_padding_share"]
     assert report["run"]["questions"] == "dev.json" and len(report["worst"]) == min(50, len(golds))
+
+
+def test_the_card_of_a_run(trained, monkeypatch):
+    """Its scores are those of the run, and what it says about transformers runs."""
+    text, results = (trained / "README.md").read_text(), load(trained / "eval_results.json")
+    scores = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
+    assert scores == pytest.approx({name: results[f"eval_{name}"] for name in ("exact_match", "f1")}, abs=1e-4)
+    assert str(trained.parent) not in text and "| hardware | `1 x " in text
+    (block,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+    monkeypatch.chdir(trained.parent)
+    exec(block, {})
 
 
 def test_training_learns_something(trained):

@@ -8,6 +8,7 @@ import oracle
 import pytest
 import torch
 from helpers import ROOT, check_results, golds_of, load, undescribed_files
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -75,6 +76,12 @@ def test_the_files_of_a_run(writing_models):
         checkpoints = {name for name in names if name.startswith("checkpoint-")}
         assert names - checkpoints == FILES | more and len(checkpoints) == 2
         assert not undescribed_files(writing_models[kind])
+        card, results = (
+            ModelCard.load(writing_models[kind] / "README.md"),
+            load(writing_models[kind] / "eval_results.json"),
+        )
+        assert card.data.eval_results[1].metric_value == pytest.approx(results["eval_f1"], abs=1e-4)
+        assert "This model writes the answer to a question" in card.text and "```python" not in card.text
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])

@@ -40,7 +40,7 @@ class Uploads:
     def create_repository(self, account: dict) -> tuple:
         asked = json.loads(self.body)
         owner = asked["organization"] or account["name"]
-        if owner not in (account["name"], "lab"):
+        if owner not in (account["name"], "Lab"):
             return 403, {"X-Error-Message": "You don't have the rights to create a model under this namespace"}
         return 200, {}, {"url": f"http://{self.headers['Host']}/{owner}/{asked['name']}"}
 

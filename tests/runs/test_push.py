@@ -68,14 +68,14 @@ def content_of(folder: Path) -> dict[str, bytes]:
 def test_the_files_of_a_run_are_uploaded_and_nothing_of_this_machine(
     hub, tiny_model, squad_files, tmp_path, caplog, capfd
 ):
-    """The hub fails after the first checkpoint's upload: the run ends with a line, and the same command only uploads."""
+    """The hub fails after the first checkpoint: the run ends with a line, and the same command only uploads."""
     folder = tmp_path / "places-and-people"
     flags = ["--do_train", "--train_file", squad_files / "train.json", "--max_train_samples", 12, "--max_steps", 4]
     flags += [
         "--save_steps",
         2,
         "--hub_strategy",
-        "every_save",
+        "checkpoint",
         "--hub_always_push",
         "--license",
         "mit",
@@ -83,7 +83,7 @@ def test_the_files_of_a_run_are_uploaded_and_nothing_of_this_machine(
         "en",
     ]
     flags += ["--do_eval", "--validation_file", squad_files / "dev.json", "--max_eval_samples", 6]
-    hub.room = 1
+    hub.room = 2
     with pytest.raises(Stopped) as stopped:
         run(tiny_model, folder, TOKEN, *flags)
     assert stopped.value.status == 1
@@ -94,16 +94,19 @@ def test_the_files_of_a_run_are_uploaded_and_nothing_of_this_machine(
         stopped.value.line,
     )
     assert "An upload of this training failed, and the training goes on: 503" in caplog.text
-    hub.room, before = 2, content_of(folder)
+    hub.room, before = 3, content_of(folder)
     caplog.clear()
     run(tiny_model, folder, TOKEN, *flags)
     assert "left to do: push to the hub" in caplog.text
     assert content_of(folder) == before and "model.safetensors:" not in capfd.readouterr().err
     places = [(repository, branch, message) for repository, branch, message, _ in hub.uploads]
-    messages = ["Training in progress, step 2", "End of training"]
+    messages = ["Training in progress, step 2", "Training in progress, step 2, checkpoint", "End of training"]
     assert places == [("ann/places-and-people", "main", message) for message in messages]
-    (*_, early), (*_, files) = hub.uploads
+    (*_, early), (*_, checkpoint), (*_, files) = hub.uploads
     assert (set(early), set(files)) == (MODEL, MODEL | RESULTS)
+    assert {f"last-checkpoint/{name}" for name in ("optimizer.pt", "run.json", "trainer_state.json")} <= set(
+        checkpoint
+    )
     assert all(content == (folder / name).read_bytes() for name, content in files.items())
     card = huggingface_hub.ModelCard(files["README.md"].decode())
     assert (card.data.license, card.data.language, card.data.model_name) == ("mit", ["en"], "places-and-people")
@@ -178,3 +181,18 @@ def test_a_refused_repository_is_one_line(hub, tiny_model, squad_files, tmp_path
     assert problem.startswith(
         f"--push_to_hub: {constants.ENDPOINT} does not let the access token write there (HTTP 403)"
     )
+
+
+def test_a_model_that_was_only_evaluated_is_uploaded_without_a_card(hub, tiny_model, squad_files, tmp_path):
+    flags = [
+        "--do_eval",
+        "--validation_file",
+        squad_files / "dev.json",
+        "--max_eval_samples",
+        6,
+        "--hub_model_id",
+        "Lab/out",
+    ]
+    run(tiny_model, tmp_path / "out", TOKEN, *flags)
+    ((repository, *_, files),) = hub.uploads
+    assert repository == "Lab/out" and files.keys() == MODEL | RESULTS - {"README.md", "train_results.json"}

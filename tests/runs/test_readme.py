@@ -23,6 +23,7 @@ from pathlib import Path
 
 import corpus
 import pytest
+import yaml
 from helpers import ROOT, address_here, corpus_texts, distance_trained, skip_without
 from small_tokenizers import make_tokenizers
 
@@ -421,6 +422,20 @@ def test_the_models_in_the_manual_are_those_that_tests_train():
         re.MULTILINE,
     )
     assert {kind for _, kinds in rows for kind in kinds.split(", ")} == {*EXTRACTIVE, *WRITING, *SETTINGS}
+
+
+def test_the_citation_is_complete():
+    """By the rules of https://citation-file-format.github.io, version 1.2.0, that matter here."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and {"message", "title", "authors"} <= citation.keys()
+    for key in ("version", "license"):
+        assert f'{key} = "{citation[key]}"' in (ROOT / "pyproject.toml").read_text()
+    for source in citation["references"]:
+        assert {"type", "title", "authors"} <= source.keys()
+        assert all(
+            "name" in author or {"family-names", "given-names"} <= author.keys() for author in source["authors"]
+        )
+        assert source.get("doi", source.get("repository-code")) in (ROOT / "docs" / "differences.md").read_text()
 
 
 def test_the_readme_is_short():
