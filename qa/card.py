@@ -52,7 +52,9 @@ def write_card(folder: Path, name: str, config) -> None:
     if path.exists() and not is_generated(path):
         logger.info(f"{path} stays as it is: a person wrote or changed it")
     elif record := read_object(folder / RUN_FILE):
-        write_whole(path, [make_card(folder, record, name, config).encode()])
+        text = make_card(folder, record, name, config).encode()
+        if not path.exists() or path.read_bytes() != text:
+            write_whole(path, [text])
 
 
 def make_card(folder: Path, record: dict, name: str, config) -> str:
