@@ -31,13 +31,14 @@ HELP = {
     "context_column answer_column validation_split max_train_samples max_eval_samples max_predict_samples on_bad_rows "
     "ambiguous_answers version_2_with_negative overwrite_cache preprocessing_num_workers",
     "Model": "model_name_or_path config_name tokenizer_name cache_dir model_revision token trust_remote_code "
-    "use_fast_tokenizer language license push_to_hub hub_model_id hub_private_repo",
+    "use_fast_tokenizer",
     "Features and answers": "max_seq_length doc_stride pad_to_max_length length_buckets max_answer_length n_best_size "
     "null_score_diff_threshold tune_null_threshold temperature answer_language eval_report report_columns predict_with_generate val_max_answer_length num_beams language_code "
     "ignore_pad_token_for_loss",
     "Training": "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps warmup_ratio weight_decay lr_scheduler_type bf16 attn_implementation "
     "gradient_checkpointing deepspeed",
+    "The model card and the hub": "language license push_to_hub hub_model_id hub_private_repo",
     "Gaudi": "use_habana gaudi_config_name use_lazy_mode use_hpu_graphs_for_inference torch_compile "
     "torch_compile_backend throughput_warmup_steps",
 }

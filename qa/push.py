@@ -60,8 +60,6 @@ def repository(training_args) -> str:
 
 def check_account(training_args) -> None:
     """Raise a UserError where the hub does not answer, does not know the token, or does not let it write."""
-    if not training_args.push_to_hub:
-        return
     try:
         account = huggingface_hub.whoami(token=training_args.hub_token)
     except Exception as error:

@@ -66,7 +66,8 @@ def start(
     if (line := doubt_of_threshold(values)) is not None:
         logger.warning(line)
     report_shadowing(model_args, data_args, training_args)
-    on_rank_0(training_args, check_account, training_args)
+    if training_args.push_to_hub:
+        on_rank_0(training_args, check_account, training_args)
     if not data_args.check:
         on_rank_0(training_args, take, Path(training_args.output_dir))
     complete_overwriting(training_args)

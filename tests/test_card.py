@@ -155,6 +155,19 @@ def test_a_card_that_somebody_changed_is_not_generated(scored):
     assert card.read_text() == text
 
 
+def test_a_defect_of_the_card_is_no_end_of_a_run(tmp_path, caplog):
+    """Nor is the record of an earlier version, without licence and hardware; without a record there is no card."""
+    write_card(tmp_path, "out", CONFIG)
+    assert not list(tmp_path.iterdir())
+    older = {name: value for name, value in record_of().items() if name != "hardware"}
+    older["arguments"] = {name: value for name, value in ARGUMENTS.items() if name not in ("language", "license")}
+    write_json(tmp_path / "run.json", [older])
+    write_card(tmp_path, "out", None)
+    assert not (tmp_path / "README.md").exists() and "There is no model card: AttributeError" in caplog.text
+    write_card(tmp_path, "out", CONFIG)
+    assert is_generated(tmp_path / "README.md")
+
+
 @pytest.mark.parametrize(
     "word, shown",
     [
