@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from qa.device import trainer_class
 from qa.generation import end_tokens, shift_right
 from qa.graphs import CompiledCalls
+from qa.lora import has_adapters
 from trainer_qa import WholeTraining
 
 
@@ -133,6 +134,7 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
 
 def accepted(model, **arguments) -> dict:
     """Return those arguments that the model's forward pass knows."""
+    model = model.get_base_model() if has_adapters(model) else model
     known = inspect.signature(type(model).forward).parameters
     return {name: value for name, value in arguments.items() if name in known}
 

@@ -44,6 +44,25 @@ class ModelArguments:
     license: Optional[str] = field(
         default=None, metadata={"help": "Licence for the model card, by its name on the hub, such as `apache-2.0`."}
     )
+    lora_r: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "Train adapters of this rank and the answer head in place of the whole model (LoRA, with the package peft)."
+        },
+    )
+    lora_alpha: Optional[int] = field(
+        default=None, metadata={"help": "The adapters' effect is scaled by alpha / r; by default 2 x `lora_r`."}
+    )
+    lora_dropout: Optional[float] = field(
+        default=None, metadata={"help": "Dropout of the adapters' input in training; by default 0.05."}
+    )
+    lora_target_modules: Optional[list[str]] = field(
+        default=None,
+        metadata={
+            "help": "Last names of the layers that get adapters, as in `q_proj v_proj`; by default all linear layers of the "
+            "body."
+        },
+    )
 
 
 def hub_arguments(model_args: ModelArguments) -> dict:

@@ -12,6 +12,7 @@ from qa.device import zero_stage
 from qa.errors import in_one_line
 from qa.files import read_object
 from qa.identity import RUN_FILE
+from qa.lora import ADAPTER_CONFIG
 from qa.written import changed_file
 
 
@@ -114,6 +115,8 @@ def damage(checkpoint: Path, training_args) -> str | None:
     if isinstance(state, str):
         return state
     missing = [part for part in PARTS[engine_of(checkpoint)] if not has_part(checkpoint, part)]
+    if any(checkpoint.glob("adapter_model.*")) and not (checkpoint / ADAPTER_CONFIG).is_file():
+        missing.append(ADAPTER_CONFIG)
     if missing == ["optimizer"] and zero_stage(training_args.deepspeed) == 0 and training_args.deepspeed:
         missing = []  # DeepSpeed without ZeRO writes it with the weights
     if missing:

@@ -15,6 +15,7 @@ from qa.errors import UserError
 from qa.folders import folder_problems, short_path
 from qa.gaudi_flags import gaudi_flag_problems
 from qa.limits import LIMITS, number_problems
+from qa.lora import lora_problems
 from qa.metrics import score_names
 from qa.names import name_problems
 from qa.preflight import gaudi_problems
@@ -41,6 +42,7 @@ def find_problems(data_args: DataArguments, training_args) -> list[str]:
         *best_model_problems(data_args, training_args),
         *tuning_problems(data_args, training_args),
         *training_problems(training_args),
+        *lora_problems(training_args),
         *([*gaudi_flag_problems(training_args), *gaudi_problems(training_args)] if training_args.use_habana else []),
     ]
 

@@ -31,7 +31,7 @@ HELP = {
     "context_column answer_column validation_split max_train_samples max_eval_samples max_predict_samples on_bad_rows "
     "ambiguous_answers version_2_with_negative overwrite_cache preprocessing_num_workers",
     "Model": "model_name_or_path config_name tokenizer_name cache_dir model_revision token trust_remote_code "
-    "use_fast_tokenizer",
+    "use_fast_tokenizer lora_r lora_alpha lora_dropout lora_target_modules merge_lora",
     "Features and answers": "max_seq_length doc_stride pad_to_max_length length_buckets max_answer_length n_best_size "
     "null_score_diff_threshold tune_null_threshold temperature answer_language eval_report report_columns predict_with_generate val_max_answer_length num_beams language_code "
     "ignore_pad_token_for_loss",

@@ -114,6 +114,11 @@ OWN_FLAGS = {
         False,
         "Resume although data, model or flags differ from those of the checkpoint's run, which is an error by default.",
     ),
+    "merge_lora": (
+        bool,
+        False,
+        "Add the adapters to the weights at the end: --output_dir then holds a whole model, which every tool loads.",
+    ),
     "nan_patience": (int, 3, "End training after N steps in a row whose loss is NaN or infinite, with exit status 1."),
 }
 CHOICES = {"attn_implementation": ["eager", "sdpa", "gaudi_fused_sdpa"]}

@@ -12,7 +12,8 @@ from qa.earlier import REPLACED, forget, has_results, replaced_stages
 from qa.files import read_object
 from qa.identity import RUN_FILE, write_record
 from qa.locks import unlock
-from qa.saving import end
+from qa.lora import ADAPTER_CONFIG
+from qa.saving import WEIGHTS, end
 from qa.screen import print_summary, report_stage
 from qa.settings import SETTINGS_FILE, take_tuned
 from qa.upstream.training import has_ended
@@ -37,8 +38,9 @@ def finished_training(training_args) -> str | None:
     """Return `output_dir` if it holds the model of the training that the flags ask for, at its end; else None."""
     starts_again = training_args.overwrite_output_dir or str(training_args.resume_from_checkpoint).lower() == "false"
     folder = Path(training_args.output_dir)
-    weights = [*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if not training_args.do_train or starts_again or not weights:
+    weights = [path for path in folder.glob("*model*") if WEIGHTS.fullmatch(path.name)]
+    is_to_be_merged = training_args.merge_lora and (folder / ADAPTER_CONFIG).exists()
+    if not training_args.do_train or starts_again or not weights or is_to_be_merged:
         return None
     state = read_object(folder / "trainer_state.json")
     try:
@@ -92,7 +94,8 @@ def keep_only_missing(model_args, data_args, training_args, rows: dict, record: 
     if record is not None and not data_args.check:
         forget(folder, filter(None, stale))
         write_record(folder, record | {REPLACED: [stage for stage in replaced_stages(folder) if stage not in missing]})
-    model_args.model_name_or_path, training_args.do_train = training_args.output_dir, False
+    model_args.model_name_or_path, model_args.lora_r = training_args.output_dir, None
+    training_args.do_train = False
     training_args.do_eval, training_args.do_predict = "eval" in missing, "predict" in missing
     for split in [split for split in rows if STAGES.get(split, split) not in missing]:
         del rows[split]

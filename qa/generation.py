@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from qa.arguments import ModelArguments, hub_arguments
 from qa.errors import UserError
+from qa.lora import base_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ def named_generation_config(name: str) -> GenerationConfig:
 
 def own_generation_config(config, model_args: ModelArguments) -> GenerationConfig:
     """Return the configuration in the checkpoint's `generation_config.json`, else that in its `config.json`."""
+    model_args = base_arguments(model_args)
     hub = {name: value for name, value in hub_arguments(model_args).items() if name != "trust_remote_code"}
     try:
         return GenerationConfig.from_pretrained(model_args.model_name_or_path, **hub)

@@ -29,7 +29,7 @@ from qa.secret_flags import SECRETS, without_secrets
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-PACKAGES = "torch transformers accelerate tokenizers safetensors datasets numpy optimum-habana deepspeed".split()
+PACKAGES = "torch transformers accelerate tokenizers safetensors datasets numpy optimum-habana deepspeed peft".split()
 
 # Flags that decide how a training goes. Those that decide which questions, tokenizer and model it starts with are not
 # among them: the questions, the tokenizer and the model themselves are compared.
@@ -42,13 +42,14 @@ TRAINING_FLAGS = frozenset(
     "optim_target_modules adafactor weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor "
     "neftune_noise_alpha average_tokens_across_devices seed data_seed bf16 fp16 fp16_opt_level fp8 flash_attention_fp8 "
     "sdp_on_bf16 tf32 deepspeed fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap accelerator_config "
-    "gaudi_config_name context_parallel_size".split()
+    "gaudi_config_name context_parallel_size lora_r lora_alpha lora_dropout lora_target_modules".split()
 )
 # Flags of evaluations, which count where evaluations choose the model, or the learning rate.
 EVALUATION_FLAGS = frozenset(
     "metric_for_best_model greater_is_better prediction_loss_only n_best_size null_score_diff_threshold "
     "predict_with_generate generation_max_length generation_num_beams bf16_full_eval fp16_full_eval".split()
 )
+SHAPE_FLAGS = ("--lora_r", "--lora_target_modules")  # with other values, a checkpoint does not fit the model
 WHOLE_FILE = 2**26  # bytes: of a larger file a fingerprint reads samples
 SAMPLES, SAMPLE_SIZE = 64, 2**16
 LENGTH = 16  # characters of a fingerprint
@@ -83,8 +84,10 @@ def record_of_resumed(record: dict, checkpoint: str | None, anyway: bool) -> dic
     """
     old = None if checkpoint is None else read_record(Path(checkpoint))
     lines = [] if old is None else differences(old, record)
-    if lines and not anyway:
+    fixed = [line for line in lines if line.partition(":")[0] in SHAPE_FLAGS]
+    if lines and (fixed or not anyway):
         choices = "restore these values, go on with --resume_anyway, or start again with --overwrite_output_dir"
+        choices = "restore these values, or start again with --overwrite_output_dir" if fixed else choices
         raise UserError(*lines, f"{checkpoint} is of a run that differs from this one in these points; {choices}")
     for line in lines:
         logger.warning(f"Resuming {checkpoint} anyway, which is of another run: {line}")
@@ -227,8 +230,10 @@ def model_record(model_args, config) -> dict:
     weights = f"{name} at {commit or model_args.model_revision}"
     if Path(name).is_dir():
         from qa.checkpoints import weight_files  # it imports all of transformers' models
+        from qa.lora import adapter_files, base_arguments
 
-        weights = fingerprint_of([file_fingerprint(file) for file in weight_files(model_args) or ()])
+        files = [*(weight_files(base_arguments(model_args)) or ()), *adapter_files(Path(name))]
+        weights = fingerprint_of([file_fingerprint(file) for file in files])
     return {"name": name, "config": fingerprint_of(own), "weights": weights}
 
 

@@ -99,6 +99,9 @@ LIMITS = {
     "early_stopping_patience": COUNT,
     "nan_patience": COUNT,
     "max_train_minutes": POSITIVE,
+    "lora_r": COUNT,
+    "lora_alpha": COUNT,
+    "lora_dropout": Limit(0, 1, below=True),
     # Evaluations, checkpoints and the log
     "eval_steps": POSITIVE._replace(hint="; for no evaluation during training --eval_strategy no"),
     "eval_delay": FROM_0,

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from qa.buckets import padded_widths
 from qa.device import zero_stage
 from qa.errors import in_one_line
+from qa.lora import has_adapters
 from qa.room import bytes_of_weight, states_of_weight
 from qa.steps import name_of
 from qa.upstream.gaudi import checkpoint_layers
@@ -133,6 +134,8 @@ def prepare(model: torch.nn.Module, training_args) -> None:
     if training_args.checkpoints_layers:
         enable = checkpoint_layers if training_args.use_habana else type(model).gradient_checkpointing_enable
         enable(model, training_args.gradient_checkpointing_kwargs)
+        if has_adapters(model):
+            model.enable_input_require_grads()
 
 
 def halve(model: torch.nn.Module) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, 
 from qa.errors import UserError, in_one_line, reason_of, short
 from qa.hub import loading_problem
 from qa.limits import LIMITS
+from qa.lora import base_arguments, find_adapter, read_adapter
+from qa.names import is_missing, missing_package
 from qa.out_of_memory import memory_problem
 from qa.upstream.models import own_generation_ignored, trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
@@ -45,8 +48,9 @@ def load_config_and_tokenizer(model_args: ModelArguments):
     """
     if not getattr(model_args, "use_fast_tokenizer", True):
         logger.warning("--use_fast_tokenizer False has no effect: windows are cut by the offsets of a fast tokenizer")
-    with nullcontext() if model_args.trust_remote_code else kernels_dropped(model_args):
-        config = from_pretrained(AutoConfig, "config_name", model_args)
+    base = arguments_of_base(model_args)
+    with nullcontext() if model_args.trust_remote_code else kernels_dropped(base):
+        config = from_pretrained(AutoConfig, "config_name", base)
         tokenizer = from_pretrained(AutoTokenizer, "tokenizer_name", model_args, use_fast=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
@@ -90,14 +94,47 @@ def check_model(
     omit_surplus_token_types(config, tokenizer)
     problems = vocabulary_problems(weightless, tokenizer)
     problems += checkpointing_problems(weightless) if checkpointing else []
-    sizes = None if hasattr(config, "quantization_config") else read_sizes(model_args, remote)
+    sizes = None if hasattr(config, "quantization_config") else read_sizes(base_arguments(model_args), remote)
     if sizes is not None:
         problems += [f"--model_name_or_path {name}: {problem}" for problem in checkpoint_problems(weightless, sizes)]
     elif remote:
         logger.warning(f"--model_name_or_path {name}: which tensors it has is not known without reading its weights")
     if problems:
         raise UserError(*problems)
-    return weightless
+    return with_adapters(weightless, auto_class, model_args)
+
+
+def with_adapters(weightless: torch.nn.Module, auto_class: type, model_args: ModelArguments) -> torch.nn.Module:
+    """Return a model without weights that has the adapters of a run; the same one in a run without them."""
+    if model_args.lora_r is None and read_adapter(model_args) is None:
+        return weightless
+    from qa.adapters import add_adapters
+
+    change = partial(add_adapters, model_args=model_args)
+    return build_weightless(auto_class, weightless.config, model_args.trust_remote_code, change=change)
+
+
+def arguments_of_base(model_args: ModelArguments) -> ModelArguments:
+    """Return the arguments that name the model itself, which is another one than `--model_name_or_path` if that names adapters.
+
+    Raises:
+        UserError: adapters cannot be loaded without peft, and have no new ones on top of them.
+    """
+    name = model_args.model_name_or_path
+    if not Path(name).is_dir():
+        with loading_problems(AutoConfig, "model_name_or_path", model_args):
+            find_adapter(model_args)
+    adapter = read_adapter(model_args)
+    if adapter is not None and is_missing("peft"):
+        raise UserError(
+            missing_package(f"--model_name_or_path {name} holds adapters and", "peft", "name another model")
+        )
+    if adapter is not None and model_args.lora_r is not None:
+        raise UserError(
+            f"--lora_r {model_args.lora_r}: {name} holds adapters already, of rank {adapter.get('r')}, which training goes on "
+            "with; omit --lora_r"
+        )
+    return base_arguments(model_args)
 
 
 def is_causal(config) -> bool:
@@ -163,6 +200,28 @@ def load_seq2seq_model(config, model_args: ModelArguments):
 
 
 def load_model(auto_class: type, config, model_args: ModelArguments):
+    base = base_arguments(model_args)
+    loaded, new = load_base(auto_class, config, base)
+    if base is model_args and model_args.lora_r is None:
+        report_new(new)
+        return loaded
+    from qa.adapters import add_adapters, load_adapters
+
+    if base is model_args:
+        report_new(new)
+        return add_adapters(loaded, model_args)
+    with loading_problems(auto_class, "model_name_or_path", model_args):
+        adapted = load_adapters(loaded, model_args)
+    if lost := without_weights(new, adapted.peft_config["default"].modules_to_save):
+        raise UserError(
+            f"--model_name_or_path {model_args.model_name_or_path}: neither its adapters nor their model have an answer head "
+            f"({listed(lost)}); name adapters of a model that answers questions"
+        )
+    return adapted
+
+
+def load_base(auto_class: type, config, model_args: ModelArguments) -> tuple[torch.nn.Module, list[str]]:
+    """Return a model with the weights of its checkpoint, and the names of the tensors of the head that the checkpoint lacks."""
     name = model_args.model_name_or_path
     with loading_problems(auto_class, "model_name_or_path", model_args):
         mapping = trunk_mapping(build_weightless(auto_class, config, model_args.trust_remote_code))
@@ -171,11 +230,19 @@ def load_model(auto_class: type, config, model_args: ModelArguments):
         loaded, found = from_pretrained(auto_class, "model_name_or_path", model_args, **settings)
     if problems := lost_tensors(loaded, found["missing_keys"]):
         raise UserError(*(f"--model_name_or_path {name}: {problem}" for problem in problems))
-    if new := sorted(found["missing_keys"]):
+    return loaded, sorted(found["missing_keys"])
+
+
+def report_new(tensors: list[str]) -> None:
+    if tensors:
         logger.warning(
-            f"The answer head is new: {count_of(new)} ({listed(new)}); train it before you rely on its answers"
+            f"The answer head is new: {count_of(tensors)} ({listed(tensors)}); train it before you rely on its answers"
         )
-    return loaded
+
+
+def without_weights(new: list[str], saved: list[str] | None) -> list[str]:
+    """Return the tensors that neither a checkpoint nor the modules that are saved with adapters have."""
+    return [name for name in new if name.split(".")[0] not in (saved or ())]
 
 
 @contextmanager

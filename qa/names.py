@@ -40,6 +40,7 @@ OPTIMIZERS = (
 PACKAGES = {  # flag: value (None for any), module, what pip calls it
     "use_liger_kernel": (True, "liger_kernel", "liger-kernel"),
     "deepspeed": (None, "deepspeed", "deepspeed"),
+    "lora_r": (None, "peft", "peft"),
     "use_ipex": (True, "intel_extension_for_pytorch", "intel-extension-for-pytorch"),
     "half_precision_backend": ("apex", "apex", "apex"),
     "fp16_backend": ("apex", "apex", "apex"),

@@ -18,9 +18,10 @@ import torch
 
 from qa.arguments import STAGES, TITLES
 from qa.buckets import eval_group, fills_evaluation, padded_widths, train_group
+from qa.lora import trained_parameters
 from qa.memory import Memory, estimate_memory
 from qa.numbers import duration
-from qa.room import bytes_of_checkpoints, free_bytes, saved_bytes, size
+from qa.room import bytes_of_checkpoints, free_bytes, model_bytes, saved_bytes, size
 from qa.steps import batch_shapes, count_checkpoints, count_evaluations, count_steps, warmup_steps
 from qa.timing import Timing, time_run
 
@@ -41,6 +42,7 @@ class Training:
     warmup: int
     evaluations: int
     checkpoints: int  # that stay
+    model_bytes: int
     weight_bytes: int
     state_bytes: int | None  # of the optimizer in a checkpoint
     other_bytes: int  # of tokenizer and small files
@@ -55,7 +57,7 @@ class Training:
 
     def disk_bytes(self) -> int:
         """Return the bytes of all checkpoints and the model at the end."""
-        return self.checkpoints * self.checkpoint_bytes() + self.weight_bytes + self.other_bytes
+        return self.checkpoints * self.checkpoint_bytes() + self.model_bytes + self.other_bytes
 
 
 @dataclass
@@ -102,11 +104,12 @@ def make_plan(
     training = None
     if training_args.do_train:
         training = plan_training(model, len(features["train"]), tokenizer, training_args, checkpoint)
+    trainable, parameters = trained_parameters(model)
     return Plan(
         training,
         {split: plan_part(part, split, collate.length, training_args) for split, part in features.items()},
-        parameters=sum(weight.numel() for weight in model.parameters()),
-        trainable=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        parameters=parameters,
+        trainable=trainable,
         memory=estimate_memory(model, features, collate, training_args, answer_length),
     )
 
@@ -127,6 +130,7 @@ def plan_training(model: torch.nn.Module, number: int, tokenizer, training_args,
         warmup=warmup_steps(training_args, steps),
         evaluations=count_evaluations(epoch, steps, training_args),
         checkpoints=min(written, training_args.save_total_limit or written),
+        model_bytes=model_bytes(model, training_args),
         weight_bytes=weights,
         state_bytes=states,
         other_bytes=tokenizer_bytes(tokenizer) + SMALL_FILES,

@@ -9,6 +9,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from qa.device import deepspeed_settings, zero_stage
 from qa.errors import UserError
 from qa.folders import nearest_existing
+from qa.lora import has_adapters, is_of_adapter
 from qa.steps import count_checkpoints, count_steps, name_of
 from qa.upstream import IS_RANK_0
 
@@ -31,7 +32,10 @@ def check_room(model: torch.nn.Module, features: dict, training_args) -> None:
     folder = Path(training_args.output_dir).absolute()
     weights, states = saved_bytes(model, training_args)
     checkpoint = weights + (states or 0)
-    needed, free = weights + number * checkpoint - bytes_of_checkpoints(folder), free_bytes(folder)
+    needed, free = (
+        model_bytes(model, training_args) + number * checkpoint - bytes_of_checkpoints(folder),
+        free_bytes(folder),
+    )
     if needed > free:
         raise UserError(
             f"--output_dir {folder}: the model and {number:,} checkpoints of {size(checkpoint)} need {size(needed)}, but "
@@ -40,19 +44,35 @@ def check_room(model: torch.nn.Module, features: dict, training_args) -> None:
 
 
 def saved_bytes(model: torch.nn.Module, training_args) -> tuple[int, int | None]:
-    """Return the bytes of a model's weights on the disk, and those that a checkpoint adds to resume from; None if not known.
+    """Return the bytes of a checkpoint's weights on the disk, and those that it adds to resume from; None if not known.
 
     These are the optimizer's states. FSDP and DeepSpeed (not ZeRO-3) add the weights again, and DeepSpeed a copy in fp32.
+    With adapters, the weights are those that are trained.
     """
-    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    weights = bytes_of_weight(training_args) * sum(tensor.numel() for tensor in tensors.values())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    saved = trained if has_adapters(model) else whole_size(model)
+    weights = bytes_of_weight(training_args) * saved
     states = states_of_weight(training_args)
     if training_args.save_only_model or states is None:
         return weights, 0 if training_args.save_only_model else None
     if not training_args.deepspeed:
         return weights, states * trained + (weights if training_args.fsdp else 0)
     return weights, (states + 4) * trained + (weights if zero_stage(training_args.deepspeed) < 3 else 0)
+
+
+def model_bytes(model: torch.nn.Module, training_args) -> int:
+    """Return the bytes of the model that a training leaves: with --merge_lora, a whole one."""
+    if not training_args.merge_lora:
+        return saved_bytes(model, training_args)[0]
+    return bytes_of_weight(training_args) * whole_size(model)
+
+
+def whole_size(model: torch.nn.Module) -> int:
+    """Return the number of values of a model, without those of adapters; tied tensors count once."""
+    tensors = {
+        id(tensor): tensor for name, tensor in model.state_dict(keep_vars=True).items() if not is_of_adapter(name)
+    }
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def bytes_of_weight(training_args) -> int:

@@ -23,7 +23,10 @@ OVERWRITING = "overwriting"  # in it: an earlier run is being removed
 SUPERSEDED = "superseded-"  # in it, before the name of a checkpoint: it loses its name to a new one of the same step
 
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-[1-9][0-9]*")
-WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+WEIGHTS = re.compile(
+    r"(model|pytorch_model|adapter_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|adapter_config\.json"
+)
+CONFIGURATIONS = ("config.json", "adapter_config.json")  # without one of them a folder holds no model
 
 
 class WholeSaves:
@@ -221,7 +224,7 @@ def publish(partial: Path, path: Path) -> None:
 def publish_files(partial: Path, folder: Path) -> None:
     """Move files into a folder when all of them are on the disk, a model's configuration last."""
     sync_all(partial)
-    names = sorted((path.name for path in partial.iterdir()), key=lambda name: (name == "config.json", name))
+    names = sorted((path.name for path in partial.iterdir()), key=lambda name: (name in CONFIGURATIONS, name))
     for name in names:
         if (folder / name).is_dir():  # of DeepSpeed
             discard(folder / name)

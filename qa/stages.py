@@ -21,6 +21,7 @@ from qa.finished import mark_unfinished, note_replaced
 from qa.graphs import allow_graphs, forget_graphs
 from qa.identity import write_record
 from qa.locks import unlock
+from qa.lora import has_adapters, trained_parameters
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
 from qa.push import push
@@ -154,6 +155,8 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
         mark_unfinished(Path(trainer.args.output_dir))
     with signals_can_wait():  # also after the last step, where there may be no checkpoint
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        if trainer.args.merge_lora and has_adapters(trainer.model):
+            trainer.model.merge()
         trainer.save_model()
         if "train_loss" in metrics:
             save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
@@ -225,8 +228,10 @@ def run(
     if training_args.do_train:
         begin_training(trainer, [model_args, data_args], checkpoint, record)
         lost = getattr(features["train"], "lost_rows", 0)
-        without_window = {"questions_without_window": lost} if lost else {}
-        metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | without_window)
+        more = {"questions_without_window": lost} if lost else {}
+        if has_adapters(trainer.model):
+            more["parameters"] = report_trained(trainer.model)
+        metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | more)
     elif record is None and trainer.is_world_process_zero():
         note_replaced(training_args)
     if "tuning" in features:
@@ -276,6 +281,13 @@ def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict
         remove_earlier_run(folder, [value for value in [*values, checkpoint] if isinstance(value, str)])
     trainer.run_record = record
     write_record(folder, record)
+
+
+def report_trained(model) -> int:
+    """Log how many parameters of a model with adapters are trained, and return that."""
+    trained, every = trained_parameters(model)
+    logger.info(f"LoRA: {trained:,} of {every:,} parameters are trained ({trained / every:.2%})")
+    return trained
 
 
 def check_weights(model, name: str) -> None:

@@ -89,13 +89,20 @@ def check_rows(table: Weightless, rows: torch.Tensor) -> None:
         raise BeyondTable(int(rows.max()), table)
 
 
-def build_weightless(auto_class: type, config, trust_remote_code: bool = False) -> torch.nn.Module:
+def build_weightless(
+    auto_class: type, config, trust_remote_code: bool = False, change: Callable | None = None
+) -> torch.nn.Module:
     """Return the model that `auto_class.from_config` makes, with weightless parameters in fp32 and real buffers.
 
     Also under DeepSpeed ZeRO-3, where it is not partitioned.
+
+    Args:
+        change: adds parts to the model.
     """
     with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights(), set_zero3_state():
         model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code).float()
+        if change is not None:
+            change(model)
     model.tie_weights()  # after init_empty_weights, which would make parameters of their own
     made = {}
     for path, module in model.named_modules():

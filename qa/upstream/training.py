@@ -172,7 +172,7 @@ class ReadableWeights:
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
-        for weights in folder.glob("model*.safetensors"):
+        for weights in folder.glob("*model*.safetensors"):
             shutil.copymode(folder / "training_args.bin", weights)
 
 
