@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import corpus
 import oracle
@@ -166,7 +167,10 @@ def memory_of_second_step():
     class Tracker(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
             if state.global_step == 1:
-                self.tracker = MemTracker()
+                self.tracker, nothing = MemTracker(), SimpleNamespace(remove=lambda: None)
+                for weight in model.parameters():
+                    if not weight.requires_grad:  # PyTorch's tracker would hook its gradient
+                        self.tracker._param_to_grad_hook_handles[weight] = (nothing, nothing)
                 self.tracker.track_external(model, optimizer.optimizer)
                 self.tracker.__enter__()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import load
 from safetensors.torch import load_file
-from transformers import AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM
+from transformers import AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import run_qa
 import run_seq2seq_qa
@@ -23,7 +23,8 @@ pytest.importorskip("peft", reason="adapters need peft; for tests: pip install -
 KINDS = ("bert", "llama", "t5")
 SETTINGS = """--max_seq_length 96 --doc_stride 32 --max_train_samples 16 --max_eval_samples 8 --per_device_train_batch_size 4
     --max_steps 4 --save_steps 2 --logging_steps 1 --disable_tqdm True --learning_rate 5e-3 --pad_to_max_length False
-    --lora_r 4 --eval_report False --do_train --do_eval""".split()
+    --eval_report False --do_eval""".split()
+LORA = ["--do_train", "--lora_r", "4"]
 
 
 @dataclass
@@ -33,30 +34,49 @@ class Run:
     output: Path
     flags: list
 
-    def again(self, output: Path, *more, drop: tuple = ()) -> None:
-        """Run the same command with another output folder, further flags, and without some flags that have no value."""
+    def start(self, model: Path, output: Path, *more) -> None:
+        """Start the script with the flags of an evaluation, and further ones."""
         script = run_seq2seq_qa if self.kind == "t5" else run_qa
-        flags = [flag for flag in self.flags if flag not in drop]
-        script.main([*flags, "--output_dir", str(output), *map(str, more)])
-
-    def answers(self, folder: Path | None = None) -> bytes:
-        return ((folder or self.output) / "eval_nbest_predictions.json").read_bytes()
+        names = ["--model_name_or_path", model, "--output_dir", output]
+        script.main(list(map(str, [*self.flags, *names, *more])))
 
     def load(self, name: Path) -> torch.nn.Module:
         model_args = ModelArguments(model_name_or_path=str(name))
         config, _ = load_config_and_tokenizer(model_args)
-        return (load_seq2seq_model if self.kind == "t5" else load_extractive_model)(config, model_args)
+        return (load_seq2seq_model if self.kind == "t5" else load_extractive_model)(config, model_args).eval()
+
+    def outputs(self, model: torch.nn.Module) -> torch.Tensor:
+        """Return what a model computes for a question and a context."""
+        inputs = AutoTokenizer.from_pretrained(self.output)("Which river?", "The Nile is long.", return_tensors="pt")
+        inputs = {"input_ids": inputs["input_ids"]}
+        with torch.no_grad():
+            return model(**inputs, **({"labels": inputs["input_ids"]} if self.kind == "t5" else {}))[
+                -1 if self.kind == "t5" else 0
+            ]
+
+
+def answers(folder: Path) -> bytes:
+    return (folder / "eval_nbest_predictions.json").read_bytes()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request, still_models, squad_files, tmp_path_factory) -> Run:
     """A training of adapters and its evaluation, with checkpoints of the steps 2 and 4."""
     kind, output = request.param, tmp_path_factory.mktemp("lora") / "out"
-    flags = [*SETTINGS, "--model_name_or_path", str(still_models / kind)]
-    flags += ["--train_file", str(squad_files / "train.json"), "--validation_file", str(squad_files / "dev.json")]
+    flags = [
+        *SETTINGS,
+        "--train_file",
+        str(squad_files / "train.json"),
+        "--validation_file",
+        str(squad_files / "dev.json"),
+    ]
     flags += ["--predict_with_generate", "--max_answer_length", "8"] if kind == "t5" else []
     made = Run(kind, still_models / kind, output, flags)
-    made.again(output)
+    made.start(made.base, output, *LORA)
     return made
 
 
@@ -78,6 +98,60 @@ def test_adapters_and_head_are_saved_and_nothing_else(run):
 
 
 def test_loaded_adapters_answer_as_the_trained_model(run, tmp_path):
-    """So the base, which is not saved, is as it was; the run that evaluates has no flag of adapters."""
-    base = {name: tensor.clone() for name, tensor in load_file(run.base / "model.safetensors").items()}
-    run.again(tmp_path / "scores", "--model_name_or_path", run.output, "--do_train", "False", "--lora_r", "4", drop=())
+    """So the base, which is not saved, is as it was in training; the command has no flag of adapters."""
+    run.start(run.output, tmp_path)
+    assert answers(tmp_path) == answers(run.output)
+    assert load(tmp_path / "eval_results.json")["eval_loss"] == load(run.output / "eval_results.json")["eval_loss"]
+    model, base = run.load(run.output), load_file(run.base / "model.safetensors")
+    loaded = {name.replace(".base_layer", ""): tensor for name, tensor in model.get_base_model().named_parameters()}
+    loaded = {name.removeprefix("transformer."): tensor for name, tensor in loaded.items()}  # of Llama for questions
+    same = [
+        name
+        for name, tensor in base.items()
+        if torch.equal(loaded.get(name.removeprefix("model."), tensor + 1), tensor)
+    ]
+    assert len(same) >= len(base) - 2  # the head of another task, or that of before the training
+
+
+def test_a_resumed_run_is_the_same_run(run, tmp_path, caplog):
+    shutil.copytree(run.output / "checkpoint-2", tmp_path / "checkpoint-2")
+    run.start(run.base, tmp_path, *LORA)
+    assert load(tmp_path / "train_results.json")["train_resumed_step"] == 2
+    assert weights(tmp_path).keys() == weights(run.output).keys()
+    assert all(torch.equal(tensor, weights(run.output)[name]) for name, tensor in weights(tmp_path).items())
+    assert answers(tmp_path) == answers(run.output)
+    before = (tmp_path / "adapter_model.safetensors").stat()
+    run.start(run.base, tmp_path, *LORA)
+    assert "left to do: nothing" in caplog.text and (tmp_path / "adapter_model.safetensors").stat() == before
+    with pytest.raises(UserError) as error:
+        run.start(run.base, tmp_path, "--do_train", "--lora_r", "8", "--max_steps", "6", "--resume_anyway")
+    assert error.value.problems[0] == "--lora_r: now 8, was 4" and "--resume_anyway" not in error.value.problems[-1]
+
+
+def test_merged_adapters_are_a_whole_model(run, tmp_path):
+    """The finished command with --merge_lora merges; every tool loads the result."""
+    shutil.copytree(run.output, tmp_path, dirs_exist_ok=True)
+    run.start(run.base, tmp_path, *LORA, "--merge_lora")
+    assert not list(tmp_path.glob("adapter*")) and (tmp_path / "checkpoint-4" / "adapter_config.json").is_file()
+    plain = (AutoModelForSeq2SeqLM if run.kind == "t5" else AutoModelForQuestionAnswering).from_pretrained(tmp_path)
+    expected = run.outputs(run.load(run.output))
+    assert torch.allclose(run.outputs(plain), expected, atol=1e-5)
+    assert not torch.allclose(run.outputs(run.load(run.base)), expected, atol=1e-3)
+    run.start(tmp_path, tmp_path / "scores")
+    assert answers(tmp_path / "scores") == answers(tmp_path)
+    before = (tmp_path / "model.safetensors").stat()
+    run.start(run.base, tmp_path, *LORA, "--merge_lora")
+    assert (tmp_path / "model.safetensors").stat() == before
+
+
+def test_adapters_are_trained_further(run, tmp_path):
+    """The same ones, from where they are, and with gradient checkpointing as without; the best ones are kept."""
+    best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "2", "--learning_rate", "1e-3"]
+    run.start(run.output, tmp_path / "plain", "--do_train", *best)
+    run.start(run.output, tmp_path / "checkpointed", "--do_train", *best, "--gradient_checkpointing")
+    plain, checkpointed = weights(tmp_path / "plain"), weights(tmp_path / "checkpointed")
+    assert plain.keys() == weights(run.output).keys()
+    assert not all(torch.equal(tensor, weights(run.output)[name]) for name, tensor in plain.items())
+    assert all(torch.allclose(tensor, plain[name], atol=1e-6) for name, tensor in checkpointed.items())
+    with pytest.raises(UserError, match="holds adapters already, of rank 4"):
+        run.start(run.output, tmp_path / "again", *LORA)

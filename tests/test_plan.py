@@ -41,6 +41,11 @@ RUNS = {
         f"""{TRAIN} --max_steps 4 --save_steps 0.3 --gradient_checkpointing --max_answer_length 9 --dataloader_drop_last
         --optim sgd --predict_with_generate --max_eval_samples 20""",
     ),
+    "adapters": (
+        run_qa,
+        "bert",
+        f"{TRAIN} --max_steps 4 --save_steps 2 --gradient_checkpointing --dataloader_drop_last --max_eval_samples 20 --lora_r 4 --merge_lora",
+    ),
     "evaluation": (run_qa, "bert", f"{COMMON} --do_eval --do_predict"),
 }
 
@@ -214,9 +219,13 @@ def check_training(plan, folder, shapes: list) -> None:
     assert set(shapes) == set(plan.parts["train"].shapes)
     checkpoints = sorted(folder.glob("checkpoint-*"))
     assert training.checkpoints == len(checkpoints)
-    tensors = load_file(folder / "model.safetensors").values()
-    assert plan.trainable == plan.parameters == sum(tensor.numel() for tensor in tensors)
+    model = load_file(folder / "model.safetensors").values()
+    assert training.model_bytes == sum(tensor.nbytes for tensor in model)
+    (weights,) = checkpoints[0].glob("*model.safetensors")
+    tensors = load_file(weights).values()
+    assert plan.trainable == sum(tensor.numel() for tensor in tensors)
     assert training.weight_bytes == sum(tensor.nbytes for tensor in tensors)
+    assert (plan.trainable == plan.parameters) == (weights.name == "model.safetensors")
     states = torch.load(checkpoints[0] / "optimizer.pt", weights_only=True)["state"].values()
     assert training.state_bytes == sum(tensor.nbytes for state in states for tensor in state.values() if tensor.ndim)
     written = [path for part in (folder, *checkpoints) for path in part.glob("[!e]*") if path.is_file()]  # no answers

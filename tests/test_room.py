@@ -25,6 +25,7 @@ def training_args(folder="nowhere", **settings) -> argparse.Namespace:
         "max_train_minutes": None,
         "dataloader_drop_last": False,
         "deepspeed": None,
+        "merge_lora": False,
     }
     return argparse.Namespace(**known | settings)
 
