@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import ROOT, distance_trained, history_of, load, start_ranks, undescribed_files
 from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering
@@ -30,6 +31,8 @@ STAGES = ("deepspeed_zero_1", "deepspeed_zero_2", "deepspeed_zero_3")
 STOPPED = "stopped_deepspeed_zero_3/checkpoint-3"
 FLAGS = """--do_train --do_eval --max_train_samples 32 --max_eval_samples 33 --max_seq_length 192 --doc_stride 64
     --learning_rate 5e-4 --num_train_epochs 2 --save_strategy epoch --logging_steps 1 --report_to none --disable_tqdm True"""
+LORA = """--lora_r 4 --lora_dropout 0 --learning_rate 3e-2 --max_steps 2 --save_strategy steps --save_steps 1
+    --eval_report False"""
 # bf16 keeps three digits, and DeepSpeed logs losses in it; FSDP trains in fp32 here. Rounding errors of the weights add up
 # over the steps, and differ between CPUs with and without bf16 units: of a last loss of 1.4, 0.06 or 0.09.
 TOLERANCES = {"fsdp": {"abs": 5e-4}} | dict.fromkeys(STAGES, {"rel": 0.06, "abs": 0.15})
@@ -54,19 +57,24 @@ def job(name: str, folder: Path, still_models: Path, squad_files: Path, batch: i
     """Return a run by name: `deepspeed_zero_2`, `fsdp`, or plain for `one`.
 
     `..._resumed` resumes from the first checkpoint of the former, with ZeRO-3 from that of `stopped_...`, which gets a
-    signal in its third step. `..._causal` takes two steps with a Llama. Its layers and those of ZeRO-2 are checkpointed."""
+    signal in its third step. `..._causal` takes two steps with a Llama. Its layers and those of ZeRO-2 are checkpointed.
+    `..._lora` trains adapters in two steps, with a checkpoint of each; the run that resumes from the first merges them."""
     model = still_models / ("llama" if name.endswith("_causal") else "bert")
     words = ["run_qa", "--model_name_or_path", model, "--train_file", squad_files / "train.json"]
     words += ["--validation_file", squad_files / "dev.json", *FLAGS.split(), "--output_dir", folder / name]
     words += ["--per_device_train_batch_size", batch]
     kind = name.removesuffix("_resumed").removesuffix("_causal").removeprefix("stopped_")
+    kind = kind.removesuffix("_lora")
     if kind == "fsdp":
         words += ["--fsdp", "full_shard auto_wrap", "--fsdp_config", CONFIGS / "fsdp.json"]
     elif kind in STAGES:
         words += ["--deepspeed", CONFIGS / f"{kind}.json", *["--bf16"] * (kind == "deepspeed_zero_1")]
     words += ["--max_steps", "2"] * name.endswith("_causal")
     words += ["--gradient_checkpointing"] * (name.endswith("_causal") or kind == "deepspeed_zero_2")
-    if name.endswith("_resumed"):
+    if "_lora" in name:
+        first = folder / f"{kind}_lora" / "checkpoint-1"
+        words += [*LORA.split(), *(["--merge_lora", "--resume_from_checkpoint", first] if "_resumed" in name else [])]
+    elif name.endswith("_resumed"):
         words += ["--resume_from_checkpoint", folder / (STOPPED if kind in STOPPED else f"{kind}/checkpoint-4")]
     return list(map(str, words))
 
@@ -95,6 +103,7 @@ def cards(simulated_gaudi, still_models, squad_files, tmp_path_factory) -> Path:
     names = [name for kind in ("fsdp", *STAGES) for name in (kind, f"{kind}_resumed")]
     names.insert(names.index("deepspeed_zero_3_resumed"), "stopped_deepspeed_zero_3")
     names += ["deepspeed_zero_3_causal"]
+    names += [f"{kind}_lora{again}" for kind in STAGES[1:] for again in ("", "_resumed")] if find_spec("peft") else []
     lazy = ["--use_habana", "--use_lazy_mode"]
     jobs = {name: job(name, folder, still_models, squad_files) + lazy for name in names}
     return run_two(folder, "deepspeed", simulated_gaudi.environment(), jobs)
@@ -152,6 +161,33 @@ def test_rank_0_alone_prints(cards):
         if "simulated Gaudi: ops" not in line
         and not line.startswith(("[rank 1] DeepSpeed deepspeed.ops", "[rank 1] exit"))
     ]
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="no peft: pip install -r requirements-dev.txt")
+@pytest.mark.parametrize("kind", STAGES[1:])
+def test_adapters_of_two_cards_are_resumed_and_merged(cards, still_models, kind):
+    """Checkpoints hold what is trained alone; the merged model is the base's weights and the adapters, in bf16."""
+    once, again = cards / f"{kind}_lora", cards / f"{kind}_lora_resumed"
+    adapters, resumed = (load_file(path / "checkpoint-2" / "adapter_model.safetensors") for path in (once, again))
+    assert adapters.keys() == resumed.keys() and load(again / "train_results.json")["train_resumed_step"] == 1
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in adapters.items())
+    whole = sum(path.stat().st_size for path in (again / "checkpoint-2").rglob("*") if path.is_file())
+    assert whole < load(again / "train_results.json")["train_parameters"] * 30 + 200_000
+    merged, base = load_file(again / "model.safetensors"), load_file(still_models / "bert" / "model.safetensors")
+    assert merged.keys() == base.keys() and not list(again.glob("adapter*"))
+    for name, tensor in merged.items():
+        expected = with_adapter(name, base[name].bfloat16().float(), adapters)
+        assert torch.allclose(tensor.float(), expected, atol=2e-4, rtol=2**-7), name
+    assert load(again / "eval_results.json")["eval_samples"] == 33
+
+
+def with_adapter(name: str, weight: torch.Tensor, adapters: dict) -> torch.Tensor:
+    """Return a weight with its adapter, or that of the trained head."""
+    name = f"base_model.model.{name}"
+    below, above = (adapters.get(name.replace(".weight", f".lora_{part}.weight")) for part in "AB")
+    if below is not None and below is not above:
+        return weight + 2 * above.float() @ below.float()
+    return adapters.get(name, weight).float()
 
 
 def test_the_configuration_is_the_documents():
