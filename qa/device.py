@@ -109,6 +109,11 @@ OWN_FLAGS = {
         "Minutes after the start of the command at which training stops: with a checkpoint and exit status 75, and the "
         "same command goes on. By default never.",
     ),
+    "logging_steps": (
+        Optional[float],
+        None,
+        "Steps between two entries of the training log; below 1 a share of all steps. By default a hundredth of them.",
+    ),
     "resume_anyway": (
         bool,
         False,
@@ -121,6 +126,8 @@ OWN_FLAGS = {
     ),
     "nan_patience": (int, 3, "End training after N steps in a row whose loss is NaN or infinite, with exit status 1."),
 }
+LOGGED_SHARE = 0.01  # of the steps: the default of --logging_steps
+EVAL_STEPS = 500  # the libraries' default of --logging_steps, which is also that of --eval_steps
 CHOICES = {"attn_implementation": ["eager", "sdpa", "gaudi_fused_sdpa"]}
 
 
@@ -235,6 +242,7 @@ class DeviceChoice:
 
     def choose_defaults(self) -> None:
         """Set defaults of the libraries that suit nobody: every tracker, bars in files, one warning from each rank."""
+        self.choose_intervals()
         if self.compile_dynamic is None and self.use_habana and compiles(self):
             self.compile_dynamic = False  # PyTorch would make one symbolic graph for all shapes except the first
         if self.report_to is None:  # all that are installed: W&B without a login ends the run
@@ -243,6 +251,13 @@ class DeviceChoice:
             self.disable_tqdm = True
         if self.log_level_replica == "warning":
             self.log_level_replica = "error"
+
+    def choose_intervals(self) -> None:
+        """Set the interval of the log where none is given; evaluations keep the one that they have without it."""
+        if self.logging_steps is None:
+            self.logging_steps = LOGGED_SHARE
+            if self.eval_strategy == "steps":
+                self.eval_steps = self.eval_steps or EVAL_STEPS
 
     def deepspeed_mismatches(self) -> list[str]:
         """Return what DeepSpeed's file and the flags say differently; transformers reports it late, in a traceback."""

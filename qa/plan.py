@@ -22,7 +22,15 @@ from qa.lora import trained_parameters
 from qa.memory import Memory, estimate_memory
 from qa.numbers import duration
 from qa.room import bytes_of_checkpoints, free_bytes, model_bytes, saved_bytes, size
-from qa.steps import batch_shapes, count_checkpoints, count_evaluations, count_steps, warmup_steps
+from qa.steps import (
+    batch_shapes,
+    count_checkpoints,
+    count_evaluations,
+    count_steps,
+    logging_interval,
+    name_of,
+    warmup_steps,
+)
 from qa.timing import Timing, time_run
 
 
@@ -41,6 +49,7 @@ class Training:
     done: int  # steps before the checkpoint that it resumes from
     warmup: int
     evaluations: int
+    log: str  # when it logs, and to which trackers
     checkpoints: int  # that stay
     model_bytes: int
     weight_bytes: int
@@ -129,6 +138,7 @@ def plan_training(model: torch.nn.Module, number: int, tokenizer, training_args,
         done=0 if checkpoint is None else steps_done(Path(checkpoint)),
         warmup=warmup_steps(training_args, steps),
         evaluations=count_evaluations(epoch, steps, training_args),
+        log=format_log(logging_interval(steps, training_args), training_args),
         checkpoints=min(written, training_args.save_total_limit or written),
         model_bytes=model_bytes(model, training_args),
         weight_bytes=weights,
@@ -137,6 +147,14 @@ def plan_training(model: torch.nn.Module, number: int, tokenizer, training_args,
         kept_bytes=bytes_of_checkpoints(folder),
         free_bytes=free_bytes(folder),
     )
+
+
+def format_log(interval: int | None, training_args) -> str:
+    """Return when a training logs as text: `every 12 steps, also to tensorboard`."""
+    strategy = name_of(training_args.logging_strategy)
+    every = {1: "every step", None: "never" if strategy == "no" else f"every {strategy}"}
+    trackers = f", also to {', '.join(training_args.report_to)}" if training_args.report_to else ""
+    return every.get(interval, f"every {interval:,} steps" if interval else "") + trackers
 
 
 def steps_done(checkpoint: Path) -> int:
@@ -213,6 +231,7 @@ def training_rows(training: Training) -> list[tuple[str, str]]:
         ("global batch", f"{training.global_batch():,} features{parts}"),
         ("warm-up", f"{training.warmup:,} steps"),
         ("evaluations", f"{training.evaluations:,} during training"),
+        ("log", training.log),
         ("checkpoints", f"{training.checkpoints:,}{checkpoint}"),
         (
             "disk",

@@ -3,6 +3,7 @@
 import logging
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -28,10 +29,29 @@ FIRST_ANSWERS = 5  # that the summary shows
 SHOWN = {"question": 60, "predicted": 30, "gold": 30}  # columns of the table, and how many characters of each
 
 
+# Entries of a training's log in the order of its line, each with the form of its value.
+LOGGED = {
+    "loss": "loss {:.4g}",
+    "learning_rate": "learning rate {:.3g}",
+    "grad_norm": "gradient norm {:.3g}",
+    "samples_per_second": "{:,.1f} features/s",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "padding_share": "{:.0%} padding",
+    "max_memory_allocated (GB)": "{:.1f} GB at most",
+}
+
+
 class StageLines(TrainerCallback):
-    """Log a line when training begins, with the numbers that decide how long it takes, and where no bar moves, its steps."""
+    """Log a line when training begins, with the numbers that decide how long it takes, and one for each entry of its log.
+
+    Args:
+        remaining: returns the remaining time of a training in a state as text, empty where it is not known.
+    """
 
     training = False
+
+    def __init__(self, remaining: Callable[..., str] = lambda state: ""):
+        self.remaining = remaining
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         self.training = True
@@ -50,9 +70,10 @@ class StageLines(TrainerCallback):
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if args.disable_tqdm and state.is_world_process_zero and "loss" in logs:
-            rate = f", learning rate {logs['learning_rate']:.3g}" if "learning_rate" in logs else ""
-            logger.info(f"Step {state.global_step:,} of {state.max_steps:,}: loss {logs['loss']:.4g}{rate}")
+        if state.is_world_process_zero and "loss" in logs:
+            parts = [form.format(logs[name]) for name, form in LOGGED.items() if logs.get(name) is not None]
+            line = ", ".join(filter(None, [*parts, self.remaining(state)]))
+            logger.info(f"Step {state.global_step:,} of {state.max_steps:,}: {line}")
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if self.training and state.is_world_process_zero:  # the last evaluation has a line of its own

@@ -1,4 +1,4 @@
-"""The times in `train_results.json` and `eval_results.json`: first steps, steady state and pauses, each on its own.
+"""The times in the log and the results: first steps, steady state and pauses, each on its own.
 
 The first `--throughput_warmup_steps` steps compile and fill caches. The time per step shows after them, and without the
 pauses for evaluation and saving. Reading a number from the device waits for all the work queued on it, so the clock is
@@ -33,19 +33,27 @@ class Mark:
 
 
 class TrainingSpeed:
-    """Mixin for a trainer: adds the speed of the training to the metrics that `train` returns."""
+    """Mixin for a trainer: adds the speed to the entries of the training's log, and to the metrics that `train` returns.
+
+    Attributes:
+        paused: seconds of each evaluation and of each checkpoint in this training.
+    """
+
+    paused = {"evaluation": [], "saving": []}
 
     def _inner_training_loop(self, *args, **kwargs):
         """Train; --auto_find_batch_size calls this for each batch size that it tries."""
         self.now, self.marks, self.real, self.steps = Mark(0, 0, 0, 0, 0, 0), [], [], 0
-        self.paused = {"evaluation": 0.0, "saving": 0.0}
+        self.paused, self.logged = {"evaluation": [], "saving": []}, None
         return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict, *args, **kwargs) -> None:
-        """Log as the base does; the last entry is the training's own metrics, to which the speed is added."""
+        """Log as the base does, with the speed: of the last steps, or in the training's own metrics of all of it."""
         if "train_runtime" in logs:
             self.mark()
             logs.update(self.training_speed())
+        elif "loss" in logs:
+            logs.update(self.recent_speed() | device_memory(self.args.device))
         super().log(logs, *args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -83,16 +91,40 @@ class TrainingSpeed:
         self.read_device()
         start = time.time()
         yield
-        self.paused[name] += time.time() - start
+        self.paused[name].append(time.time() - start)
 
     def read_device(self) -> None:
         self.now.real += sum(map(int, self.real))
         self.real = []
 
     def mark(self) -> None:
+        self.marks.append(self.progress())
+
+    def progress(self) -> Mark:
+        """Return how far the training has come, once the device has done its work."""
         self.read_device()
-        paused, now = sum(self.paused.values()), self.now
-        self.marks.append(Mark(time.time(), self.state.global_step, now.samples, now.tokens, now.real, paused))
+        paused, now = sum(map(sum, self.paused.values())), self.now
+        return Mark(time.time(), self.state.global_step, now.samples, now.tokens, now.real, paused)
+
+    def recent_speed(self) -> dict[str, float]:
+        """Return speed and padding of all ranks since the last entry of the log; the first one includes the first steps.
+
+        The loss of the entry has just been read from the device, and exchanged between the ranks.
+        """
+        last, self.logged = self.logged or self.marks[0], self.progress()
+        samples, real, tokens = self.counts_of_ranks(last, self.logged)
+        seconds = max(self.logged.time - last.time - self.logged.paused + last.paused, 1e-9)
+        return {
+            "samples_per_second": round(samples / seconds, 3),
+            "tokens_per_second": round(real / seconds, 1),
+            "padding_share": round(1 - real / tokens, 4),
+        }
+
+    def counts_of_ranks(self, first: Mark, last: Mark) -> list[float]:
+        """Return samples, tokens without padding and tokens of all ranks between two marks."""
+        counts = [last.samples - first.samples, last.real - first.real, last.tokens - first.tokens]
+        row = torch.tensor(counts, dtype=torch.float32, device=self.args.device)
+        return counts if self.args.world_size == 1 else self.accelerator.reduce(row, "sum").tolist()
 
     def training_speed(self) -> dict[str, float]:
         """Return the metrics of a finished training over all ranks; the rates leave out the warm-up."""
@@ -100,9 +132,8 @@ class TrainingSpeed:
             return {}
         first, last = self.marks[0], self.marks[-1]
         warm = self.marks[-2]
-        counts = [last.samples - warm.samples, last.real - warm.real, last.real, last.tokens]
-        counts = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=self.args.device), "sum")
-        samples, real, all_real, all_tokens = counts.tolist()
+        samples, real, _ = self.counts_of_ranks(warm, last)
+        _, all_real, all_tokens = self.counts_of_ranks(first, last)
         seconds = max(last.time - warm.time, 1e-9)
         steady = max(seconds - last.paused + warm.paused, 1e-9)
         metrics = {
@@ -110,7 +141,7 @@ class TrainingSpeed:
             "train_tokens_per_second": round(real / steady, 1),
             "train_padding_share": round(1 - all_real / all_tokens, 4),
         }
-        metrics |= {f"train_{name}_runtime": round(seconds, 4) for name, seconds in self.paused.items()}
+        metrics |= {f"train_{name}_runtime": round(sum(seconds), 4) for name, seconds in self.paused.items()}
         if warm is not first:
             metrics["train_first_steps_runtime"] = round(warm.time - first.time - warm.paused, 4)
         if warm is not first or self.args.adjust_throughput:
@@ -118,6 +149,18 @@ class TrainingSpeed:
             metrics["train_samples_per_second"] = round(samples / seconds, 3)
             metrics["train_steps_per_second"] = round((last.updates - warm.updates) / seconds, 3)
         return metrics
+
+
+def device_memory(device: torch.device) -> dict[str, float]:
+    """Return the GB of a GPU's memory in use, under the names that optimum-habana logs for a Gaudi; none of other devices."""
+    if device.type != "cuda":
+        return {}
+    counts = {
+        "memory_allocated": torch.cuda.memory_allocated(device),
+        "max_memory_allocated": torch.cuda.max_memory_allocated(device),
+        "total_memory_available": torch.cuda.get_device_properties(device).total_memory,
+    }
+    return {f"{name} (GB)": round(count / 1e9, 2) for name, count in counts.items()}
 
 
 def evaluation_speed(prefix: str, start: float, begun: list[float], warmup: int, samples: int, batch: int) -> dict:

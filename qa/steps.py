@@ -39,22 +39,46 @@ def warmup_steps(training_args, total: int) -> int:
 
 def count_evaluations(epoch: int, total: int, training_args) -> int:
     """Return how many evaluations the steps of a training have, without the one of --do_eval after it."""
-    strategy, delay = name_of(training_args.eval_strategy), training_args.eval_delay
-    first = int(training_args.eval_on_start)
-    if strategy == "steps":
-        every = interval(training_args.eval_steps, total)
-        return first + total // every - max(0, math.ceil(delay) - 1) // every
-    ends = [min(number * epoch, total) / epoch for number in range(1, math.ceil(total / epoch) + 1)]
-    return first + sum(end >= delay for end in ends) * (strategy == "epoch")
+    return int(training_args.eval_on_start) + len(evaluation_steps(epoch, total, training_args))
 
 
 def count_checkpoints(epoch: int, total: int, training_args) -> int:
     """Return how many checkpoints the steps of a training write; at least one that compares evaluations."""
-    return {
-        "no": 0,
-        "epoch": math.ceil(total / epoch),
-        "steps": math.ceil(total / interval(training_args.save_steps, total)),
-    }.get(name_of(training_args.save_strategy), 1)
+    compares = name_of(training_args.save_strategy) == "best"
+    return int(compares) + len(checkpoint_steps(epoch, total, training_args))
+
+
+def evaluation_steps(epoch: int, total: int, training_args) -> list[int]:
+    """Return the steps after which a training evaluates."""
+    strategy, delay = name_of(training_args.eval_strategy), training_args.eval_delay
+    if strategy == "steps":
+        every = interval(training_args.eval_steps, total)
+        return [step for step in range(every, total + 1, every) if step >= delay]
+    return [step for step in epoch_ends(epoch, total) if step / epoch >= delay] if strategy == "epoch" else []
+
+
+def checkpoint_steps(epoch: int, total: int, training_args) -> list[int]:
+    """Return the steps after which a training writes a checkpoint, none where evaluations decide that."""
+    strategy = name_of(training_args.save_strategy)
+    if strategy == "steps":
+        every = interval(training_args.save_steps, total)
+        return sorted({*range(every, total + 1, every), total})
+    return epoch_ends(epoch, total) if strategy == "epoch" else []
+
+
+def logging_interval(total: int, training_args) -> int | None:
+    """Return the steps between two entries of the log of a training; None where it logs by epochs, or not at all."""
+    by_steps = name_of(training_args.logging_strategy) == "steps"
+    return interval(training_args.logging_steps, total) if by_steps else None
+
+
+def epoch_ends(epoch: int, total: int) -> list[int]:
+    """Return the last step of each epoch.
+
+    >>> epoch_ends(epoch=4, total=10)
+    [4, 8, 10]
+    """
+    return [min(end, total) for end in range(epoch, total + epoch, epoch)]
 
 
 def interval(given: float, total: int) -> int:

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class GaudiCorrections:
-    """Mixin for GaudiTrainer: corrections of its loss, gradient checkpointing, compiled evaluation and written answers."""
+    """Mixin for GaudiTrainer: corrections of its loss, log, gradient checkpointing, compiled evaluation and written answers."""
 
     compiled = None
 
@@ -36,6 +36,12 @@ class GaudiCorrections:
             return computed
         steps = self.current_gradient_accumulation_steps
         return (computed[0] / steps, computed[1]) if return_outputs else computed / steps
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs):
+        """Do what the base does; GaudiTrainer logs the norm of gradients only in the shape of Habana's own function."""
+        if self.control.should_log and isinstance(grad_norm, torch.Tensor):
+            grad_norm = grad_norm.reshape(1)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def prediction_step(self, *args, **kwargs):
         """Do what the base does; GaudiSeq2SeqTrainer waits for other ranks in eager mode, also where there are none."""
