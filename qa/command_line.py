@@ -55,7 +55,6 @@ LIBRARY_HELP = {
     "eval_strategy": "When to evaluate during training: no, steps or epoch.",
     "load_best_model_at_end": "Keep the model of the best evaluation instead of the last one.",
     "metric_for_best_model": "Score that decides which evaluation is the best, such as f1.",
-    "report_to": "Trackers to log to: none, tensorboard, wandb or others that are installed.",
     "seed": "Seed of the answer head, of dropout and of the order of the questions.",
     "predict_with_generate": "Write answers in evaluation and prediction; without it there is a loss only.",
     "learning_rate": "Highest learning rate.",

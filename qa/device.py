@@ -114,6 +114,11 @@ OWN_FLAGS = {
         None,
         "Steps between two entries of the training log; below 1 a share of all steps. By default a hundredth of them.",
     ),
+    "report_to": (
+        Optional[list[str]],
+        None,
+        "Trackers to log to, such as tensorboard or wandb; all stands for those that are installed. By default none.",
+    ),
     "resume_anyway": (
         bool,
         False,

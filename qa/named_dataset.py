@@ -25,6 +25,8 @@ def load_named_dataset(data_args: DataArguments, model_args: ModelArguments, tra
     import datasets
     from datasets.exceptions import DatasetGenerationError  # which does not say why
 
+    if training_args.disable_tqdm or not training_args.should_log:
+        datasets.disable_progress_bars()
     name = data_args.dataset_name
     try:
         with training_args.main_process_first():  # it downloads the files, the others find them in the cache

@@ -129,6 +129,8 @@ def unknown_name(flag: str, name: str, known: list[str]) -> str:
 def tracker_problems(given: str | list[str] | None) -> list[str]:
     """Return the problems of `--report_to`: trackers that do not exist, or are not installed."""
     names = [given] if isinstance(given, str) else given or []
+    if len(names) > 1 and (alone := [name for name in ("none", "all") if name in names]):
+        return [f"--report_to {' '.join(names)}: {alone[0]} excludes the others; omit it, or them"]
     names = [name for name in names if name not in ("none", "all")]
     if not names:
         return []

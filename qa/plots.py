@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG for a page: their colours are the page's, in the light and in the dark.
+"""The plots of a report, as SVG for a page: their colours are the page's, in the light and in the dark; and for trackers.
 
 Matplotlib is imported here alone, by the first plot.
 """
@@ -6,6 +6,8 @@ Matplotlib is imported here alone, by the first plot.
 import io
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from markupsafe import Markup
@@ -20,27 +22,31 @@ REFERENCE = re.compile(r'((?:url\(|href=")#)(\w+)')  # to an element of the same
 FEWEST_POINTS = 5  # of a curve over the steps of a training
 SIZE = (4.4, 3.1)  # inches; shown at this size on a phone, so that its texts can be read
 # Colours that stand for those of the page, which matplotlib does not know.
-INK, MUTED, GRID, FIRST, SECOND, THIRD = (f"#fe{number:02x}01" for number in range(6))
-NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third"}
+PAGE = {f"#fe{place:02x}01": name for place, name in enumerate(("ink", "muted", "grid", "first", "second", "third"))}
+INK, MUTED, GRID, *SERIES = PAGE
+FIRST, SECOND, THIRD = "C0", "C1", "C2"  # the first colours of a figure's own cycle
 STYLE = {
     "svg.fonttype": "none",  # texts stay texts, in the page's font
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": MUTED,
     "axes.linewidth": 0.6,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "grid.color": GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
     "lines.linewidth": 1.6,
     "legend.frameon": False,
     "legend.fontsize": 9,
+}
+COLOURS = {
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.prop_cycle": f"cycler('color', {SERIES})",
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "legend.labelcolor": INK,
 }
 
@@ -65,17 +71,23 @@ def draw_plots(report: dict) -> dict[str, Markup]:
 
 def to_svg(name: str, draw, data) -> Markup:
     """Return a plot as an SVG element that takes colours and font from the page around it."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports that it looks for fonts, which the page has
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        figure, file = Figure(figsize=SIZE, layout="constrained"), io.StringIO()
-        FigureCanvasSVG(figure)
-        draw(figure.subplots(), data)
+    file = io.StringIO()
+    with figure_of(draw, data, COLOURS) as figure:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return Markup(for_page(file.getvalue(), name))
+
+
+@contextmanager
+def figure_of(draw, data, colours: dict | None = None) -> Iterator:
+    """Yield matplotlib's figure of a plot, to be rendered within; by default in matplotlib's colours."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports that it looks for fonts, which the page has
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE | (colours or {"figure.dpi": 150})):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        draw(figure.subplots(), data)
+        yield figure
 
 
 def for_page(svg: str, name: str) -> str:
@@ -93,7 +105,7 @@ def for_page(svg: str, name: str) -> str:
     rest = re.sub(r' id="(\w+)"', lambda match: f' id="{number[match[1]]}"' if match[1] in number else "", rest)
     rest = REFERENCE.sub(lambda match: match[1] + number[match[2]], rest)
     rest = re.sub(r'font-family: [^;"]*;? ?', "", rest)
-    return re.sub("|".join(NAMES), lambda match: f"var(--{NAMES[match[0]]})", f"{root}>{rest}")
+    return re.sub("|".join(PAGE), lambda match: f"var(--{PAGE[match[0]]})", f"{root}>{rest}")
 
 
 def draw_threshold(axes, data: dict) -> None:

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from transformers import PrinterCallback
 from transformers.trainer_utils import EvalPrediction
 
 from qa.answer_files import write_table
@@ -27,10 +26,11 @@ from qa.mlqa import LANGUAGES, detect_language
 from qa.push import push
 from qa.report import report_evaluation
 from qa.saving import begin, end
-from qa.screen import StageLines, print_summary, report_features, report_stage
+from qa.screen import print_summary, report_features, report_stage
 from qa.signals import signals_can_wait
 from qa.stopping import weights_not_finite
 from qa.tuning import check_tuning, tune
+from qa.watching import watched
 
 
 logger = logging.getLogger(__name__)
@@ -200,6 +200,7 @@ def save_results(trainer, stage: str, metrics: dict, features, most: int | None,
     return metrics
 
 
+@watched
 def run(
     trainer,
     data_args: DataArguments,
@@ -222,8 +223,6 @@ def run(
         The content of `all_results.json`: earlier results of the folder are among them.
     """
     training_args, metrics = trainer.args, {}
-    trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
-    trainer.add_callback(StageLines)
     check_weights(trainer.model, model_args.model_name_or_path)
     if training_args.do_train:
         begin_training(trainer, [model_args, data_args], checkpoint, record)

@@ -112,5 +112,5 @@ def start_logging(training_args) -> None:
     transformers.utils.logging.set_verbosity(libraries)
     transformers.utils.logging.enable_default_handler()
     transformers.utils.logging.enable_explicit_format()
-    bars = transformers.utils.logging
-    bars.disable_progress_bar() if training_args.disable_tqdm else bars.enable_progress_bar()
+    bars, silent = transformers.utils.logging, training_args.disable_tqdm or not training_args.should_log
+    bars.disable_progress_bar() if silent else bars.enable_progress_bar()

@@ -6,16 +6,19 @@ the steps so far, without evaluations and checkpoints, so that steps that compil
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import has_length
 
+from qa.screen import StageLines
 from qa.steps import checkpoint_steps, count_steps, evaluation_steps
 from qa.timing import duration
+from qa.trackers import tracking
 
 
 TITLES = {"evaluation": "evaluation", "saving": "checkpoint"}  # of the pauses of a training
@@ -118,6 +121,8 @@ class OneBar(TrainerCallback):
             seconds = (time.time() - self.first) / (self.steps - 1) * (len(eval_dataloader) - self.steps)
             self.bar.set_postfix_str(f"{duration(seconds)} left", refresh=False)
         self.bar.update()
+        if self.steps == len(eval_dataloader):
+            self.close()
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.close()
@@ -126,6 +131,21 @@ class OneBar(TrainerCallback):
 
     def on_train_end(self, *args, **kwargs):
         self.close()
+
+
+def watched(run: Callable) -> Callable:
+    """Let a function of a trainer and the data's arguments, which runs the stages, be watched: on the screen and in trackers."""
+
+    @wraps(run)
+    def run_watched(trainer, data_args, *args, **kwargs):
+        remaining = RemainingTime(trainer)
+        trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
+        trainer.add_callback(remaining)
+        trainer.add_callback(StageLines(remaining.text))
+        with tracking(trainer, data_args.null_score_diff_threshold), one_bar(trainer, remaining):
+            return run(trainer, data_args, *args, **kwargs)
+
+    return run_watched
 
 
 @contextmanager
