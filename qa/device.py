@@ -112,13 +112,9 @@ OWN_FLAGS = {
     "logging_steps": (
         Optional[float],
         None,
-        "Steps between two entries of the training log; below 1 a share of all steps. By default a hundredth of them.",
+        "Steps between two entries of the log; below 1 a share of all (default: 0.01).",
     ),
-    "report_to": (
-        Optional[list[str]],
-        None,
-        "Trackers to log to, such as tensorboard or wandb; all stands for those that are installed. By default none.",
-    ),
+    "report_to": (Optional[list[str]], None, "Trackers to log to: tensorboard, wandb, others or all (default: none)."),
     "resume_anyway": (
         bool,
         False,

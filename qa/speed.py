@@ -53,7 +53,7 @@ class TrainingSpeed:
             self.mark()
             logs.update(self.training_speed())
         elif "loss" in logs:
-            logs.update(self.recent_speed() | device_memory(self.args.device))
+            logs.update(self.recent_speed() | gpu_memory(self.args.device))
         super().log(logs, *args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -151,7 +151,7 @@ class TrainingSpeed:
         return metrics
 
 
-def device_memory(device: torch.device) -> dict[str, float]:
+def gpu_memory(device: torch.device) -> dict[str, float]:
     """Return the GB of a GPU's memory in use, under the names that optimum-habana logs for a Gaudi; none of other devices."""
     if device.type != "cuda":
         return {}
@@ -195,7 +195,7 @@ def evaluation_resources(trainer) -> dict[str, float]:
     return {"eval_padding_share": float(padding_share(lengths, widths))} | memory
 
 
-def device_memory(device: torch.device) -> int | None:
+def peak_memory(device: torch.device) -> int | None:
     """Return the most memory in bytes that a device has used, None where it does not count that."""
     module = getattr(torch, device.type)
     return module.max_memory_allocated() if hasattr(module, "max_memory_allocated") else None

@@ -146,15 +146,3 @@ def pace_of(clock: Clock, steps: list[float]) -> Pace:
     """Return the pace of a split with N `steps` of each kind, from the median of the steps of that kind."""
     seconds = np.diff(clock.times).reshape(len(steps), -1)
     return Pace(float(np.median(seconds[:, 1:], axis=1) @ steps), float(seconds[:, 0].sum()))
-
-
-def duration(seconds: float) -> str:
-    """Return a time for a person.
-
-    >>> duration(3.14), duration(200), duration(8000)
-    ('3.1 s', '3 min 20 s', '2 h 13 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

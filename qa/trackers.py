@@ -8,6 +8,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from qa.answer_table import AnswerTable
+from qa.arguments import DataArguments
 from qa.curves import thinned_together, threshold_curve
 from qa.plots import draw_threshold, figure_of
 
@@ -19,11 +20,11 @@ class ThresholdCurves(TrainerCallback):
     """Send EM and F1 against the threshold on the null odds to the trackers of a trainer.
 
     Args:
-        threshold: the one by which answers are chosen.
+        data_args: the arguments of the data; their threshold, by which answers are chosen, may change after a training.
     """
 
-    def __init__(self, trainer, threshold: float):
-        self.trainer, self.threshold = trainer, threshold
+    def __init__(self, trainer, data_args: DataArguments):
+        self.trainer, self.data_args = trainer, data_args
 
     def on_evaluate(self, args, state, control, **kwargs):
         table = getattr(self.trainer.answered, "table", None)  # on rank 0
@@ -31,7 +32,7 @@ class ThresholdCurves(TrainerCallback):
         trackers = SENDERS.keys() & callbacks.keys()
         if table is None or not trackers or not has_curve(table):
             return
-        figures = threshold_curve(table, self.threshold)
+        figures = threshold_curve(table, self.data_args.null_score_diff_threshold)
         figures |= {"curves": thinned_together(figures["curves"])}
         for name in trackers:
             SENDERS[name](callbacks[name], figures, state.global_step)
@@ -67,9 +68,9 @@ SENDERS = {"TensorBoardCallback": send_to_tensorboard, "WandbCallback": send_to_
 
 
 @contextmanager
-def tracking(trainer, threshold: float) -> Iterator[None]:
+def tracking(trainer, data_args: DataArguments) -> Iterator[None]:
     """Send curves to trackers within; at the end, finish the run of W&B that began within, or the next one would go on in it."""
-    trainer.add_callback(ThresholdCurves(trainer, threshold))
+    trainer.add_callback(ThresholdCurves(trainer, data_args))
     own = wandb_run() is None
     failed = True
     try:

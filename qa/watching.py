@@ -15,9 +15,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import has_length
 
+from qa.numbers import duration
 from qa.screen import StageLines
 from qa.steps import checkpoint_steps, count_steps, evaluation_steps
-from qa.timing import duration
 from qa.trackers import tracking
 
 
@@ -142,7 +142,7 @@ def watched(run: Callable) -> Callable:
         trainer.remove_callback(PrinterCallback)  # whole dictionaries; the results files hold them
         trainer.add_callback(remaining)
         trainer.add_callback(StageLines(remaining.text))
-        with tracking(trainer, data_args.null_score_diff_threshold), one_bar(trainer, remaining):
+        with tracking(trainer, data_args), one_bar(trainer, remaining):
             return run(trainer, data_args, *args, **kwargs)
 
     return run_watched

@@ -21,6 +21,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | GivenBatchSize | transformers 4.55.4 | a resumed run keeps its checkpoint's batch size, whatever the flag | test_identity.py |
 | ReadableWeights | safetensors 0.8.0 | nobody except the owner can read model.safetensors | test_the_library_still_hides_weights |
 | GaudiCorrections | optimum-habana 1.21.2 | accumulated gradients grow with the steps; ValueError for written answers in eager mode | test_the_corrections_are_still_needed, test_gaudi_flags.py |
+| the same, `_maybe_log_save_evaluate` | optimum-habana 1.21.2 | no norm of the gradients in the log | test_gaudi_trainer.py |
 | the same, `_wrap_model` | optimum-habana 1.21.2 | an evaluation of a compiled training is not compiled | test_readme.py |
 | checkpoint_layers | optimum-habana 1.21.2 | `--gradient_checkpointing` fails in lazy mode and with DeepSpeed, or never ends | test_gradient_checkpointing... |
 | support_albert_checkpointing | transformers 4.55.4 | ALBERT cannot checkpoint its layers | test_gradient_checkpointing_needs_... |

@@ -63,7 +63,9 @@ def test_a_run_prints_a_line_for_each_stage_and_a_summary(tiny_model, squad_file
     (padding,) = [line for line in printed if "tokens are padding" in line]
     assert re.search(r"WARNING .* \d\d% of the tokens are padding.* add --pad_to_max_length false", padding)
     log = [re.sub(r"^\S+ \S+ - INFO - \S+ - ", "    ", line) for line in printed if line != padding]
-    wanted = LINES.replace("{out}", re.escape(str(tmp_path / "out"))).replace("{numbers}", NUMBERS).strip("\n").splitlines()
+    wanted = (
+        LINES.replace("{out}", re.escape(str(tmp_path / "out"))).replace("{numbers}", NUMBERS).strip("\n").splitlines()
+    )
     evaluations = [line for line in log if line.startswith("    Evaluation at step")]
     assert len(evaluations) == 2 and all("f1" in line for line in evaluations)
     log = [line for line in log if line not in evaluations]
