@@ -109,11 +109,7 @@ OWN_FLAGS = {
         "Minutes after the start of the command at which training stops: with a checkpoint and exit status 75, and the "
         "same command goes on. By default never.",
     ),
-    "logging_steps": (
-        Optional[float],
-        None,
-        "Steps between two entries of the log; below 1 a share of all (default: 0.01).",
-    ),
+    "logging_steps": (Optional[float], None, "Steps between two log entries; below 1 a share of all (default: 0.01)."),
     "report_to": (Optional[list[str]], None, "Trackers to log to: tensorboard, wandb, others or all (default: none)."),
     "resume_anyway": (
         bool,
