@@ -190,7 +190,7 @@ def evaluation_resources(trainer) -> dict[str, float]:
         widths = collator.length or longest
     unit = 1 if sys.platform == "darwin" else 1024  # of the kernel's count, in bytes
     memory = {"host_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
-    if (used := device_memory(trainer.args.device)) is not None:
+    if (used := peak_memory(trainer.args.device)) is not None:
         memory["device_memory"] = used / 1e9
     return {"eval_padding_share": float(padding_share(lengths, widths))} | memory
 

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from qa.buckets import eval_group, evaluation_order, train_group
-from qa.speed import device_memory
+from qa.speed import peak_memory
 
 
 # Values of flags with which a training writes, sends and prints nothing, and ends after its steps.
@@ -67,7 +67,7 @@ def time_run(make_trainer: Callable, features: dict, training_args, number: int)
             for split, part in features.items()
             if len(part)
         }
-    return Timing(paces, device_memory(training_args.device))
+    return Timing(paces, peak_memory(training_args.device))
 
 
 def quiet_arguments(training_args, folder: str):

@@ -1,6 +1,5 @@
 """Adapters: what is trained and saved, loading, merging, resuming and mistakes."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
