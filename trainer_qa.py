@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
-from qa.answers import Candidates, best_positions
+from qa.answers import Candidates
 from qa.arguments import TITLES
 from qa.buckets import (
     EpochOrderSampler,
@@ -24,6 +24,7 @@ from qa.buckets import (
 from qa.device import trainer_class
 from qa.identity import RunRecord
 from qa.out_of_memory import BatchNotes
+from qa.outputs import NOT_FOR_THE_MODEL, batch_candidates
 from qa.push import HubUploads
 from qa.saving import WholeSaves
 from qa.settings import SavedSettings
@@ -36,8 +37,6 @@ from qa.workers import ServedWorkers
 
 
 logger = logging.getLogger(__name__)
-
-NOT_FOR_THE_MODEL = ("cls_index", "lengths")  # entries of a batch that only `best_positions` needs
 
 
 class LengthBuckets(EpochOrder):
@@ -341,10 +340,7 @@ class QuestionAnsweringTrainer(WholeTraining, trainer_class(False)):
             share = ((inputs["start_positions"] != IGNORED).sum() / first.sum()).to(loss.device)
             loss = torch.where(share > 0, loss * share, torch.zeros_like(loss))
         if logits is not None:
-            logits = tuple(side.float().cpu().numpy() for side in logits[:2])  # BART also returns its encoder's states
-            cls_index, lengths = (tensor.cpu().numpy() for tensor in places)
-            best = best_positions(logits, cls_index, n_best_size=self.n_best_size, lengths=lengths)
-            self.keep(torch.from_numpy(best.packed()))
+            self.keep(torch.from_numpy(batch_candidates(logits, *places, self.n_best_size).packed()))
         return loss, None, None
 
     def predictions_of(self, tables: list[np.ndarray]) -> Candidates:

@@ -1,17 +1,13 @@
 """The trainer of encoder-decoders: an answer is written for every window, and scored by its log-probability."""
 
-import inspect
 import time
 from contextlib import nullcontext
-from functools import partial
 
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
 from qa.device import trainer_class
-from qa.generation import end_tokens, shift_right
 from qa.graphs import CompiledCalls
-from qa.lora import has_adapters
+from qa.outputs import accepted, generation_settings, written_part, written_scores
 from trainer_qa import WholeTraining
 
 
@@ -64,21 +60,23 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
         if prediction_loss_only or not self.args.predict_with_generate:
             return self.loss_alone(model, inputs, ignore_keys), None, None
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        most = self.args.generation_max_length
+        settings = generation_settings(most, self.args.generation_num_beams, self.empty_answer)
         with self.compiled_generation():
             _, tokens, _ = super().prediction_step(
-                model, read, prediction_loss_only=False, ignore_keys=ignore_keys, **self.generation_settings()
+                model, read, prediction_loss_only=False, ignore_keys=ignore_keys, **settings
             )
-        most = self.args.generation_max_length
         # The libraries pad to the checkpoint's length, which may be 200. The start token is not part of an answer.
         tokens = tokens[:, 1:most]
         if self.args.use_habana:  # one shape for all batches; optimum-habana 1.21.2 returns beams on the host
             tokens = self._pad_tensors_to_max_len(tokens.to(self.args.device), most - 1)
-        written = self.written(tokens)
+        padding = self.processing_class.pad_token_id
+        written = written_part(tokens, self.model.generation_config, padding)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs).detach() if "labels" in inputs else None
-            scores = self.scores(model, read, tokens=tokens, written=written)
+            scores = written_scores(model, self.model, read, tokens, written, self.empty_answer)
         # With --ignore_eos, the default on a Gaudi, the model goes on after the end of its answer.
-        answers = tokens.masked_fill(~written, self.processing_class.pad_token_id)
+        answers = tokens.masked_fill(~written, padding)
         self.keep(self._pad_tensors_to_max_len(answers, most), *scores)  # one width for all batches
         return loss, None, None
 
@@ -99,45 +97,6 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
         self.begun.append(time.time())
         return None
 
-    def scores(self, model, read: dict, tokens: torch.Tensor, written: torch.Tensor) -> list[torch.Tensor]:
-        """Return the log-probability of the `written` ones of `tokens`, with negatives also that of the empty answer.
-
-        Router logits are not asked for: no answer needs them, and Switch would look for them in encoder states that
-        are passed to it. `input_ids` are always passed, since FSMT looks ahead without them.
-        """
-        read = read | accepted(self.model, use_cache=False, output_router_logits=False)
-        shifted = partial(shift_right, start=self.model.generation_config.decoder_start_token_id, padding=0)
-        output = model(**read, decoder_input_ids=shifted(tokens))
-        found = [log_probability(output.logits, tokens, written)]
-        if self.empty_answer is not None:
-            empty = torch.tensor(self.empty_answer, device=tokens.device).expand(len(tokens), -1)
-            encoded = BaseModelOutput(output.encoder_last_hidden_state)  # ProphetNet takes no tuple
-            output = model(**read, encoder_outputs=encoded, decoder_input_ids=shifted(empty))
-            found.append(log_probability(output.logits, empty, torch.ones_like(empty)))
-        return found
-
-    def generation_settings(self) -> dict:
-        settings = {"max_length": self.args.generation_max_length, "num_beams": self.args.generation_num_beams}
-        settings["max_new_tokens"] = None  # a checkpoint's value would override the length
-        if self.empty_answer is not None:
-            # The start token counts too. optimum-habana 1.21.2 counts `min_new_tokens` from the longest answer's end.
-            settings["min_length"] = len(self.empty_answer) + 1
-        return settings
-
-    def written(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return (batch, length) whether a token belongs to the answer: up to its end token, without the padding."""
-        ends = torch.tensor(end_tokens(self.model.generation_config), device=tokens.device)
-        end = torch.isin(tokens, ends)
-        after_end = end.cumsum(1) - end.long() > 0
-        return ~after_end & (end | (tokens != self.processing_class.pad_token_id))
-
-
-def accepted(model, **arguments) -> dict:
-    """Return those arguments that the model's forward pass knows."""
-    model = model.get_base_model() if has_adapters(model) else model
-    known = inspect.signature(type(model).forward).parameters
-    return {name: value for name, value in arguments.items() if name in known}
-
 
 def router_loss(outputs, config) -> torch.Tensor | float:
     """Return the loss of routers that choose among experts, as the models that return one add it to their own loss."""
@@ -149,13 +108,3 @@ def router_loss(outputs, config) -> torch.Tensor | float:
         if outputs.get(f"{part}_{name}") is not None
     ]
     return sum(terms)
-
-
-def log_probability(logits: torch.Tensor, tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    """Return the log-probability of the `counted` ones of `tokens`, both (batch, length); (batch,).
-
-    Args:
-        logits: (batch, length, vocabulary).
-    """
-    losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")
-    return -torch.where(counted.bool(), losses, 0.0).sum(1)

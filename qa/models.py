@@ -183,25 +183,33 @@ def omit_surplus_token_types(config, tokenizer) -> None:
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
 
 
-def load_extractive_model(config, model_args: ModelArguments):
+def load_extractive_model(config, model_args: ModelArguments, trained: bool = False):
     """Return the model that marks answers, with the weights of its checkpoint.
+
+    Args:
+        trained: the checkpoint has to have the head too.
 
     Raises:
         UserError: it cannot be loaded, or the checkpoint lacks tensors that are no part of the head.
     """
     if is_causal(config):
         config.use_cache = False  # nothing reads the states, and layers that are checkpointed do not return them
-    return load_model(AutoModelForQuestionAnswering, config, model_args)
+    return load_model(AutoModelForQuestionAnswering, config, model_args, trained)
 
 
-def load_seq2seq_model(config, model_args: ModelArguments):
+def load_seq2seq_model(config, model_args: ModelArguments, trained: bool = False):
     """Return the model that writes answers, as `load_extractive_model` does."""
-    return load_model(AutoModelForSeq2SeqLM, config, model_args)
+    return load_model(AutoModelForSeq2SeqLM, config, model_args, trained)
 
 
-def load_model(auto_class: type, config, model_args: ModelArguments):
+def load_model(auto_class: type, config, model_args: ModelArguments, trained: bool):
     base = base_arguments(model_args)
     loaded, new = load_base(auto_class, config, base)
+    if base is model_args and new and trained:
+        raise UserError(
+            f"--model_name_or_path {model_args.model_name_or_path}: it has no head for answers, {count_of(new)} ({listed(new)}) "
+            "would be random numbers; train it first"
+        )
     if base is model_args and model_args.lora_r is None:
         report_new(new)
         return loaded

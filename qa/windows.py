@@ -205,9 +205,12 @@ def literal_tokenizer(tokenizer):
 
     The backend of the copy looks for no special token. BPE, which builds its pieces from characters, needs no more.
     Other models look up whole pieces in their vocabulary, where the copy's special tokens have names that no text
-    holds.
+    holds. A copy of a copy is the copy itself.
     """
+    if getattr(tokenizer, "is_literal", False):
+        return tokenizer
     literal = copy.deepcopy(tokenizer)
+    literal.is_literal = True
     backend = literal.backend_tokenizer
     backend.add_special_tokens(literal.all_special_tokens)  # also those that a file lists without marking them
     literal.split_special_tokens = backend.encode_special_tokens = True
