@@ -23,12 +23,13 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 # isort: split
 from qa.answer_lengths import report_spans
 from qa.answers import AnswerRules, Candidates, find_answers
-from qa.arguments import DataArguments, ModelArguments
+from qa.arguments import ModelArguments, SpanDataArguments
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.files import read_object
 from qa.finished import finished_training, keep_only_missing
 from qa.identity import identify
+from qa.packing import PackingCollator
 from qa.process import run_of_its_own
 from qa.resume import checkpoint_to_resume
 from qa.room import check_room
@@ -51,9 +52,9 @@ from utils_qa import PaddingCollator, prepare_features
 @run_of_its_own()
 def main(argv: list[str] | None = None) -> dict[str, float] | None:
     """Run a command line, by default the process's own; return its results as in `all_results.json`, for --check None."""
-    model_args, data_args, training_args = start(argv, ModelArguments, DataArguments, description=__doc__)
+    model_args, data_args, training_args = start(argv, ModelArguments, SpanDataArguments, description=__doc__)
     finished = finished_training(training_args)
-    checkpoint = finished or checkpoint_to_resume(training_args, data_args.length_buckets)
+    checkpoint = finished or checkpoint_to_resume(training_args, data_args.laid_out_by())
     rows, counts = read_rows(data_args, model_args, training_args)
 
     # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     from qa.advice import advise_start
     from qa.attention import set_attention
     from qa.models import check_model, is_causal, load_config_and_tokenizer, load_extractive_model, sequence_limit
+    from qa.packed_model import find_packed_form, pack_model
     from qa.plan import make_plan, report_plan
     from qa.weightless import check_batches
     from trainer_qa import QuestionAnsweringTrainer
@@ -72,6 +74,9 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     extras = trainer_extras(training_args, model_args)
     flags = {"remote": data_args.check, "checkpointing": training_args.checkpoints_layers}
     weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, **flags)
+    form = None
+    if data_args.pack:
+        form = find_packed_form(AutoModelForQuestionAnswering, config, model_args.trust_remote_code)
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
@@ -87,17 +92,21 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     }
     lay_out(features, data_args, training_args, length)
     report_spans(rows, features, max_answer_length=data_args.max_answer_length, window=length)
-    collator = PaddingCollator(
-        tokenizer,
-        length=length if data_args.pad_to_max_length else None,
-        multiple_of=8 if training_args.fp16 else 1,
-    )
+    if form is not None:
+        collator, weightless = PackingCollator(tokenizer, form.first_position), pack_model(weightless, form)
+    else:
+        collator = PaddingCollator(
+            tokenizer,
+            length=length if data_args.pad_to_max_length else None,
+            multiple_of=8 if training_args.fp16 else 1,
+        )
     check_batches(weightless, features, collator)
     check_room(weightless, features, training_args)
 
     def make_trainer(args):
+        model = load_extractive_model(config, model_args)
         return QuestionAnsweringTrainer(
-            model=load_extractive_model(config, model_args),
+            model=model if form is None else pack_model(model, form),
             args=args,
             **trainer_data(features, rows),
             processing_class=tokenizer,
@@ -118,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     return run(make_trainer(training_args), data_args, model_args, checkpoint, record, features, rows, counts)
 
 
-def to_answers(data_args: DataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:
+def to_answers(data_args: SpanDataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:
     """Return the answers that the logits point at, in the metrics' form."""
     rules = AnswerRules(
         version_2_with_negative=data_args.version_2_with_negative,

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     )
     set_generation(data_args, training_args)
     finished = finished_training(training_args)
-    checkpoint = finished or checkpoint_to_resume(training_args, data_args.length_buckets)
+    checkpoint = finished or checkpoint_to_resume(training_args, data_args.laid_out_by())
     rows, counts = read_rows(data_args, model_args, training_args)
 
     # Imported only now: they take seconds, and mistakes in the flags and the data are reported first.

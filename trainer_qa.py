@@ -13,16 +13,10 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa.answers import Candidates
 from qa.arguments import TITLES
-from qa.buckets import (
-    EpochOrderSampler,
-    eval_group,
-    evaluation_order,
-    fills_evaluation,
-    train_group,
-    training_order,
-)
+from qa.buckets import eval_group
 from qa.device import trainer_class
 from qa.identity import RunRecord
+from qa.order import EpochOrderSampler, evaluation_order, in_order, training_order
 from qa.out_of_memory import BatchNotes
 from qa.outputs import NOT_FOR_THE_MODEL, batch_candidates
 from qa.push import HubUploads
@@ -38,41 +32,33 @@ from qa.workers import ServedWorkers
 
 logger = logging.getLogger(__name__)
 
+FOR_THE_COLLATOR = ("width", "packing", "cls_index")
 
-class LengthBuckets(EpochOrder):
-    """Mixin for a trainer: batches of one width where the features have widths, else the trainer's own."""
+class FeatureOrder(EpochOrder):
+    """Mixin for a trainer: batches as the buckets or the packing of the features ask for them, else the trainer's own."""
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that collators read in addition to the model's inputs."""
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list({*self._signature_columns, "width", "cls_index"})
+        self._signature_columns = list({*self._signature_columns, *FOR_THE_COLLATOR})
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        widths = getattr(dataset, "widths", None)
-        if widths is None:
+        order = self.order_of_epoch(dataset)
+        if order is None:
             return super()._get_train_sampler(dataset)
-        order = partial(self.order_of_epoch, widths)
-        return EpochOrderSampler(order, len(order()))
+        return EpochOrderSampler(partial(self.order_of_epoch, dataset), len(order))
 
-    def order_of_epoch(self, widths: np.ndarray) -> np.ndarray:
-        return training_order(widths, train_group(self.args), self.seed_and_epoch(), self.args.dataloader_drop_last)
+    def order_of_epoch(self, dataset) -> np.ndarray | None:
+        return training_order(dataset, self.args, self.seed_and_epoch())
 
     def _get_eval_sampler(self, eval_dataset):
-        """Return the order of the evaluation: without buckets that of the features, also with --group_by_length."""
-        widths = self.evaluation_widths(eval_dataset)
-        if widths is None:
-            return None
-        order = partial(evaluation_order, widths, eval_group(self.args))
-        return EpochOrderSampler(order, len(order()))
-
-    def evaluation_widths(self, dataset) -> np.ndarray | None:
-        """Return the features' widths; one for all of them where no batch may be short, as on a Gaudi."""
-        widths = getattr(dataset, "widths", None)
-        return np.zeros(len(dataset)) if widths is None and fills_evaluation(self.args) else widths
+        """Return the order of the evaluation, which is that of the features also with --group_by_length."""
+        order = evaluation_order(eval_dataset, self.args)
+        return None if order is None else EpochOrderSampler(lambda: order, len(order))
 
 
-class AnswerEvaluation(LengthBuckets):
+class AnswerEvaluation(FeatureOrder):
     """Mixin for a trainer: `evaluate` and `predict` turn the model's outputs into answers and score them.
 
     Args (beyond the trainer's own):
@@ -219,8 +205,8 @@ class AnswerEvaluation(LengthBuckets):
 
     def to_answers(self, examples, features, stage: str) -> EvalPrediction:
         """Return the answers of `post_process_function`."""
-        widths, group = self.evaluation_widths(features), eval_group(self.args)
-        tables = [in_order(table, widths, group) for table in self.kept.tables()]
+        order = evaluation_order(features, self.args)
+        tables = [in_order(table, order, len(features)) for table in self.kept.tables()]
         predictions = self.predictions_of(tables)
         return self.post_process_function(examples, features, predictions, stage)
 
@@ -269,22 +255,6 @@ class PreallocatedArrays:
     def tables(self) -> list[np.ndarray]:
         """Return the rows of each array so far."""
         return [array[: self.count] for array in self.arrays]
-
-
-def in_order(predictions: np.ndarray, widths: np.ndarray | None, group: int) -> np.ndarray:
-    """Return predictions that are in `evaluation_order` in the order of the features.
-
-    >>> widths = np.array([32, 16, 16, 32])
-    >>> evaluation_order(widths, group=2).tolist()
-    [0, 3, 1, 2]
-    >>> in_order(np.array([10, 13, 11, 12]), widths, group=2).tolist()
-    [10, 11, 12, 13]
-    """
-    if widths is None:
-        return predictions
-    result = np.empty_like(predictions, shape=(len(widths), *predictions.shape[1:]))
-    result[evaluation_order(widths, group)[: len(widths)]] = predictions[: len(widths)]
-    return result
 
 
 class WholeTraining(

@@ -4,7 +4,7 @@ Names and defaults are those of optimum-habana's question-answering example.
 """
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import ClassVar, Optional
 
 from qa.mlqa import LANGUAGES
 
@@ -224,6 +224,25 @@ class DataArguments:
     )
     debug_traceback: bool = field(
         default=False, metadata={"help": "Print the traceback of an error too, for a report of a defect."}
+    )
+
+    pack: ClassVar[bool] = False  # a flag of models that mark answers
+
+    def laid_out_by(self) -> str | None:
+        """Return the flag by which features are laid out in batches of a given size, if there is one."""
+        return "pack" if self.pack else None if self.length_buckets is None else "length_buckets"
+
+
+@dataclass
+class SpanDataArguments(DataArguments):
+    """How a model that marks answers takes its batches, in addition to the arguments of both scripts."""
+
+    pack: bool = field(
+        default=False,
+        metadata={
+            "help": "Put whole features side by side in rows of `max_seq_length`: one shape, next to no padding. Each sees only "
+            "itself, and a batch holds as many features as without."
+        },
     )
 
 

@@ -11,10 +11,9 @@ feature stays in its bucket during a run; its batch changes with every epoch.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from qa.errors import UserError
 
@@ -121,14 +120,6 @@ def eval_group(training_args) -> int:
     return training_args.eval_batch_size * training_args.world_size
 
 
-def fills_evaluation(training_args) -> bool:
-    """Return whether the last batch of an evaluation is filled up, although there are no buckets.
-
-    A Gaudi would compile another graph for a short one.
-    """
-    return training_args.dataloader_drop_last or training_args.use_habana
-
-
 def pad_widths(lengths: np.ndarray, boundaries: Sequence[int], group: int) -> np.ndarray:
     """Return (features,) the boundary that each feature of the given length is padded to.
 
@@ -197,16 +188,3 @@ def evaluation_order(widths: np.ndarray, group: int) -> np.ndarray:
     groups = np.concatenate([order, np.resize(longest, -len(order) % group)]).reshape(-1, group)
     first = np.unique(widths[groups[:, 0]], return_index=True)[1][::-1]
     return np.concatenate([groups[first], np.delete(groups, first, axis=0)]).ravel()
-
-
-class EpochOrderSampler(torch.utils.data.Sampler):
-    """Yield `length` features in the order that `order()` returns at the beginning of an epoch."""
-
-    def __init__(self, order: Callable[[], np.ndarray], length: int):
-        self.order, self.length = order, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order().tolist())

@@ -85,11 +85,15 @@ def validation_split_problems(data_args: DataArguments) -> list[str]:
 
 
 def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
-    """Return problems of `--length_buckets`, which excludes flags that order or size batches themselves."""
+    """Return problems of `--length_buckets` and `--pack`, which exclude flags that order or size batches themselves."""
+    others = [name for name in ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")]
+    given = [name for name in others if getattr(training_args, name)]
+    asked = ["length_buckets"] * (data_args.length_buckets is not None) + ["pack"] * data_args.pack
+    problems = [f"--{flag} does not go with --{name}" for flag in asked for name in given]
+    if len(asked) == 2:
+        problems.append("--length_buckets and --pack both avoid padding; omit one of them")
     if data_args.length_buckets is None:
-        return []
-    others = ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")
-    problems = [f"--length_buckets does not go with --{name}" for name in others if getattr(training_args, name)]
+        return problems
     try:
         boundaries = read_buckets(data_args.length_buckets)
     except UserError as error:

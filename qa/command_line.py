@@ -32,7 +32,7 @@ HELP = {
     "ambiguous_answers version_2_with_negative overwrite_cache preprocessing_num_workers",
     "Model": "model_name_or_path config_name tokenizer_name cache_dir model_revision token trust_remote_code "
     "use_fast_tokenizer lora_r lora_alpha lora_dropout lora_target_modules merge_lora",
-    "Features and answers": "max_seq_length doc_stride pad_to_max_length length_buckets max_answer_length n_best_size "
+    "Features and answers": "max_seq_length doc_stride pad_to_max_length length_buckets pack max_answer_length n_best_size "
     "null_score_diff_threshold tune_null_threshold temperature answer_language eval_report report_columns predict_with_generate val_max_answer_length num_beams language_code "
     "ignore_pad_token_for_loss",
     "Training": "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "

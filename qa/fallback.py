@@ -37,9 +37,12 @@ class ListedFeatures(list):
     """Features that the tokenizer built, as dicts, with the widths and lengths that a trainer reads of `Features`."""
 
     widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
+    packing = None  # of batches, a `qa.packing.Packing`
 
     def __getitem__(self, index: int) -> dict:
         item = super().__getitem__(index)
+        if self.packing is not None:
+            item = item | {"packing": self.packing}
         return item if self.widths is None else item | {"width": self.widths[index]}
 
     def lengths(self) -> np.ndarray:

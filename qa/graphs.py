@@ -35,7 +35,7 @@ def most_shapes(part, one_length: bool) -> int:
     """Return how many shapes batches of a split can have, those of the answers to write included."""
     if part.widths is not None:
         return len(np.unique(part.widths))
-    if one_length:
+    if one_length or part.packing is not None:
         return 1
     targets = getattr(part, "targets", None)
     return len(np.unique(part.lengths())) * (1 if targets is None else len(np.unique(np.diff(targets.splits))))

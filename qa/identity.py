@@ -34,7 +34,7 @@ PACKAGES = "torch transformers accelerate tokenizers safetensors datasets numpy 
 # Flags that decide how a training goes. Those that decide which questions, tokenizer and model it starts with are not
 # among them: the questions, the tokenizer and the model themselves are compared.
 TRAINING_FLAGS = frozenset(
-    "max_seq_length doc_stride pad_to_max_length length_buckets version_2_with_negative language_code "
+    "max_seq_length doc_stride pad_to_max_length length_buckets pack version_2_with_negative language_code "
     "tune_null_threshold "
     "ignore_pad_token_for_loss per_device_train_batch_size per_gpu_train_batch_size auto_find_batch_size "
     "gradient_accumulation_steps dataloader_drop_last group_by_length length_column_name sortish_sampler num_train_epochs "

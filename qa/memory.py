@@ -165,6 +165,8 @@ def largest_batch(part, number: int, length: int | None) -> list[dict]:
         length: that all features are padded to, None where they are not.
     """
     lengths = part.lengths()
+    if part.packing is not None:  # the shortest features fit rows in which there is room for any
+        return [part[int(lengths.argmin())] | {"packing": part.packing.of(number)}] * number
     widths = padded_widths(part, length)
     widths = lengths if widths is None else widths
     chosen = np.resize(np.lexsort((lengths, -widths))[:number], number)

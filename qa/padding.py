@@ -39,9 +39,16 @@ class PaddingCollator:
                 for row, feature, length in zip(table, features, lengths):
                     row[:length] = feature[name]
                 batch[name] = torch.from_numpy(table)
-        for name in (*LABELS, "cls_index"):
-            if name in features[0]:
-                batch[name] = torch.tensor([feature[name] for feature in features], dtype=torch.int64)
-        if "cls_index" in features[0]:
-            batch["lengths"] = torch.tensor(lengths)
-        return batch
+        return batch | outcomes(features)
+
+
+def outcomes(features: list[dict]) -> dict[str, torch.Tensor]:
+    """Return the entries of a batch that have one number for each feature."""
+    batch = {
+        name: torch.tensor([feature[name] for feature in features], dtype=torch.int64)
+        for name in (*LABELS, "cls_index")
+        if name in features[0]
+    }
+    if "cls_index" in features[0]:
+        batch["lengths"] = torch.tensor([len(feature["input_ids"]) for feature in features])
+    return batch

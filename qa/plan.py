@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from qa.arguments import STAGES, TITLES
-from qa.buckets import eval_group, fills_evaluation, padded_widths, train_group
+from qa.buckets import eval_group, padded_widths, train_group
 from qa.lora import trained_parameters
 from qa.memory import Memory, estimate_memory
 from qa.numbers import duration
+from qa.order import fills_evaluation
 from qa.room import bytes_of_checkpoints, free_bytes, model_bytes, saved_bytes, size
 from qa.steps import (
     batch_shapes,
@@ -176,6 +177,9 @@ def plan_part(part, split: str, length: int | None, training_args) -> Part:
     """
     trains, drops = split == "train", training_args.dataloader_drop_last
     group = train_group(training_args) if trains else eval_group(training_args)
+    if part.packing is not None:
+        steps = len(part) // group if trains and drops else math.ceil(len(part) / group)
+        return Part(steps, {(part.packing.rows, part.packing.width): steps}, lengths=0)
     widths = padded_widths(part, length)
     if widths is None:
         steps = len(part) // group if trains and drops else math.ceil(len(part) / group)

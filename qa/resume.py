@@ -20,23 +20,22 @@ OWN_FILES = re.compile(
 )
 
 
-def checkpoint_to_resume(training_args, buckets: list[str] | None) -> str | None:
+def checkpoint_to_resume(training_args, laid_out_by: str | None) -> str | None:
     """Return the checkpoint to resume from: the one that the flags name, else the last whole one in `output_dir`.
 
     Raises:
         UserError: `output_dir` holds something else, and --overwrite_output_dir is not given; the checkpoint is not one
-            that this run can resume from; or with length `buckets` its run had batches of another size, by which
-            the buckets were laid out.
+            that this run can resume from; or its run had batches of another size, by which a flag lays out features.
     """
     checkpoint = named_or_last_checkpoint(training_args)
     if checkpoint is not None and training_args.deepspeed:
         load_universal(Path(checkpoint), training_args)
-    if checkpoint is not None and buckets is not None and training_args.do_train:
+    if checkpoint is not None and laid_out_by is not None and training_args.do_train:
         size = json.loads((Path(checkpoint) / "trainer_state.json").read_text()).get("train_batch_size")
         if size not in (None, training_args.train_batch_size):
             raise UserError(
                 f"--per_device_train_batch_size {training_args.per_device_train_batch_size}: the run of {checkpoint} has "
-                f"{size // max(1, training_args.n_gpu)}, by which --length_buckets is laid out; resume with that"
+                f"{size // max(1, training_args.n_gpu)}, by which --{laid_out_by} is laid out; resume with that"
             )
     return checkpoint
 

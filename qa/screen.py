@@ -87,13 +87,13 @@ def report_features(features: dict, training_args, pad_to_max_length: bool, leng
     """Log how many features each split has; warn where padding to one length costs time off a Gaudi.
 
     Args:
-        features: by split; those with length buckets have reported their padding already.
+        features: by split; those with buckets or a packing have reported their padding already.
         length: tokens that features are padded to.
     """
     for split, part in features.items():
         logger.info(f"{len(part):,} {split} features of at most {length} tokens")
-    in_buckets = any(part.widths is not None for part in features.values())
-    if training_args.use_habana or not pad_to_max_length or not features or in_buckets:
+    laid_out = any(part.widths is not None or part.packing is not None for part in features.values())
+    if training_args.use_habana or not pad_to_max_length or not features or laid_out:
         return
     share = max(padding_share(part.lengths(), length) for part in features.values())
     if share > 0.25:

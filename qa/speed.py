@@ -60,12 +60,11 @@ class TrainingSpeed:
         warmup = self.args.throughput_warmup_steps * self.args.gradient_accumulation_steps
         if self.steps in (0, warmup):
             self.mark()
-        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         self.steps += 1
-        self.now.samples += len(ids)
-        self.now.tokens += ids.numel()
+        self.now.samples += len(inputs.get("places", inputs["input_ids"]))
+        self.now.tokens += inputs["input_ids"].numel()
         # Added up on the host: on a Gaudi, operations before a step belong to its graph, which must not change.
-        self.real.append(ids.numel() if mask is None else mask.sum())
+        self.real.append(real_tokens(inputs))
         if self.steps % STEPS_BETWEEN_READS == 0:
             self.read_device()
         return super().training_step(model, inputs, *args, **kwargs)
@@ -151,6 +150,14 @@ class TrainingSpeed:
         return metrics
 
 
+def real_tokens(inputs: dict) -> int | torch.Tensor:
+    """Return the number of tokens of a batch that are no padding, maybe on the device."""
+    if "segments" in inputs:
+        return (inputs["segments"] > 0).sum()
+    mask = inputs.get("attention_mask")
+    return inputs["input_ids"].numel() if mask is None else mask.sum()
+
+
 def gpu_memory(device: torch.device) -> dict[str, float]:
     """Return the GB of a GPU's memory in use, under the names that optimum-habana logs for a Gaudi; none of other devices."""
     if device.type != "cuda":
@@ -185,7 +192,9 @@ def evaluation_resources(trainer) -> dict[str, float]:
     """Return the share of padding in an evaluation, and the most memory in GB that the process and its device have used."""
     features, collator, batch = trainer.eval_dataset, trainer.data_collator, trainer.args.eval_batch_size
     lengths, widths = features.lengths(), features.widths
-    if widths is None:
+    if features.packing is not None:
+        widths = features.packing.tokens_of_feature()
+    elif widths is None:
         longest = np.maximum.reduceat(lengths, np.arange(0, len(lengths), batch)).repeat(batch)[: len(lengths)]
         widths = collator.length or longest
     unit = 1 if sys.platform == "darwin" else 1024  # of the kernel's count, in bytes

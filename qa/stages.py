@@ -23,6 +23,7 @@ from qa.locks import unlock
 from qa.lora import has_adapters, trained_parameters
 from qa.metrics import score, sigmoid
 from qa.mlqa import LANGUAGES, detect_language
+from qa.packing import set_packing
 from qa.push import push
 from qa.report import report_evaluation
 from qa.saving import begin, end
@@ -130,6 +131,8 @@ def lay_out(features: dict, data_args: DataArguments, training_args, length: int
         UserError: dropping the last batch leaves no batch to train on.
     """
     set_widths(features, data_args.length_buckets, length, training_args)
+    if data_args.pack:
+        set_packing(features, length, training_args)
     if training_args.torch_compile:
         forget_graphs()
     if training_args.use_habana and training_args.torch_compile and training_args.cache_size_limit is None:

@@ -16,7 +16,8 @@ from torch.utils.data import SequentialSampler, Subset
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from qa.buckets import eval_group, evaluation_order, train_group
+from qa.buckets import eval_group, train_group
+from qa.order import evaluation_order
 from qa.speed import peak_memory
 
 
@@ -94,7 +95,8 @@ def time_training(trainer, features, number: int) -> Pace:
 def time_evaluation(trainer, features, number: int) -> Pace:
     """Return the pace of an evaluation, without finding and scoring answers."""
     group = eval_group(trainer.args)
-    order = np.arange(len(features)) if features.widths is None else evaluation_order(features.widths, group)
+    order = evaluation_order(features, trainer.args)
+    order = np.arange(len(features)) if order is None else order
     kinds = groups_by_width(order, features.widths, group)
     part = Subset(features, choose(kinds, 1 + number))
     clock = Clock(trainer.args.device)

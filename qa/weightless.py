@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from transformers.modeling_utils import init_empty_weights, no_init_weights, set_zero3_state
 
 from qa.errors import UserError, in_one_line
-from qa.windows import MODEL_INPUTS
+from qa.windows import MODEL_INPUTS, PACKED_INPUTS
 
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,9 @@ def forward(model: torch.nn.Module, batch: dict, training: bool = False, answer_
         Exception: the model refuses the batch, mostly for a shape.
     """
     taken = inspect.signature(model.forward).parameters
-    batch = {name: tensor for name, tensor in batch.items() if name in MODEL_INPUTS and name in taken}
+    batch = {
+        name: tensor for name, tensor in batch.items() if name in (*MODEL_INPUTS, *PACKED_INPUTS) and name in taken
+    }
     if model.can_generate():
         batch["decoder_input_ids"] = torch.zeros(len(batch["input_ids"]), answer_length, dtype=torch.long)
     model.train(training)
@@ -194,6 +196,8 @@ def check_batches(model: torch.nn.Module, features: dict, collate: Callable, ans
 
 def sample_features(features) -> list[list[dict]]:
     """Return features that make batches of the shortest and of the longest shape or, with length buckets, of each."""
+    if features.packing is not None:
+        return [[features[int(features.lengths().argmax())]]] if len(features) else []
     widths = features.lengths() if features.widths is None else features.widths
     first = np.unique(widths, return_index=True)[1]
     return [[features[index]] for index in (first[[0, -1]] if len(first) and features.widths is None else first)]

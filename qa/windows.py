@@ -32,6 +32,7 @@ IGNORED = np.iinfo(np.int32).max
 
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PACKED_INPUTS = ("places", "segments", "position_ids")  # in addition, of `qa.packing.PackingCollator`
 
 
 # Unicode reserves this character: no text may hold it. `literal_tokenizer` puts it before the names of special tokens.
@@ -95,7 +96,8 @@ class Features(torch.utils.data.Dataset):
     - `input_ids`, and of `attention_mask` and `token_type_ids` those that the tokenizer's models take;
     - `start_positions` and `end_positions` where labels are known;
     - `cls_index` in features for models that mark answers;
-    - `width`, the length to pad to, with length buckets.
+    - `width`, the length to pad to, with length buckets;
+    - `packing`, the shape of batches, with packing.
 
     `as_dict(i)` adds the example's id and the offsets, for people and for comparison.
     """
@@ -103,6 +105,7 @@ class Features(torch.utils.data.Dataset):
     cls_index: np.ndarray | None = None  # (features,) position that means "no answer"
     labels: np.ndarray | None = None  # (features, 2) first and last token of the answer
     widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
+    packing = None  # of batches, a `qa.packing.Packing`
 
     def __init__(self, rows, questions: Texts, contexts: Texts, template: Template, names: list[str], **arrays):
         self.row_ids = [row["id"] for row in rows]
@@ -132,11 +135,13 @@ class Features(torch.utils.data.Dataset):
             item["cls_index"] = self.cls_index[index]
         if self.widths is not None:
             item["width"] = self.widths[index]
+        if self.packing is not None:
+            item["packing"] = self.packing
         return item
 
     def as_dict(self, index: int) -> dict:
         """Return feature `index` as plain lists, with `example_id` and `offset_mapping` (None outside the context)."""
-        item = {name: value.tolist() for name, value in self[index].items()}
+        item = {name: value.tolist() for name, value in self[index].items() if name != "packing"}
         begin, length = self.context_begin()[index], len(item["input_ids"])
         tokens = slice(self.first[index], self.last[index])
         spans = list(zip(self.contexts.starts[tokens].tolist(), self.contexts.ends[tokens].tolist()))

@@ -15,6 +15,7 @@ import qa.arguments
 import qa.buckets
 import qa.device
 import qa.models
+import qa.order
 import run_qa
 import run_seq2seq_qa
 import trainer_qa
@@ -68,7 +69,7 @@ def test_all_ranks_of_a_step_see_one_width_and_every_feature_once(lengths, batch
     widths = qa.buckets.pad_widths(lengths, [16, 32, 56], group)
     orders = [qa.buckets.training_order(widths, group, (3, epoch), drop_last) for epoch in (0, 0, 1)]
     assert (orders[0] == orders[1]).all() and len(orders[0]) == len(orders[2]) and len(orders[0]) % group == 0
-    sampler = qa.buckets.EpochOrderSampler(lambda: orders[0], len(orders[0]))
+    sampler = qa.order.EpochOrderSampler(lambda: orders[0], len(orders[0]))
     shards = [BatchSamplerShard(BatchSampler(sampler, batch, drop_last), ranks, rank) for rank in range(ranks)]
     steps = list(zip(*map(list, shards), strict=True))
     assert len(steps) == len(shards[0])
@@ -99,10 +100,10 @@ def test_the_trainers_order_is_that_of_the_epoch_it_is_in():
     trainer.args = SimpleNamespace(
         seed=3, data_seed=None, train_batch_size=2, world_size=2, dataloader_drop_last=False
     )
-    orders = []
+    features, orders = SimpleNamespace(widths=np.repeat([16, 56], 40)), []
     for epoch in (None, 0.5, 1.0, 1.75, 2.0):
         trainer.state = SimpleNamespace(epoch=epoch)
-        orders.append(trainer.order_of_epoch(np.repeat([16, 56], 40)).tolist())
+        orders.append(trainer.order_of_epoch(features).tolist())
     assert orders[0] == orders[1] != orders[2] == orders[3] != orders[4] != orders[0]
 
 
@@ -116,7 +117,7 @@ def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
     there = [width for width in np.unique(widths)[::-1] if (widths == width).sum() >= group]
     assert (steps == steps[:, :1]).all() and steps[: len(there), 0].tolist() == there
     said = np.arange(len(lengths))[:, None] * [1, 2]
-    assert (trainer_qa.in_order(said[order], widths, group) == said).all()
+    assert (qa.order.in_order(said[order], order, len(said)) == said).all()
 
 
 @examples(100)
@@ -197,14 +198,14 @@ def seen(monkeypatch):
     """Return the widths of the batches that a run trains and evaluates with."""
     widths = {"training_step": [], "prediction_step": []}
     for name in widths:
-        monkeypatch.setattr(trainer_qa.LengthBuckets, name, noting(widths[name], name), raising=False)
+        monkeypatch.setattr(trainer_qa.FeatureOrder, name, noting(widths[name], name), raising=False)
     return widths
 
 
 def noting(widths: list, name: str):
     def step(self, model, inputs, *args, **kwargs):
         widths.append(tuple(inputs["input_ids"].shape))
-        return getattr(super(trainer_qa.LengthBuckets, self), name)(model, inputs, *args, **kwargs)
+        return getattr(super(trainer_qa.FeatureOrder, self), name)(model, inputs, *args, **kwargs)
 
     return step
 

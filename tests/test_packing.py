@@ -1,0 +1,173 @@
+"""Packed batches: their rows and order, the masks of models, and runs whose answers are those of padded batches."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import examples, load
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForQuestionAnswering, BertConfig, DistilBertConfig, LlamaConfig, RobertaConfig
+
+import qa.packing
+import run_qa
+import trainer_qa
+from qa.errors import UserError
+from qa.packed_model import find_packed_form, pack_model
+from qa.packing import Packing, PackingCollator
+
+
+LENGTHS = st.lists(st.integers(3, 56), min_size=1, max_size=80).map(np.array)
+
+
+@examples(100)
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 3), st.booleans())
+def test_each_batch_fits_its_rows_in_every_epoch(lengths, batch, ranks, drop_last):
+    args = SimpleNamespace(
+        train_batch_size=batch, eval_batch_size=batch, world_size=ranks, dataloader_drop_last=drop_last
+    )
+    train, evaluated = Parts(lengths), Parts(lengths)
+    qa.packing.set_packing({"train": train, "validation": evaluated}, 56, args)
+    group, number = batch * ranks, len(lengths)
+    for epoch in range(3):
+        order = qa.packing.training_order(lengths, train.packing, group, (5, epoch), drop_last)
+        check_rows(lengths, order, train.packing)
+        counts = np.bincount(order, minlength=number)
+        assert counts.max(initial=0) <= 1 if drop_last else counts.min() >= 1
+        assert len(order) == (number // group if drop_last else -(-number // group)) * group
+    order = qa.packing.evaluation_order(lengths, evaluated.packing, group)
+    check_rows(lengths, order, evaluated.packing)
+    assert sorted(order[:number]) == list(range(number)) and len(order) % group == 0
+
+
+class Parts:
+    """Features of which only the lengths are known."""
+
+    def __init__(self, lengths):
+        self.lengths = lambda: lengths
+
+    def __len__(self):
+        return len(self.lengths())
+
+
+def check_rows(lengths, order, packing) -> None:
+    """The features of a batch are in rows that hold their tokens."""
+    for batch in order.reshape(-1, packing.batch):
+        (rows,) = qa.packing.place(lengths[batch][None], packing)
+        tokens = np.zeros(packing.rows, dtype=int)
+        for row, feature in zip(rows.tolist(), batch.tolist()):
+            tokens[row] += lengths[feature]
+        assert min(rows) >= 0 and tokens.max() <= packing.width
+
+
+# Models
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+CONFIGS = {
+    "bert": BertConfig(**SMALL),
+    "roberta": RobertaConfig(**SMALL, max_position_embeddings=64, pad_token_id=1),
+    "llama": LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=2),
+}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_packed_feature_has_the_logits_and_the_loss_that_it_has_alone(kind, attention):
+    config = CONFIGS[kind]
+    config._attn_implementation = attention
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    draw = np.random.default_rng(0)
+    features = [
+        {"input_ids": draw.integers(5, 100, length), "start_positions": start, "end_positions": end, "cls_index": 0,
+         "packing": Packing(batch=6, rows=3, width=48)}
+        for length, start, end in ((40, 3, 5), (20, 0, 0), (9, 8, 8), (7, 1, 2), (25, 24, 24), (3, 10**9, 10**9))
+    ]  # fmt: skip
+    alone, losses = [], []
+    with torch.no_grad():
+        for feature in features:
+            ids = torch.from_numpy(feature["input_ids"])[None]
+            places = {name: torch.tensor([feature[name]]) for name in ("start_positions", "end_positions")}
+            output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **places)
+            alone.append((output.start_logits[0], output.end_logits[0]))
+            losses.append(output.loss)
+        form = find_packed_form(AutoModelForQuestionAnswering, config)
+        padding = SimpleNamespace(pad_token_id=config.pad_token_id, pad_token_type_id=0)
+        batch = PackingCollator(padding, form.first_position)(features)
+        lengths = batch.pop("lengths")
+        del batch["cls_index"]
+        output = pack_model(model, form)(**batch)
+    assert batch["input_ids"].shape == (3, 48) and output.start_logits.shape == (6, 48)
+    for index, (starts, ends) in enumerate(alone):
+        length = lengths[index]
+        torch.testing.assert_close(output.start_logits[index, :length], starts, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output.end_logits[index, :length], ends, atol=1e-5, rtol=1e-5)
+        assert (output.start_logits[index, length:] < -1e30).all()
+    torch.testing.assert_close(output.loss, torch.stack(losses[:-1]).mean())  # the last one has no label
+
+
+def test_a_model_whose_attention_takes_no_mask_of_pairs_is_refused():
+    config = DistilBertConfig(vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
+    with pytest.raises(UserError, match=r"--pack: models of the type distilbert .* --length_buckets auto"):
+        find_packed_form(AutoModelForQuestionAnswering, config)
+
+
+# The script
+
+
+def run(model, output_dir, *flags) -> None:
+    common = [
+        "--model_name_or_path",
+        model,
+        "--output_dir",
+        output_dir,
+        "--max_seq_length",
+        "96",
+        "--doc_stride",
+        "16",
+    ]
+    run_qa.main([*map(str, [*common, "--report_to", "none", "--disable_tqdm", "True", *flags])])
+
+
+def training_flags(mixed_lengths) -> list:
+    return ["--do_train", "--train_file", mixed_lengths / "train.json", "--num_train_epochs", "2", "--logging_steps", "1",
+            "--per_device_train_batch_size", "8", "--learning_rate", "1e-3"]  # fmt: skip
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Return the shapes of the batches that a run trains and evaluates with."""
+    shapes = {"training_step": [], "prediction_step": []}
+    for name in shapes:
+
+        def step(self, model, inputs, *args, name=name, **kwargs):
+            shapes[name].append(tuple(inputs["input_ids"].shape))
+            return getattr(super(trainer_qa.FeatureOrder, self), name)(model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(trainer_qa.FeatureOrder, name, step, raising=False)
+    return shapes
+
+
+def test_a_packed_run_has_one_shape_and_the_padded_answers(tiny_model, mixed_lengths, tmp_path, seen):
+    flags = ["--do_eval", "--validation_file", mixed_lengths / "dev.json"]
+    run(tiny_model, tmp_path / "trained", *training_flags(mixed_lengths), *flags, "--pack")
+    ((rows, width),) = set(seen["training_step"])
+    ((eval_rows, eval_width),) = set(seen["prediction_step"])
+    assert width == eval_width == 96 and rows < 8 and eval_rows < 8
+    run(tmp_path / "trained", tmp_path / "padded", *flags)
+    results, expected = (load(tmp_path / folder / "eval_results.json") for folder in ("trained", "padded"))
+    for name in ("eval_f1", "eval_exact_match", "eval_samples"):
+        assert results[name] == expected[name]
+    answers, expected = (load(tmp_path / folder / "eval_predictions.json") for folder in ("trained", "padded"))
+    assert answers == expected
+    train = load(tmp_path / "trained" / "train_results.json")
+    assert train["train_padding_share"] < 0.3
