@@ -1,4 +1,4 @@
-"""Length buckets on the simulated Gaudi, on one card in lazy mode and on two with torch.compile: a shape for each bucket."""
+"""Buckets and packing on the simulated Gaudi, on one card in lazy mode and on two with torch.compile: few shapes, or one."""
 
 import json
 import subprocess
@@ -9,9 +9,12 @@ from helpers import ROOT
 from test_buckets import BUCKETS, training_flags
 
 
-@pytest.mark.parametrize("script, cards", [("run_qa.py", 1), ("run_qa.py", 2), ("run_seq2seq_qa.py", 1)])
-def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
-    simulated_gaudi, tiny_model, tiny_writers, mixed_lengths, tmp_path, script, cards
+@pytest.mark.parametrize(
+    "script, cards, shapes",
+    [("run_qa.py", 1, 3), ("run_qa.py", 2, 3), ("run_seq2seq_qa.py", 1, 3), ("run_qa.py", 1, 1), ("run_qa.py", 2, 1)],
+)
+def test_a_gaudi_sees_a_shape_for_each_bucket_or_one_with_packing(
+    simulated_gaudi, tiny_model, tiny_writers, mixed_lengths, tmp_path, script, cards, shapes
 ):
     """With generation in static shapes for the encoder-decoder; compiled, each shape has graphs of its own."""
     writes, compiles = script == "run_seq2seq_qa.py", cards > 1
@@ -30,7 +33,7 @@ def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
     flags += ["--predict_with_generate", "--max_answer_length", "9", "--pad_to_max_length", "False"] if writes else []
     launched = ["gaudi_spawn.py", "--world_size", "2", "--use_mpi", script]
     command = [sys.executable, *(launched if cards > 1 else [script]), *flags]
-    command += ["--length_buckets", *(["48", "64", "96"] if writes else BUCKETS)]
+    command += ["--pack"] if shapes == 1 else ["--length_buckets", *(["48", "64", "96"] if writes else BUCKETS)]
     environment = simulated_gaudi.environment(lazy=not compiles, counts_file=tmp_path / "counts") | {
         "OMP_NUM_THREADS": "1"
     }
@@ -40,8 +43,8 @@ def test_a_gaudi_sees_as_many_shapes_as_there_are_buckets(
     assert len(counts) == cards
     for rank in counts:
         calls = 2 if writes else 1  # in evaluation: for the loss, and for the score of what was written
-        assert (rank["input_shapes"]["train"], rank["input_shapes"]["eval"]) == (3, 3 * calls)
+        assert (rank["input_shapes"]["train"], rank["input_shapes"]["eval"]) == (shapes, shapes * calls)
         # Forward and backward in training, forward in evaluation.
-        assert (rank["compiles"], rank["symbolic_graphs"]) == (3 * 3 * compiles, 0)
+        assert (rank["compiles"], rank["symbolic_graphs"]) == (3 * shapes * compiles, 0)
         # For each the encoder, the first decoding step, and all the others, however long the answers are.
         assert rank["input_shapes"]["generate"] == (3 * 3 if writes else 0)
