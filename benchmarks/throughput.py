@@ -1,4 +1,4 @@
-"""Training and evaluation speed of run_qa.py, padded compared with length buckets, from its own results.
+"""Training and evaluation speed of run_qa.py, padded compared with length buckets and packing, from its own results.
 
 A BERT of 6 layers, 384 wide, from random weights, on random questions of SQuAD. The settings run in turns, in one process;
 a ratio is that of medians. Samples per second are those of the whole training and evaluation, without the rows that fill a
@@ -25,6 +25,7 @@ import run_qa
 SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 BUCKETS = (["160", "256", "384"], ["auto", "3"], ["auto", "4"], ["auto", "6"])
 SETTINGS = {"padded": []} | {f"--length_buckets {' '.join(words)}": ["--length_buckets", *words] for words in BUCKETS}
+SETTINGS |= {"--pack": ["--pack"]}
 
 
 def sizes(precision: str, full: bool) -> tuple[int, int, int, int]:

@@ -354,6 +354,8 @@ COMMAND_LINE = [
             --validation_split 0.1 --validation_file good.json
             --length_buckets 128 384 --group_by_length
             --length_buckets 128 384 --auto_find_batch_size
+            --pack --length_buckets 128 384
+            --pack --group_by_length
             --push_to_hub
             --resume_from_checkpoint nowhere
         """),

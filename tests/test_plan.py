@@ -35,6 +35,11 @@ RUNS = {
         f"""{TRAIN} --length_buckets 48 64 96 --gradient_accumulation_steps 3 --bf16 --num_train_epochs 1 --warmup_ratio 0.3
         --save_steps 3 --save_total_limit 2 --eval_strategy steps --eval_steps 3 --max_eval_samples 20""",
     ),
+    "packed": (
+        run_qa,
+        "bert",
+        f"{TRAIN} --pack --num_train_epochs 1.5 --gradient_accumulation_steps 2 --eval_strategy epoch",
+    ),
     "writer": (
         run_seq2seq_qa,
         "t5",
