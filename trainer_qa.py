@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 FOR_THE_COLLATOR = ("width", "packing", "cls_index")
 
+
 class FeatureOrder(EpochOrder):
     """Mixin for a trainer: batches as the buckets or the packing of the features ask for them, else the trainer's own."""
 

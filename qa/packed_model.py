@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from qa.errors import UserError
+from qa.lora import has_adapters
 from qa.packing import Packing, PackingCollator
 from qa.weightless import plain_attention
 
@@ -60,7 +61,7 @@ def pack_model(model: torch.nn.Module, form: PackedForm) -> torch.nn.Module:
     The loss is the mean over the features with a label. That of a feature counts its own tokens alone, as without padding.
     """
     own = model.forward
-    taken = inspect.signature(own).parameters
+    taken = inspect.signature((model.get_base_model() if has_adapters(model) else model).forward).parameters
 
     def forward(
         places: torch.Tensor,
