@@ -21,7 +21,7 @@ from transformers import TrainerState
 import qa.identity
 import run_qa
 import run_seq2seq_qa
-from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
+from qa.arguments import ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments, SpanDataArguments
 from qa.device import trainer_class, training_arguments
 from qa.earlier import is_generated, remove_earlier_run
 from qa.errors import UserError
@@ -54,7 +54,7 @@ FREE = """
     model_name_or_path config_name tokenizer_name cache_dir model_revision trust_remote_code use_fast_tokenizer
     dataset_name dataset_config_name train_file validation_file test_file question_column context_column answer_column id_column
     on_bad_rows ambiguous_answers validation_split max_train_samples max_eval_samples max_predict_samples overwrite_cache
-    preprocessing_num_workers check check_steps language license answer_language temperature eval_report report_columns val_max_answer_length num_beams
+    preprocessing_num_workers check check_steps language license answer_language temperature eval_report report_columns val_max_answer_length num_beams merge_lora
     output_dir overwrite_output_dir do_train do_eval do_predict resume_from_checkpoint resume_anyway ignore_data_skip
     restore_callback_states_from_checkpoint run_name
     eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps eval_do_concat_batches eval_use_gather_object
@@ -177,14 +177,14 @@ def test_words_are_shown_without_secrets(typed, shown):
 
 
 def test_no_flag_without_a_secret_is_taken_for_one_with_it():
-    kinds = [ModelArguments, DataArguments, Seq2SeqModelArguments, Seq2SeqDataArguments, training_arguments(True)]
+    kinds = [ModelArguments, SpanDataArguments, Seq2SeqModelArguments, Seq2SeqDataArguments, training_arguments(True)]
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)} - set(SECRETS)
     hidden = [name for name in names if without_secrets([f"--{name}", "x"]) != [f"--{name}", "x"]]
     assert not hidden
 
 
 def test_every_flag_is_known_to_decide_about_a_training_or_not():
-    classes = [ModelArguments, DataArguments, Seq2SeqModelArguments, Seq2SeqDataArguments]
+    classes = [ModelArguments, SpanDataArguments, Seq2SeqModelArguments, Seq2SeqDataArguments]
     classes += [training_arguments(seq2seq) for seq2seq in (False, True)]
     flags = {field.name for kind in classes for field in dataclasses.fields(kind) if field.init}
     groups = [TRAINING_FLAGS, EVALUATION_FLAGS, SOMETIMES, FREE, SECRETS]
