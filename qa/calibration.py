@@ -113,9 +113,12 @@ def padded(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def top_n(table: AnswerTable) -> list[dict]:
-    """Return the share of the questions with an answer, in percent, for which one of the first N candidates is right."""
+    """Return the share of the questions with an answer, in percent, for which one of the first N candidates is right.
+
+    A model that writes has a candidate for each window; with no more than one there is nothing to return.
+    """
     right = table.numbers("right_choice")[has_answer(table)]
     if not len(right):
         return []
-    most = max((len(scores) for scores in table.choices.scores), default=max(TOP))
-    return [{"n": n, "value": float(100 * (right <= n).mean())} for n in TOP if n <= max(most, 1)]
+    most = max(map(len, table.choices.scores)) if has_scores(table) else table.numbers("windows").max()
+    return [{"n": n, "value": float(100 * (right <= n).mean())} for n in TOP if n <= most] if most > 1 else []

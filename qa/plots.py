@@ -158,7 +158,7 @@ def draw_reliability(axes, data: dict) -> None:
         series.append(("bins_at_temperature", f"temperature {data['temperature']:.2f}", SECOND, "D--"))
     for name, label, colour, style in series:
         points = [(part["probability"], part["right"]) for part in data[name]]
-        axes.plot(*zip(*points), style, color=colour, markersize=4, label=label)
+        axes.plot(*zip(*points), style, color=colour, markersize=4, label=label, clip_on=False)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the answer", ylabel="share of right answers")
     axes.legend(loc="upper left")
 
