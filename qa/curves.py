@@ -38,6 +38,10 @@ def chosen_and_best(curves: dict[str, list[float]], threshold: float) -> list[di
     """Return points of the curve of thresholds, also as a probability: the chosen one, and the best one of EM and of F1.
 
     Of each metric the best is the lowest one, as in `qa.metrics.best_threshold`.
+
+    >>> curves = {"threshold": [-9.0, -1.0, 2.0], "exact_match": [50.0, 60.0, 60.0], "f1": [50.0, 65.0, 65.0]}
+    >>> [point["threshold"] for point in chosen_and_best(curves, 0.5)]
+    [0.5, -1.0, -1.0]
     """
     chosen = max(0, int(np.searchsorted(curves["threshold"], threshold, side="right")) - 1)
     places = {"chosen": chosen, "best EM": np.argmax(curves["exact_match"]), "best F1": np.argmax(curves["f1"])}

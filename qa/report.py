@@ -47,7 +47,7 @@ FORMAT = 1  # of `eval_report.json`
 SPEED = {
     "train_runtime": ("training", "time", "s"),
     "train_samples_per_second": ("training", "features per second", "1/s"),
-    "train_steady_samples_per_second": ("training", "the same, steps alone", "1/s"),
+    "train_steady_samples_per_second": ("training", "features per second, steps alone", "1/s"),
     "train_tokens_per_second": ("training", "tokens per second, without padding", "1/s"),
     "train_padding_share": ("training", "padding", "%"),
     "eval_runtime": ("evaluation", "time", "s"),
