@@ -128,7 +128,7 @@ def problem_of(content: dict) -> str | None:
     >>> problem_of(entries), problem_of(entries | {"version_2_with_negative": 3})
     ('there is no version_2_with_negative', 'version_2_with_negative is 3')
     >>> problem_of(entries | {"version_2_with_negative": False, "temperature": 0})
-    'temperature is 0; give more than 0'
+    'temperature is 0; give 0.01 or more, 1000 at most'
     """
     content, names = from_entries(content), [entry.name for entry in fields(Settings)]
     for name in names[:6]:
