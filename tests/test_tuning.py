@@ -13,6 +13,7 @@ import pytest
 from helpers import examples, golds_of, load
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import run_qa
 import run_seq2seq_qa
@@ -22,7 +23,6 @@ from qa.command_line import read_command_line
 from qa.data import load_rows
 from qa.device import training_arguments
 from qa.errors import UserError
-from qa.identity import questions_fingerprint
 from qa.settings import SETTINGS_FILE, read_settings, use_settings, write_settings
 from qa.thresholds import doubt, to_paste
 from qa.tuning import check_tuning, threshold_of_best_f1
@@ -58,10 +58,11 @@ def run(script, model, folder, *flags) -> None:
     script.main(list(map(str, [*words, *flags])))
 
 
-def training(files, *flags) -> list:
+def training(files, *flags, tunes: bool = True) -> list:
+    """Return the flags of a training, and of a tuning and an evaluation after it or of neither."""
     words = ["--do_train", "--train_file", files / "train.json", "--version_2_with_negative", "--save_strategy", "no"]
-    words += ["--max_seq_length", 160, "--doc_stride", 32, "--per_device_train_batch_size", 16]
-    return [*words, "--tune_null_threshold", SHARE, *evaluation(files), *flags]
+    words += ["--max_seq_length", 160, "--doc_stride", 32, "--per_device_train_batch_size", 16, *flags]
+    return [*words, "--tune_null_threshold", SHARE, *evaluation(files)] if tunes else words
 
 
 def evaluation(files, name="dev") -> list:
@@ -104,13 +105,24 @@ def test_the_validation_part_is_the_same_with_and_without_tuning(files):
     assert sorted(both) == sorted(row["id"] for row in without["train"])
 
 
-def test_a_training_sees_none_of_them(tuned, files):
-    parts, record = parts_of(files, tune_null_threshold=SHARE), load(tuned / "run.json")
-    for split, rows in parts.items():
-        assert record["data"][split]["questions"] == len(rows)
-        assert record["data"][split]["fingerprint"] == questions_fingerprint(rows)
-    assert list(load(tuned / "eval_predictions.json")) == list(golds_of(files / "dev.json"))
-    assert read_settings(tuned).tuned_on == len(parts["tuning"])
+def test_a_training_sees_none_of_them(tuned, tiny_model, files, tmp_path):
+    """A training on a file without them, and without the flag, ends with the same weights."""
+    parts = parts_of(files, tune_null_threshold=SHARE)
+    write_questions(files / "train.json", tmp_path / "train.json", parts["train"])
+    run(run_qa, tiny_model, tmp_path / "out", *training(tmp_path, *SPAN, tunes=False))
+    found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", tuned))
+    assert all(found[name].equal(expected[name]) for name in expected)
+    settings = read_settings(tuned)
+    expected = replace(settings, null_score_diff_threshold=0.0, temperature=1.0, tuned_on=0)
+    assert settings.tuned_on == len(parts["tuning"]) and read_settings(tmp_path / "out") == expected
+
+
+def write_questions(source, path, rows: list[dict]) -> None:
+    """Write a file of SQuAD with the questions of some rows alone."""
+    squad, ids = load(source), {row["id"] for row in rows}
+    for paragraph in squad["data"][0]["paragraphs"]:
+        paragraph["qas"] = [qa for qa in paragraph["qas"] if qa["id"] in ids]
+    path.write_text(json.dumps(squad))
 
 
 def test_too_few_questions_or_all_alike_end_the_run():
@@ -149,11 +161,8 @@ def test_odds_that_are_no_number_do_not_become_the_threshold():
 
 def test_the_values_are_those_of_the_trained_model_on_the_held_out_questions(tuned, files, tmp_path):
     """As another evaluation of those questions and a loop over all thresholds and many temperatures find them."""
-    settings, squad = read_settings(tuned), load(files / "train.json")
-    held = {row["id"] for row in parts_of(files, tune_null_threshold=SHARE)["tuning"]}
-    for paragraph in squad["data"][0]["paragraphs"]:
-        paragraph["qas"] = [qa for qa in paragraph["qas"] if qa["id"] in held]
-    (tmp_path / "held.json").write_text(json.dumps(squad))
+    settings, held = read_settings(tuned), parts_of(files, tune_null_threshold=SHARE)["tuning"]
+    write_questions(files / "train.json", tmp_path / "held.json", held)
     run(run_qa, tuned, tmp_path / "scores", *evaluation(tmp_path, "held"))
     golds, odds = golds_of(tmp_path / "held.json"), load(tmp_path / "scores" / "eval_null_odds.json")
     table = read_csv_columns(tmp_path / "scores" / "eval_answers.csv")
