@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -209,12 +210,17 @@ def check_answers(folder, threshold: float, temperature: float) -> None:
         assert [row["probability"] for row in rows] == pytest.approx(list(shares / shares.sum()), rel=1e-3, abs=1e-6)
 
 
-def test_the_evaluation_of_the_run_and_later_ones_use_it(tuned, files, tmp_path, caplog):
+def test_the_evaluation_of_the_run_and_later_ones_use_it(tuned, files, tmp_path, caplog, capsys):
+    """And the summary shows the best threshold as the flag to paste."""
     settings = read_settings(tuned)
     assert settings.temperature != 1
     check_answers(tuned, settings.null_score_diff_threshold, settings.temperature)
     run(run_qa, tuned, tmp_path, *evaluation(files))
     assert answers_of(tmp_path) == answers_of(tuned)
+    best = {name.removeprefix("eval_best_"): value for name, value in load(tmp_path / "eval_results.json").items()}
+    shown = re.search(r"\nbest threshold  --null_score_diff_threshold (\S+) \(F1 (\S+) on", capsys.readouterr().out)
+    assert float(shown[1]) == pytest.approx(best["f1_null_score_diff_threshold"], abs=1.1e-4)
+    assert shown[2] == f"{best['f1']:.2f}"
     (line,) = [line for line in caplog.messages if f"{tuned / SETTINGS_FILE}, tuned on" in line]
     for flag in ("max_seq_length 160", "doc_stride 32", "version_2_with_negative True", "null_score_diff_threshold "):
         assert f"--{flag}" in line
