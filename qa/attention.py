@@ -68,8 +68,10 @@ def set_attention(auto_class: type, config: PretrainedConfig, model_args: ModelA
     reason = ""
     try:
         model = build_weightless(auto_class, config, model_args.trust_remote_code)
-    except (ValueError, KeyError, ImportError) as error:  # transformers' own check, or a table without that name
+    except (ValueError, ImportError) as error:  # transformers' own check
         model, reason = None, f" ({in_one_line(error, 120)})"
+    except KeyError:  # a table of the model's classes without that name
+        model = None
     if model is None or not calls_kernel(model):
         raise UserError(
             f"--attn_implementation {name}: models of the type {config.model_type} do not compute their attention that way "

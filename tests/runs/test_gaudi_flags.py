@@ -84,7 +84,10 @@ REFUSED = {
     "fp8": ([], "needs Intel's transformer engine, which is not installed"),
     "half_precision_backend": (["cpu_amp"], "computes nothing on a Gaudi"),
     "use_cpu": ([], "--use_cpu and --use_habana contradict each other"),
-    "attn_implementation": (["gaudi_fused_sdpa"], "models of the type bert do not compute their attention that way"),
+    "attn_implementation": (
+        ["gaudi_fused_sdpa"],
+        "models of the type bert do not compute their attention that way on this device; use eager",
+    ),
     "max_hpu_graphs": ([1], "must be using hpu graphs"),
     "disable_tensor_cache_hpu_graphs": ([], "must be using hpu graphs"),
     "fp16": ([], NOT_SUPPORTED),
