@@ -25,7 +25,7 @@ from qa.preflight import (
     read_gaudi_config,
 )
 from qa.secret_flags import SECRETS
-from qa.upstream import exchange_through_gloo
+from qa.upstream import exchange_through_gloo, place_one_rank
 from qa.upstream.gaudi import GaudiCorrections, patch_attention, patch_bart, support_albert_checkpointing
 from qa.upstream.training import RankDevice, write_finite_states
 
@@ -214,6 +214,8 @@ class DeviceChoice:
         if self.use_cpu or self.use_habana:  # DeepSpeed would look for a device, and warn where it finds none
             os.environ["DS_ACCELERATOR"] = "hpu" if self.use_habana else "cpu"
         meet(self.output_dir, self.ddp_timeout, on_cards=self.use_habana)
+        if self.deepspeed and os.environ.get("WORLD_SIZE", "1") == "1":
+            place_one_rank()
         super().__post_init__()
         if self.deepspeed and self.use_cpu:
             exchange_through_gloo()

@@ -12,8 +12,8 @@ from qa.locks import HELD, MADE, unlock
 
 
 # The settings that transformers 4.55 makes of flags for accelerate: precision, compiling, DeepSpeed, FSDP. A later run without
-# the flag would follow them.
-SETTINGS = ("ACCELERATE_", "FSDP_")
+# the flag would follow them; and those of the only rank of a run with DeepSpeed.
+SETTINGS = ("ACCELERATE_", "FSDP_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_")
 
 
 class Clock:
@@ -27,7 +27,7 @@ CLOCK = Clock()
 
 @contextmanager
 def run_of_its_own() -> Iterator[None]:
-    """Restore the environment's settings of accelerate after a run, and unlock the folders that it has locked.
+    """Restore the environment's settings of accelerate and of the rank after a run, and unlock the folders that it has locked.
 
     The run began now, unless the process began with it (`qa.script`).
     """

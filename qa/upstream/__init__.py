@@ -33,6 +33,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | HubAdapter | huggingface_hub 0.36 | HTTP 429 or a broken download ends the run, a mute hub holds it forever | test_hub.py |
 | choose_uploads | transformers 4.55.4 | uploads half-written checkpoints and paths of the machine; a failed upload is silent | test_hub.py |
 | exchange_through_gloo | DeepSpeed 0.19.8 | compiles for a minute before it trains on CPUs; ZeRO-3 loads no model there | test_deepspeed.py |
+| place_one_rank | DeepSpeed 0.19.8 | a run without a launcher needs mpi4py | test_deepspeed.py |
 | qa.workers.ServedWorkers | optimum-habana 1.21.2 | forks a process that holds a card: data loader workers hang | test_ranks.py |
 | let_threads_finish | PyTorch 2.13 | a finished rank ends with SIGABRT | test_ranks.py |
 
@@ -110,6 +111,17 @@ def exchange_through_gloo() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.distributed.is_initialized():
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def place_one_rank() -> None:
+    """Make a process that nothing has started as a rank the only one of DeepSpeed's run.
+
+    DeepSpeed 0.19.8 asks MPI for the place of such a process, through mpi4py.
+    """
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    if not place.keys() <= os.environ.keys():
+        os.environ.update(place)
+        use_store(torch.distributed.HashStore())  # no other rank comes, so nothing listens at the port
 
 
 def let_threads_finish() -> None:
