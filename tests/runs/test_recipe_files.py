@@ -51,7 +51,7 @@ def settings_of(command: str) -> dict:
     if settings["deepspeed"] is not None:
         path = ROOT / settings["deepspeed"]
         settings["deepspeed"] = json.loads(path.read_text() if path.is_file() else deepspeed_block())
-    del settings["output_dir"]
+    del settings["output_dir"], settings["given"]
     return settings
 
 
