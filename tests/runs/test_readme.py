@@ -220,7 +220,7 @@ def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
     for name in ("sentence-transformers/all-MiniLM-L6-v2", "deepset/minilm-uncased-squad2"):
         (folder / name).parent.mkdir()
         (folder / name).symlink_to(folder / "bert-large-uncased-whole-word-masking")
-    (folder / "distilbert-base-uncased").symlink_to(folder / "bert-large-uncased-whole-word-masking")
+    (folder / "bert-base-uncased").symlink_to(folder / "bert-large-uncased-whole-word-masking")
     shutil.copytree(tiny_writers["t5"], folder / "t5-small")
     for name in ("bert-large-uncased-whole-word-masking", "t5"):
         (folder / "Habana" / name).mkdir(parents=True)
@@ -296,6 +296,8 @@ def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
     monkeypatch.chdir(stand_ins)
     kinds = {command: kind_of(command) for commands in COMMANDS.values() for command in commands}
     for command in (command for command, kind in kinds.items() if kind in ("script", "ask")):
+        if kinds[command] == "ask" and importlib.util.find_spec("qa.ask") is None:
+            continue
         if kinds[command] == "ask":
             check_asking(words_of(command)[3:], capsys)
             continue
