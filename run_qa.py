@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     if finished and not keep_only_missing(model_args, data_args, training_args, rows, record, config):
         return None if data_args.check else read_object(Path(training_args.output_dir) / "all_results.json")
     if training_args.do_train and checkpoint is None:
-        advise_start(weightless, model_args, rows["train"])
+        advise_start(config, model_args, rows["train"])
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
     features = {

@@ -7,9 +7,13 @@ collection of questions answers from the start.
 
 import logging
 
+from transformers import AutoModelForQuestionAnswering
+
 from qa.arguments import ModelArguments
 from qa.checkpoints import missing_and_unexpected, model_names, read_sizes
+from qa.lora import read_adapter
 from qa.mlqa import detect_language
+from qa.weightless import build_weightless
 
 
 logger = logging.getLogger(__name__)
@@ -20,16 +24,16 @@ FINE_TUNED = {"en": "deepset/roberta-base-squad2", "de": "deepset/gelectra-base-
 MANY_LANGUAGES = "deepset/xlm-roberta-base-squad2"
 
 
-def advise_start(model, model_args: ModelArguments, rows: list[dict]) -> None:
+def advise_start(config, model_args: ModelArguments, rows: list[dict]) -> None:
     """Report a fine-tuned model to start from where few questions are to train an answer head that is new.
 
     Where the hub has to be asked for the names of a checkpoint's tensors, it is; without an answer there is no advice.
 
     Args:
-        model: that marks answers, without its weights.
+        config: of a model that marks answers.
         rows: to train on.
     """
-    if len(rows) >= FEW or not has_new_head(model, model_args):
+    if len(rows) >= FEW or not has_new_head(config, model_args):
         return
     language = detect_language(dict.fromkeys(row["context"] for row in rows))
     logger.warning(
@@ -38,9 +42,10 @@ def advise_start(model, model_args: ModelArguments, rows: list[dict]) -> None:
     )
 
 
-def has_new_head(model, model_args: ModelArguments) -> bool:
-    """Return whether a checkpoint is known to lack tensors of the model; quantized ones have others."""
-    if hasattr(model.config, "quantization_config"):
+def has_new_head(config, model_args: ModelArguments) -> bool:
+    """Return whether a checkpoint is known to lack tensors of its model; adapters of a run bring theirs, quantized ones differ."""
+    if hasattr(config, "quantization_config") or read_adapter(model_args) is not None:
         return False
+    model = build_weightless(AutoModelForQuestionAnswering, config, model_args.trust_remote_code)
     sizes = read_sizes(model_args, remote=True)
     return sizes is not None and bool(missing_and_unexpected(model, model_names(model, list(sizes)))[0])

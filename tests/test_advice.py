@@ -6,12 +6,11 @@ import shutil
 import pytest
 from helpers import ROOT
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForQuestionAnswering
+from transformers import AutoConfig
 
 import run_qa
 from qa.advice import FEW, FINE_TUNED, MANY_LANGUAGES, advise_start
 from qa.arguments import ModelArguments
-from qa.weightless import build_weightless
 
 
 TEXTS = {
@@ -20,7 +19,7 @@ TEXTS = {
     "fr": "Le bail de cet appartement a été signé au printemps par le locataire et son propriétaire.",
 }
 TABLE = "Kontext;Frage;Antwort;Seite\r\n" + "".join(
-    f'"Die Miete für Wohnung {number}; sie ist hell\n– beträgt {number}.250,50 €, fällig am 3. Mai.";'
+    f'"Die Miete für Wohnung {number}; hell, mit Balkon\n– beträgt {number}.250,50 €, fällig am 3. Mai.";'
     f'"Wie hoch ist die ""Miete"" ({number})?";{number}.250,50 €;{number},5\r\n;;;\r\n'
     for number in range(1, 13)
 )
@@ -43,11 +42,12 @@ def headless(tiny_model, tmp_path_factory):
     [("en", 200, FINE_TUNED["en"]), ("de", 200, FINE_TUNED["de"]), ("fr", 1, MANY_LANGUAGES), ("en", FEW, None)],
 )
 def test_few_questions_start_from_a_fine_tuned_model(headless, tiny_model, caplog, language, questions, named):
-    model = build_weightless(AutoModelForQuestionAnswering, AutoConfig.from_pretrained(headless))
+    config = AutoConfig.from_pretrained(headless)
     rows = [{"context": TEXTS[language]}] * questions
-    advise_start(model, ModelArguments(str(tiny_model)), rows)  # it has a head
+    for rank in (None, 4):  # of adapters; this model has a head
+        advise_start(config, ModelArguments(str(tiny_model), lora_r=rank), rows)
     assert not caplog.text
-    advise_start(model, ModelArguments(str(headless)), rows)
+    advise_start(config, ModelArguments(str(headless)), rows)
     assert (f"such as --model_name_or_path {named}" in caplog.text) == (named is not None) == bool(caplog.text)
 
 
