@@ -23,12 +23,12 @@ from qa.groups import score_parts
 from qa.hub import is_hub_name
 from qa.identity import RUN_FILE
 from qa.intervals import with_intervals
+from qa.settings import SETTINGS_FILE
 
 
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
-SETTINGS_FILE = "qa_settings.json"
 # Flags that the card shows if they are set, in this order.
 SETTINGS = (
     "optim learning_rate lr_scheduler_type warmup_ratio warmup_steps weight_decay max_grad_norm num_train_epochs max_steps "

@@ -33,7 +33,14 @@ MODEL = {
     "vocab.txt",
 }
 RESULTS = {f"eval_{name}" for name in ("answers.csv", "nbest_predictions.json", "predictions.json", "results.json")}
-RESULTS |= {"README.md", "all_results.json", "eval_report.html", "eval_report.json", "train_results.json"}
+RESULTS |= {
+    "README.md",
+    "qa_settings.json",
+    "all_results.json",
+    "eval_report.html",
+    "eval_report.json",
+    "train_results.json",
+}
 
 
 @pytest.fixture
