@@ -105,7 +105,7 @@ def card_data(record: dict, name: str, scores: list[dict]) -> ModelCardData:
         metrics=["exact_match", "f1"],
         pipeline_tag="question-answering",
         tags=["generated_from_trainer", "question-answering"],
-        model_name=name,
+        model_name=name if scores else None,
         eval_results=[eval_result(score, record["data"]["validation"]) for score in scores] or None,
     )
 
@@ -130,7 +130,7 @@ def title_of(score: dict) -> str:
 
 
 def score_row(score: dict) -> list[str]:
-    interval = f"{score['low']:.2f} to {score['high']:.2f}"
+    interval = "too few questions" if score["low"] is None else f"{score['low']:.2f} to {score['high']:.2f}"
     return [title_of(score), f"{score['value']:.2f}", interval, f"{score['questions']:,}"]
 
 
@@ -141,6 +141,8 @@ def eval_result(score: dict, part: dict) -> EvalResult:
         part: the record of the validation questions.
     """
     name = source_of(part)
+    is_known = score["low"] is not None
+    interval = {"interval_95": [round(score["low"], 4), round(score["high"], 4)]} if is_known else {}
     return EvalResult(
         task_type="question-answering",
         task_name="Question answering",
@@ -153,10 +155,7 @@ def eval_result(score: dict, part: dict) -> EvalResult:
         metric_type=score["name"].removeprefix("mlqa_"),
         metric_name=title_of(score),
         metric_value=round(score["value"], 4),
-        metric_args={
-            "interval_95": [round(score["low"], 4), round(score["high"], 4)],
-            "questions": score["questions"],
-        },
+        metric_args=interval | {"questions": score["questions"]},
     )
 
 
