@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import ADAPTER_CONFIG_NAME
 
 from qa.answer_files import read_csv_columns, table_name
 from qa.answer_table import AnswerTable, Choices
@@ -73,16 +74,19 @@ def make_card(folder: Path, record: dict, name: str, config) -> str:
     from qa.models import is_causal
 
     arguments, scores, marks = record["arguments"], read_scores(folder), not config.is_encoder_decoder
+    is_adapter = (folder / ADAPTER_CONFIG_NAME).exists()
+    has_pipeline = marks and not is_adapter and not is_causal(config)
     card = ModelCard.from_template(
-        card_data(record, name.rpartition("/")[2], scores),
+        card_data(record, name.rpartition("/")[2], scores, library="peft" if is_adapter else "transformers"),
         template_str=(files("qa") / "templates" / "card.md").read_text(encoding="utf-8"),
         title=plain(name.rpartition("/")[2]),
         verb="marks" if marks else "writes",
         negatives=arguments["version_2_with_negative"],
+        is_adapter=is_adapter,
         base=code(base_model(record)),
         questions=f"{record['data']['train']['questions']:,}",
         ask=code_block("bash", shlex.join(["python", "-m", "qa.ask", name, "--context", "text.txt", "Your question?"])),
-        pipeline=code_block("python", pipeline_lines(name, folder, arguments)) if marks and not is_causal(config) else "",
+        pipeline=code_block("python", pipeline_lines(name, folder, arguments)) if has_pipeline else "",
         scores=table([score_row(score) for score in scores]),
         data=table([data_row(split, part) for split, part in record["data"].items() if split != "test"]),
         settings=table([[label.replace("_", " "), code(text)] for label, text in settings_of(folder, record).items()]),
@@ -92,14 +96,14 @@ def make_card(folder: Path, record: dict, name: str, config) -> str:
     return signed(str(card).rstrip() + "\n\n")
 
 
-def card_data(record: dict, name: str, scores: list[dict]) -> ModelCardData:
+def card_data(record: dict, name: str, scores: list[dict], library: str) -> ModelCardData:
     """Return the metadata of a card; names that the hub does not have are not among them."""
     arguments = record["arguments"]
     language = arguments["answer_language"]
     return ModelCardData(
         language=arguments.get("language") or (None if language in ("off", "auto") else [language]),
         license=arguments.get("license"),
-        library_name="peft" if arguments.get("lora_r") else "transformers",
+        library_name=library,
         base_model=base_model(record) if is_from_hub(record) else None,
         datasets=[record["data"]["train"]["name"]] if is_dataset_of_hub(record["data"]["train"]) else None,
         metrics=["exact_match", "f1"],

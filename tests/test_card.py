@@ -128,6 +128,10 @@ def test_the_text_of_a_card(scored, tmp_path):
     (block,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     compile(block, "card", "exec")
     assert "handle_impossible_answer=True" in block and "max_answer_len=30" in block
+    (tmp_path / "adapter_config.json").touch()
+    adapters = make_card(tmp_path, record_of(), "out", CONFIG)
+    assert "It consists of adapters for `google-bert/bert-base-uncased`, trained on 130,319 questions." in adapters
+    assert "library_name: peft" in adapters and "```python" not in adapters
     unscored = make_card(tmp_path, record_of(), "out", WRITER)
     assert "The model has not been evaluated after its training." in unscored and "```python" not in unscored
 
