@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import corpus
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
 
+import qa.ask
 import run_qa
 import utils_qa
 from qa.answer_files import read_csv_columns
@@ -110,15 +112,20 @@ def test_the_tables_and_the_report_of_a_run(trained, squad_files):
     assert report["run"]["questions"] == "dev.json" and len(report["worst"]) == min(50, len(golds))
 
 
-def test_the_card_of_a_run(trained, monkeypatch):
-    """Its scores are those of the run, and what it says about transformers runs."""
+def test_the_card_of_a_run(trained, tmp_path, monkeypatch, capsys):
+    """Its scores are those of the run, and its two ways to ask the model work."""
     text, results = (trained / "README.md").read_text(), load(trained / "eval_results.json")
     scores = {result.metric_type: result.metric_value for result in ModelCard(text).data.eval_results}
     assert scores == pytest.approx({name: results[f"eval_{name}"] for name in ("exact_match", "f1")}, abs=1e-4)
     assert str(trained.parent) not in text and "| hardware | `1 x " in text
     (block,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
-    monkeypatch.chdir(trained.parent)
+    (tmp_path / trained.name).symlink_to(trained)
+    (tmp_path / "text.txt").write_text("The Nile passes Cairo.")
+    monkeypatch.chdir(tmp_path)
     exec(block, {})
+    (command,) = re.findall(r"python -m qa\.ask (.*)", text)
+    qa.ask.main(shlex.split(command))
+    assert "Your question?" in capsys.readouterr().out
 
 
 def test_training_learns_something(trained):
