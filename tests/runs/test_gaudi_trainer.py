@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import distribution
 
 import pytest
-from helpers import ROOT, free_port, load
+from helpers import ROOT, free_port, history_of, load
 from safetensors.torch import load_file
 
 import qa.speed
@@ -137,6 +137,13 @@ def test_accumulated_steps_do_not_change_the_loss(on_cpu, script):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_accumulated_steps_do_not_change_the_loss_on_a_gaudi(on_cpu, on_gaudi, script, steps):
     assert losses_of(on_gaudi[script, steps, None]) == pytest.approx(on_cpu[script, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_log_has_the_norm_of_the_gradients(on_gaudi, script):
+    """The library logs it only in the shape that Habana's own function returns."""
+    norms, accumulated = (history_of(on_gaudi[script, steps, None], "grad_norm") for steps in (1, 2))
+    assert len(norms) == 4 and accumulated == pytest.approx(norms, rel=0.01)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

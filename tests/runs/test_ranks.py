@@ -135,6 +135,15 @@ def test_answers_scores_and_losses_are_those_of_one_rank(one, two, job):
     assert history_of(two / job, "eval_f1") == history_of(one / job, "eval_f1")
 
 
+def test_the_log_counts_the_tokens_of_all_ranks(one, two):
+    """A step of both has the features of one of a single rank, padded to one length."""
+    assert history_of(two / "best", "padding_share") == history_of(one / "best", "padding_share")
+    for folder in (one, two):
+        rates = zip(*(history_of(folder / "best", f"{name}_per_second") for name in ("tokens", "samples")))
+        real = [1 - share for share in history_of(folder / "best", "padding_share")]
+        assert [tokens / samples / 192 for tokens, samples in rates] == pytest.approx(real, abs=1e-3)
+
+
 def test_one_rank_stops_all_of_them(two):
     """After the same step, with a checkpoint, or without one that has lost its weights; `writes` has gone on from each."""
     lines = re.findall(r"(?m)^(?:\[rank 1\] )?exit status (.*)", (two / "out").read_text())

@@ -15,7 +15,7 @@ from qa.device import training_arguments
 from qa.screen import StageLines
 
 
-NUMBERS = r"loss \d\.\d+, learning rate \S+, gradient norm \d\S+, \d\S+ features/s, \d\S+ tokens/s, \d+% padding"
+NUMBERS = r"loss \d\.\d+, learning rate \S+, gradient norm \d\S*, \d\S* features/s, \d\S* tokens/s, \d+% padding"
 # In order; {out} is the output folder, {numbers} are those above.
 LINES = r"""
     \d+ train features of at most 256 tokens
