@@ -5,6 +5,7 @@ the steps so far, without evaluations and checkpoints, so that steps that compil
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from transformers.trainer_utils import has_length
 
 from qa.numbers import duration
 from qa.screen import StageLines
-from qa.steps import checkpoint_steps, count_steps, evaluation_steps
+from qa.steps import checkpoint_steps, evaluation_steps
 from qa.trackers import tracking
 
 
@@ -31,8 +32,8 @@ class RemainingTime(TrainerCallback):
     def __init__(self, trainer):
         self.trainer, self.marks, self.pauses = trainer, [], {}
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        epoch, _ = count_steps(len(self.trainer.train_dataset), args)
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        epoch = max(1, math.ceil(len(train_dataloader) / args.gradient_accumulation_steps))
         planned = {"evaluation": evaluation_steps, "saving": checkpoint_steps}
         self.pauses = {name: steps(epoch, state.max_steps, args) for name, steps in planned.items()}
         self.first_step, self.marks = state.global_step, []
