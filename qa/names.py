@@ -20,6 +20,7 @@ from qa.errors import in_one_line, short
 from qa.folders import short_path
 from qa.limits import LIMITS
 from qa.steps import name_of
+from qa.upstream import IS_RANK_0
 
 
 # Optimizers of transformers 4.55 that need a package: their names, the module, what pip calls it.
@@ -131,9 +132,10 @@ def tracker_problems(given: str | list[str] | None) -> list[str]:
     names = [given] if isinstance(given, str) else given or []
     if len(names) > 1 and (alone := [name for name in ("none", "all") if name in names]):
         return [f"--report_to {' '.join(names)}: {alone[0]} excludes the others; omit it, or them"]
+    login = login_problems() if "wandb" in names or "all" in names else []
     names = [name for name in names if name not in ("none", "all")]
     if not names:
-        return []
+        return login
     from transformers.integrations.integration_utils import (
         INTEGRATION_TO_CALLBACK,
         get_available_reporting_integrations,
@@ -146,7 +148,20 @@ def tracker_problems(given: str | list[str] | None) -> list[str]:
         else unknown_name("report_to", name, known)
         for name in names
         if name not in available
-    ]
+    ] + login
+
+
+def login_problems() -> list[str]:
+    """Return why W&B would refuse a run, which it reports after everything is loaded; on rank 0, which alone logs."""
+    if is_missing("wandb") or not IS_RANK_0 or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return []
+    import wandb
+
+    try:
+        wandb.login()
+    except wandb.Error as error:
+        return [f"--report_to wandb: {str(error).rstrip('.')}; run `wandb login`, or set WANDB_MODE=offline"]
+    return []
 
 
 def package_problems(values) -> list[str]:

@@ -28,6 +28,7 @@ def load_counted(split="train", seed=42, **flags) -> tuple[list[dict], dict[str,
     """Return the rows of one split, as the script would load them, and their counts."""
     stages = {f"do_{stage}": name == split for name, stage in STAGES.items()}
     training = SimpleNamespace(**stages, main_process_first=nullcontext, seed=seed, data_seed=None)
+    training.disable_tqdm = training.should_log = True
     rows, counts = load_rows(DataArguments(**flags), ModelArguments("model"), training)
     return rows[split], counts[split]
 
@@ -100,16 +101,19 @@ def test_json_lines_may_be_called_json(tmp_path):
     assert load(train_file=str(path)) == ROWS
 
 
-@pytest.mark.parametrize("save", [datasets.DatasetDict.save_to_disk, None])
-def test_local_dataset_folders(tmp_path, save):
-    """A folder that save_to_disk wrote, and one of data files named by split."""
+@pytest.mark.parametrize("save", [datasets.DatasetDict.save_to_disk, "lines", "parquet"])
+def test_local_dataset_folders(tmp_path, save, capfd):
+    """A folder that save_to_disk wrote, and those of data files named by split; the library draws no bar into a file."""
     folder = tmp_path / "dataset"
-    if save is None:
+    if isinstance(save, str):
         folder.mkdir()
-        (folder / "train.json").write_text("\n".join(map(json.dumps, ROWS)))
+        datasets.disable_progress_bars()  # for the file that is made here
+        write_file(folder / LAYOUTS[save].replace("x", "train"), save)
+        datasets.enable_progress_bars()
     else:
         save(datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)), str(folder))
-    assert load(dataset_name=str(folder)) == ROWS
+    capfd.readouterr()
+    assert load(dataset_name=str(folder)) == ROWS and not capfd.readouterr().err
     with pytest.raises(UserError, match="has no validation part, only train; give it with --validation_file"):
         load("validation", dataset_name=str(folder))
 

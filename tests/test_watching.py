@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import run_qa
 from qa.device import training_arguments
+from qa.names import tracker_problems
 from qa.plan import format_log
 from qa.steps import logging_interval
 
@@ -198,6 +199,15 @@ def test_wandb_has_the_log_the_scores_and_the_curve(watched):
     assert max(score for _, line, score in points if line == "F1") == pytest.approx(
         load(folder / "out" / "eval_results.json")["eval_best_f1"]
     )
+
+
+def test_wandb_without_a_valid_key_is_reported_before_anything_is_read(monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    (problem,) = tracker_problems(["wandb"])
+    assert problem.startswith("--report_to wandb: WANDB_API_KEY") and "run `wandb login`" in problem
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert tracker_problems(["tensorboard", "wandb"])[1:] == tracker_problems("wandb") == []
 
 
 def key_of(item) -> str:

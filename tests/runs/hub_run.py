@@ -29,6 +29,7 @@ from qa.models import check_model, load_config_and_tokenizer  # noqa: E402
 
 
 STAGES = SimpleNamespace(do_train=False, do_eval=True, do_predict=False, main_process_first=nullcontext)
+STAGES.disable_tqdm = STAGES.should_log = True
 
 
 class Lines(logging.Handler):
