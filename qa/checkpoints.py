@@ -225,6 +225,35 @@ def wrong_sizes(model: torch.nn.Module, sizes: Sizes) -> list[str]:
     ]
 
 
+def adapter_problems(model: torch.nn.Module, model_args: ModelArguments) -> list[str]:
+    """Return why the adapters in a folder cannot be those of a weightless model that has their places; none for the hub's.
+
+    Without `adapter_model.safetensors` they may be in an older file of PyTorch, which is not read here.
+    """
+    folder = Path(model_args.model_name_or_path)
+    file = folder / "adapter_model.safetensors"
+    if not folder.is_dir() or (folder / "adapter_model.bin").is_file():
+        return []
+    if not file.is_file():
+        return [f"there is no {file.name}; copy it again"]
+    try:
+        sizes = sizes_in_file(file)
+    except (OSError, ValueError) as error:
+        return [f"its adapters cannot be read ({reason_of(error)}); copy them again"]
+    expected = {
+        f"base_model.model.{name.replace('.modules_to_save.', '.').replace('.default.', '.')}": tuple(weight.shape)
+        for name, weight in model.named_parameters()
+        if ".lora_" in name or ".modules_to_save." in name
+    }
+    wrong = [name for name, size in expected.items() if sizes.get(name) != size]
+    if not wrong:
+        return []
+    return [
+        f"{count_of(wrong)} of the adapters are missing or have another size than in their model: {listed(wrong)}; name the "
+        "model that they were trained with as base_model_name_or_path in adapter_config.json"
+    ]
+
+
 def shape_of(size: Iterable[int]) -> str:
     return " x ".join(map(str, size))
 

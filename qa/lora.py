@@ -38,9 +38,17 @@ def lora_problems(values) -> list[str]:
     merges = getattr(values, "merge_lora", False)
     if merges and not values.do_train:
         problems.append("--merge_lora merges adapters after their training; add --do_train, or omit it")
+    elif merges and has_none(values):
+        problems.append("--merge_lora: the model has no adapters; add --lora_r, or omit --merge_lora")
     if merges and values.fsdp:
         problems.append("--merge_lora: FSDP distributes the weights; omit --merge_lora, or --fsdp")
     return problems
+
+
+def has_none(values) -> bool:
+    """Return whether a run has no adapters; of a model on the hub that is not known here."""
+    folder = Path(values.model_name_or_path or "")
+    return values.lora_r is None and folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file()
 
 
 def given_alone(values, name: str) -> bool:

@@ -16,10 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from qa.arguments import DataArguments, ModelArguments, hub_arguments
 from qa.attention import kernels_dropped
-from qa.checkpoints import checkpoint_problems, count_of, listed, lost_tensors, read_sizes
+from qa.checkpoints import adapter_problems, checkpoint_problems, count_of, listed, lost_tensors, read_sizes
 from qa.errors import UserError, in_one_line, reason_of, short
 from qa.hub import loading_problem
 from qa.limits import LIMITS
@@ -50,8 +51,10 @@ def load_config_and_tokenizer(model_args: ModelArguments):
         logger.warning("--use_fast_tokenizer False has no effect: windows are cut by the offsets of a fast tokenizer")
     base = arguments_of_base(model_args)
     with nullcontext() if model_args.trust_remote_code else kernels_dropped(base):
-        config = from_pretrained(AutoConfig, "config_name", base)
-        tokenizer = from_pretrained(AutoTokenizer, "tokenizer_name", model_args, use_fast=True)
+        with named_by_adapters(model_args, base):
+            config = from_pretrained(AutoConfig, "config_name", base)
+        own = base is model_args or has_tokenizer(model_args)
+        tokenizer = from_pretrained(AutoTokenizer, "tokenizer_name", model_args if own else base, use_fast=True)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"--model_name_or_path {model_args.model_name_or_path}: its tokenizer {type(tokenizer).__name__} is a slow one; "
@@ -101,7 +104,11 @@ def check_model(
         logger.warning(f"--model_name_or_path {name}: which tensors it has is not known without reading its weights")
     if problems:
         raise UserError(*problems)
-    return with_adapters(weightless, auto_class, model_args)
+    adapted = with_adapters(weightless, auto_class, model_args)
+    problems = [] if read_adapter(model_args) is None else adapter_problems(adapted, model_args)
+    if problems:
+        raise UserError(*(f"--model_name_or_path {name}: {problem}" for problem in problems))
+    return adapted
 
 
 def with_adapters(weightless: torch.nn.Module, auto_class: type, model_args: ModelArguments) -> torch.nn.Module:
@@ -135,6 +142,24 @@ def arguments_of_base(model_args: ModelArguments) -> ModelArguments:
             "with; omit --lora_r"
         )
     return base_arguments(model_args)
+
+
+@contextmanager
+def named_by_adapters(model_args: ModelArguments, base: ModelArguments) -> Iterator[None]:
+    """Let a UserError about the model of adapters name the adapters too, which are what the flag names."""
+    try:
+        yield
+    except UserError as error:
+        if base is model_args:
+            raise
+        flag = f"--model_name_or_path {model_args.model_name_or_path}"
+        of_base = [problem.removeprefix("--model_name_or_path ") for problem in error.problems]
+        raise UserError(*(f"{flag}: its adapters belong to {problem}" for problem in of_base)) from error
+
+
+def has_tokenizer(model_args: ModelArguments) -> bool:
+    """Return whether there is a tokenizer next to adapters, which others than these scripts may have saved alone."""
+    return bool(get_tokenizer_config(model_args.model_name_or_path, **hub_arguments(model_args)))
 
 
 def is_causal(config) -> bool:

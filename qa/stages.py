@@ -158,8 +158,8 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
         mark_unfinished(Path(trainer.args.output_dir))
     with signals_can_wait():  # also after the last step, where there may be no checkpoint
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-        if trainer.args.merge_lora and has_adapters(trainer.model):
-            trainer.model.merge()
+        if trainer.args.merge_lora:
+            merge_adapters(trainer.model)
         trainer.save_model()
         if "train_loss" in metrics:
             save_results(trainer, "train", metrics, trainer.train_dataset, most, counts)
@@ -283,6 +283,14 @@ def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict
         remove_earlier_run(folder, [value for value in [*values, checkpoint] if isinstance(value, str)])
     trainer.run_record = record
     write_record(folder, record)
+
+
+def merge_adapters(model) -> None:
+    """Add the adapters of a model to its weights."""
+    if has_adapters(model):
+        model.merge()
+    else:
+        logger.warning("--merge_lora has no effect: the model has no adapters")
 
 
 def report_trained(model) -> int:

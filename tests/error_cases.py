@@ -686,6 +686,12 @@ def copy_without_config(folder: Path) -> None:
         shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("config.json"))
 
 
+def adapter(**settings) -> str:
+    """Return an `adapter_config.json` of LoRA, for the quickstart's model."""
+    base = {"peft_type": "LORA", "r": 8, "target_modules": ["query"], "modules_to_save": ["qa_outputs"]}
+    return json.dumps(base | {"base_model_name_or_path": str(CHECKPOINT.relative_to(ROOT))} | settings)
+
+
 MODELS = [
     Group(
         "Models: names",
@@ -792,6 +798,37 @@ MODELS = [
             "quickstart": lambda path: path.exists() or path.symlink_to(ROOT / "quickstart"),
             "empty_folder": lambda path: path.mkdir(exist_ok=True),
             "wider": changed("config.json", config(hidden_size=256)),
+        },
+    ),
+    Group(
+        "Models: adapters",
+        "run_qa.py --check --validation_file good.json --do_eval --train_file good.json {}",
+        lines(f"""
+            --model_name_or_path bert-base-uncased --do_train --lora_r 0
+            --model_name_or_path bert-base-uncased --do_train --lora_r 0.5
+            --model_name_or_path bert-base-uncased --do_train --lora_r 8 --lora_alpha -1 --lora_dropout 1
+            --model_name_or_path bert-base-uncased --do_train --lora_alpha 8 --lora_dropout 0.1 --lora_target_modules query
+            --model_name_or_path bert-base-uncased --merge_lora
+            --model_name_or_path {CHECKPOINT.relative_to(ROOT)} --do_train --merge_lora
+            --model_name_or_path {CHECKPOINT.relative_to(ROOT)} --do_train --lora_r 8 --lora_target_modules query q_proj
+            --model_name_or_path no_weights
+            --model_name_or_path no_weights --do_train --lora_r 8
+            --model_name_or_path no_model
+            --model_name_or_path not_here
+            --model_name_or_path other_kind
+            --model_name_or_path no_json
+            --model_name_or_path half
+        """),
+        needed=GOOD
+        | {
+            "quickstart": lambda path: path.exists() or path.symlink_to(ROOT / "quickstart"),
+            "no_weights/adapter_config.json": adapter(),
+            "no_model/adapter_config.json": adapter(base_model_name_or_path="gone/to/rest"),
+            "not_here/adapter_config.json": adapter(base_model_name_or_path="owner/model"),
+            "other_kind/adapter_config.json": adapter(peft_type="IA3"),
+            "no_json/adapter_config.json": "{",
+            "half/adapter_config.json": adapter(),
+            "half/adapter_model.safetensors": "noise",
         },
     ),
     Group(

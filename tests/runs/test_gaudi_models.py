@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ CHECKPOINTED = [
 ]
 MANY_SHAPES = 12  # beyond PyTorch's limit of graphs, which is 8
 LEARNERS = [f"{kind}_{side}" for kind in CAUSAL_KINDS for side in ("left", "right")]
+ADAPTED = ["llama"] if find_spec("peft") else []
+ADAPTERS = "--lora_r 4 --lora_dropout 0 --gradient_checkpointing --eval_report False".split()
 RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", name) for name in COMPILED]
 LOSS_TOLERANCE = 1e-4  # in fp32, as the log rounds it; answers are compared exactly
 SCORE_TOLERANCE = 1e-3  # of the best answers' probabilities and, where they are written, log-probabilities
@@ -165,6 +168,10 @@ def runs(simulated_gaudi, squad_files, negatives, causal_models, two_questions, 
     once = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", "1"]
     unpatched = job("bart", folder, "lazy", once, "_unpatched") | {"without": ["qa.device", "patch_bart"]}
     jobs["lazy"].insert(0, unpatched)  # before the others: a patch stays in its process
+    for device in ("cpu", "lazy"):
+        for name in ADAPTED:
+            flags = [*flags_of(name, squad_files, negatives), *ADAPTERS]
+            jobs[device].append(job(name, folder, device, flags, "_adapters"))
     for device, run in jobs_of_graphs(folder, squad_files):
         jobs[device].append(run)
     rows = two_questions / "plain.jsonl"
@@ -213,6 +220,19 @@ def test_losses_are_those_of_the_cpu(runs, device, name):
     for stage, key in (("eval", "eval_loss"), ("predict", "test_loss")):
         expected, found = (load(folder / f"{stage}_results.json")[key] for folder in (here, there))
         assert found == pytest.approx(expected, abs=LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_are_trained_as_on_the_cpu(runs, name):
+    here, there = outputs(runs, "lazy", f"{name}_adapters")
+    losses = losses_of(here)
+    assert len(losses) == STEPS and losses[-1] != pytest.approx(losses[0], abs=0.01)
+    assert losses_of(there) == pytest.approx(losses, abs=LOSS_TOLERANCE)
+    for stage in ("eval", "predict"):
+        assert load(there / f"{stage}_predictions.json") == load(here / f"{stage}_predictions.json")
+    counts = load(there / "counts.json")
+    assert counts["mark_steps"] >= STEPS and counts["graph_replays"] > 0 and counts["recomputed"] > 0
+    assert (there / "adapter_model.safetensors").is_file() and not list(there.glob("model*"))
 
 
 @pytest.mark.parametrize("device, name", [(device, name) for device, name in RUNS if name in READERS])
