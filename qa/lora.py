@@ -20,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from qa.arguments import ModelArguments
 from qa.errors import UserError, in_one_line
+from qa.names import is_missing, missing_package
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -35,6 +36,9 @@ def lora_problems(values) -> list[str]:
         values: the values of all flags, as a namespace.
     """
     problems = [f"--{name} is a setting of adapters; add --lora_r" for name in FLAGS if given_alone(values, name)]
+    name = getattr(values, "model_name_or_path", None) or ""
+    if (Path(name) / ADAPTER_CONFIG).is_file() and is_missing("peft"):
+        problems.append(peft_is_missing(name))
     merges = getattr(values, "merge_lora", False)
     if merges and not values.do_train:
         problems.append("--merge_lora merges adapters after their training; add --do_train, or omit it")
@@ -49,6 +53,10 @@ def has_none(values) -> bool:
     """Return whether a run has no adapters; of a model on the hub that is not known here."""
     folder = Path(values.model_name_or_path or "")
     return values.lora_r is None and folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file()
+
+
+def peft_is_missing(name: str) -> str:
+    return missing_package(f"--model_name_or_path {name} holds adapters, and", "peft", "name another model")
 
 
 def given_alone(values, name: str) -> bool:

@@ -24,8 +24,8 @@ from qa.checkpoints import adapter_problems, checkpoint_problems, count_of, list
 from qa.errors import UserError, in_one_line, reason_of, short
 from qa.hub import loading_problem
 from qa.limits import LIMITS
-from qa.lora import base_arguments, find_adapter, read_adapter
-from qa.names import is_missing, missing_package
+from qa.lora import base_arguments, find_adapter, peft_is_missing, read_adapter
+from qa.names import is_missing
 from qa.out_of_memory import memory_problem
 from qa.upstream.models import own_generation_ignored, trunk_mapping
 from qa.weightless import BeyondTable, build_weightless, forward
@@ -118,7 +118,10 @@ def with_adapters(weightless: torch.nn.Module, auto_class: type, model_args: Mod
     from qa.adapters import add_adapters
 
     change = partial(add_adapters, model_args=model_args)
-    return build_weightless(auto_class, weightless.config, model_args.trust_remote_code, change=change)
+    try:
+        return build_weightless(auto_class, weightless.config, model_args.trust_remote_code, change=change)
+    except ValueError as error:  # peft's own checks
+        raise UserError(f"--model_name_or_path {model_args.model_name_or_path}: {reason_of(error)}") from error
 
 
 def arguments_of_base(model_args: ModelArguments) -> ModelArguments:
@@ -133,9 +136,7 @@ def arguments_of_base(model_args: ModelArguments) -> ModelArguments:
             find_adapter(model_args)
     adapter = read_adapter(model_args)
     if adapter is not None and is_missing("peft"):
-        raise UserError(
-            missing_package(f"--model_name_or_path {name} holds adapters and", "peft", "name another model")
-        )
+        raise UserError(peft_is_missing(name))
     if adapter is not None and model_args.lora_r is not None:
         raise UserError(
             f"--lora_r {model_args.lora_r}: {name} holds adapters already, of rank {adapter.get('r')}, which training goes on "

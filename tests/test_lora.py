@@ -1,13 +1,16 @@
 """Adapters: what is trained and saved, loading, merging, resuming and mistakes."""
 
+import importlib.util
+import json
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import load, undescribed_files
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import run_qa
@@ -46,12 +49,10 @@ class Run:
 
     def outputs(self, model: torch.nn.Module) -> torch.Tensor:
         """Return what a model computes for a question and a context."""
-        inputs = AutoTokenizer.from_pretrained(self.output)("Which river?", "The Nile is long.", return_tensors="pt")
-        inputs = {"input_ids": inputs["input_ids"]}
+        words = AutoTokenizer.from_pretrained(self.output)("Which river?", "The Nile is long.", return_tensors="pt")
+        inputs = {"input_ids": words["input_ids"]} | ({"labels": words["input_ids"]} if self.kind == "t5" else {})
         with torch.no_grad():
-            return model(**inputs, **({"labels": inputs["input_ids"]} if self.kind == "t5" else {}))[
-                -1 if self.kind == "t5" else 0
-            ]
+            return model(**inputs)["logits" if self.kind == "t5" else "start_logits"]
 
 
 def answers(folder: Path) -> bytes:
@@ -62,10 +63,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def run(request, still_models, squad_files, tmp_path_factory) -> Run:
-    """A training of adapters and its evaluation, with checkpoints of the steps 2 and 4."""
-    kind, output = request.param, tmp_path_factory.mktemp("lora") / "out"
+@pytest.fixture(scope="module")
+def runs(still_models, squad_files, tmp_path_factory):
+    """Return a function that trains adapters of a kind of model, once, and evaluates; with checkpoints of the steps 2 and 4."""
+
+    @cache
+    def make(kind: str) -> Run:
+        return trained(kind, still_models / kind, squad_files, tmp_path_factory.mktemp(kind) / "out")
+
+    return make
+
+
+@pytest.fixture
+def run(runs, kind) -> Run:
+    return runs(kind)
+
+
+def trained(kind: str, base: Path, squad_files: Path, output: Path) -> Run:
     flags = [
         *SETTINGS,
         "--train_file",
@@ -74,11 +88,12 @@ def run(request, still_models, squad_files, tmp_path_factory) -> Run:
         str(squad_files / "dev.json"),
     ]
     flags += ["--predict_with_generate", "--max_answer_length", "8"] if kind == "t5" else []
-    made = Run(kind, still_models / kind, output, flags)
+    made = Run(kind, base, output, flags)
     made.start(made.base, output, *LORA)
     return made
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_adapters_and_head_are_saved_and_nothing_else(run):
     """The head of models that mark answers is trained in full; T5's own goes on as it is."""
     for folder in (run.output, run.output / "checkpoint-4"):
@@ -96,6 +111,7 @@ def test_adapters_and_head_are_saved_and_nothing_else(run):
     assert results["train_parameters"] == sum(tensor.numel() for tensor in tensors.values())
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_loaded_adapters_answer_as_the_trained_model(run, tmp_path):
     """So the base, which is not saved, is as it was in training; the command has no flag of adapters."""
     run.start(run.output, tmp_path)
@@ -112,6 +128,7 @@ def test_loaded_adapters_answer_as_the_trained_model(run, tmp_path):
     assert len(same) >= len(base) - 2  # the head of another task, or that of before the training
 
 
+@pytest.mark.parametrize("kind", ["bert"])
 def test_a_resumed_run_is_the_same_run(run, tmp_path, caplog):
     shutil.copytree(run.output / "checkpoint-2", tmp_path / "checkpoint-2")
     run.start(run.base, tmp_path, *LORA)
@@ -127,6 +144,7 @@ def test_a_resumed_run_is_the_same_run(run, tmp_path, caplog):
     assert error.value.problems[0] == "--lora_r: now 8, was 4" and "--resume_anyway" not in error.value.problems[-1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_merged_adapters_are_a_whole_model(run, tmp_path):
     """The finished command with --merge_lora merges; every tool loads the result."""
     shutil.copytree(run.output, tmp_path, dirs_exist_ok=True)
@@ -134,8 +152,8 @@ def test_merged_adapters_are_a_whole_model(run, tmp_path):
     assert not list(tmp_path.glob("adapter*")) and (tmp_path / "checkpoint-4" / "adapter_config.json").is_file()
     plain = (AutoModelForSeq2SeqLM if run.kind == "t5" else AutoModelForQuestionAnswering).from_pretrained(tmp_path)
     expected = run.outputs(run.load(run.output))
-    assert torch.allclose(run.outputs(plain), expected, atol=1e-5)
-    assert not torch.allclose(run.outputs(run.load(run.base)), expected, atol=1e-3)
+    assert torch.allclose(run.outputs(plain), expected, atol=1e-4)
+    assert not torch.allclose(run.outputs(run.load(run.base)), expected, atol=1e-2)
     run.start(tmp_path, tmp_path / "scores")
     assert answers(tmp_path / "scores") == answers(tmp_path)
     before = (tmp_path / "model.safetensors").stat()
@@ -143,6 +161,7 @@ def test_merged_adapters_are_a_whole_model(run, tmp_path):
     assert (tmp_path / "model.safetensors").stat() == before
 
 
+@pytest.mark.parametrize("kind", ["llama"])
 def test_adapters_are_trained_further(run, tmp_path):
     """The same ones, from where they are, and with gradient checkpointing as without; the best ones are kept."""
     best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--eval_steps", "2", "--learning_rate", "1e-3"]
@@ -154,3 +173,39 @@ def test_adapters_are_trained_further(run, tmp_path):
     assert all(torch.allclose(tensor, plain[name], atol=1e-6) for name, tensor in checkpointed.items())
     with pytest.raises(UserError, match="holds adapters already, of rank 4"):
         run.start(run.output, tmp_path / "again", *LORA)
+
+
+@pytest.mark.parametrize("kind", ["bert"])
+def test_adapters_that_others_saved(run, tmp_path, monkeypatch):
+    """Without a tokenizer, of peft's class for questions, which would drop token types, and next to their model's name alone."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run.output / name, tmp_path)
+    settings = load(tmp_path / "adapter_config.json")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"task_type": "QUESTION_ANS"}))
+    run.start(tmp_path, tmp_path / "scores")
+    assert answers(tmp_path / "scores") == answers(run.output)
+    tensors = weights(tmp_path)
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "layer.1" not in name},
+        tmp_path / "adapter_model.safetensors",
+    )
+    with pytest.raises(UserError, match="tensors of the adapters are missing"):
+        run.start(tmp_path, tmp_path / "scores")
+    without_head = settings | {"modules_to_save": None, "base_model_name_or_path": str(run.base.parent / "llama")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(without_head))
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "qa_outputs" not in name},
+        tmp_path / "adapter_model.safetensors",
+    )
+    with pytest.raises(UserError, match="Target modules"):
+        run.start(tmp_path, tmp_path / "scores")
+
+
+@pytest.mark.parametrize("kind", ["bert"])
+def test_without_peft_it_is_one_line_before_any_work(run, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == "peft" else find(name, *args))
+    for model, flags in ((run.base, LORA), (run.output, ["--do_train"])):
+        with pytest.raises(UserError, match="needs the package peft, which is not installed; run `pip install peft`"):
+            run.start(model, tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
