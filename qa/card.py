@@ -105,6 +105,7 @@ def card_data(record: dict, name: str, scores: list[dict], library: str) -> Mode
         license=arguments.get("license"),
         library_name=library,
         base_model=base_model(record) if is_from_hub(record) else None,
+        base_model_relation="adapter" if library == "peft" and is_from_hub(record) else None,
         datasets=[record["data"]["train"]["name"]] if is_dataset_of_hub(record["data"]["train"]) else None,
         metrics=["exact_match", "f1"],
         pipeline_tag="question-answering",

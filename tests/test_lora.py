@@ -15,9 +15,11 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM, A
 
 import run_qa
 import run_seq2seq_qa
+from qa.answerer import Answerer
 from qa.arguments import ModelArguments
 from qa.errors import UserError
 from qa.models import load_config_and_tokenizer, load_extractive_model, load_seq2seq_model
+from qa.reading import flatten_squad
 
 
 pytest.importorskip("peft", reason="adapters need peft; for tests: pip install -r requirements-dev.txt")
@@ -53,6 +55,10 @@ class Run:
         inputs = {"input_ids": words["input_ids"]} | ({"labels": words["input_ids"]} if self.kind == "t5" else {})
         with torch.no_grad():
             return model(**inputs)["logits" if self.kind == "t5" else "start_logits"]
+
+
+def qas(file: str) -> list[dict]:
+    return flatten_squad(load(Path(file))["data"])
 
 
 def answers(folder: Path) -> bytes:
@@ -107,6 +113,7 @@ def test_adapters_and_head_are_saved_and_nothing_else(run):
     assert all(tensor.abs().sum() > 0 for name, tensor in tensors.items() if "lora_B" in name)
     written = load(run.output / "checkpoint-4" / "files.json")
     assert {"adapter_config.json", "adapter_model.safetensors"} <= written.keys()
+    assert "library_name: peft" in (run.output / "README.md").read_text()
     results = load(run.output / "train_results.json")
     assert results["train_parameters"] == sum(tensor.numel() for tensor in tensors.values())
 
@@ -117,6 +124,10 @@ def test_loaded_adapters_answer_as_the_trained_model(run, tmp_path):
     run.start(run.output, tmp_path)
     assert answers(tmp_path) == answers(run.output)
     assert load(tmp_path / "eval_results.json")["eval_loss"] == load(run.output / "eval_results.json")["eval_loss"]
+    expected = load(run.output / "eval_predictions.json")
+    asked = [row for row in qas(run.flags[run.flags.index("--validation_file") + 1]) if row["id"] in expected]
+    found = Answerer(run.output).answer([row["question"] for row in asked], [row["context"] for row in asked])
+    assert [answer.text for answer in found] == [expected[row["id"]] for row in asked]
     model, base = run.load(run.output), load_file(run.base / "model.safetensors")
     loaded = {name.replace(".base_layer", ""): tensor for name, tensor in model.get_base_model().named_parameters()}
     loaded = {name.removeprefix("transformer."): tensor for name, tensor in loaded.items()}  # of Llama for questions
