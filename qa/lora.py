@@ -37,7 +37,7 @@ def lora_problems(values) -> list[str]:
     """
     problems = [f"--{name} is a setting of adapters; add --lora_r" for name in FLAGS if given_alone(values, name)]
     name = getattr(values, "model_name_or_path", None) or ""
-    if (Path(name) / ADAPTER_CONFIG).is_file() and is_missing("peft"):
+    if os.path.isfile(f"{name}/{ADAPTER_CONFIG}") and is_missing("peft"):
         problems.append(peft_is_missing(name))
     merges = getattr(values, "merge_lora", False)
     if merges and not values.do_train:
@@ -51,8 +51,8 @@ def lora_problems(values) -> list[str]:
 
 def has_none(values) -> bool:
     """Return whether a run has no adapters; of a model on the hub that is not known here."""
-    folder = Path(values.model_name_or_path or "")
-    return values.lora_r is None and folder.is_dir() and not (folder / ADAPTER_CONFIG).is_file()
+    folder = values.model_name_or_path or ""
+    return values.lora_r is None and os.path.isdir(folder) and not os.path.isfile(f"{folder}/{ADAPTER_CONFIG}")
 
 
 def peft_is_missing(name: str) -> str:
