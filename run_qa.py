@@ -129,13 +129,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
 
 def to_answers(data_args: SpanDataArguments, examples, features, candidates: Candidates, stage: str) -> ScoredForm:
     """Return the answers that the logits point at, in the metrics' form."""
-    rules = AnswerRules(
-        version_2_with_negative=data_args.version_2_with_negative,
-        n_best_size=data_args.n_best_size,
-        max_answer_length=data_args.max_answer_length,
-        null_score_diff_threshold=data_args.null_score_diff_threshold,
-        temperature=data_args.temperature,
-    )
+    rules = AnswerRules.of(data_args)
     return format_for_metric(find_answers(examples, features, candidates, rules), examples, features)
 
 

@@ -18,7 +18,7 @@ from qa.device import trainer_class
 from qa.identity import RunRecord
 from qa.order import EpochOrderSampler, evaluation_order, in_order, training_order
 from qa.out_of_memory import BatchNotes
-from qa.outputs import NOT_FOR_THE_MODEL, batch_candidates
+from qa.outputs import NOT_FOR_THE_MODEL, PreallocatedArrays, batch_candidates
 from qa.push import HubUploads
 from qa.saving import WholeSaves
 from qa.settings import SavedSettings
@@ -229,33 +229,6 @@ class RunFiles(RunRecord, SavedSettings, GivenBatchSize, ReadableWeights, HubUpl
     """Mixin for a trainer: the files that it adds to those of a model, and those that it uploads."""
 
 
-class PreallocatedArrays:
-    """Arrays of at most `total` rows that are added in pieces, (batch, ...) each, to memory that is allocated once.
-
-    A list of the pieces would fragment the heap, since each step allocates and frees between them: a GB at 200,000
-    rows.
-    """
-
-    def __init__(self, total: int):
-        self.total, self.count, self.arrays = total, 0, []
-
-    def add(self, pieces: list[np.ndarray]) -> None:
-        """Add one piece to each array.
-
-        Raises:
-            ValueError: there are more rows than `total`.
-        """
-        if not self.arrays:
-            self.arrays = [np.empty((self.total, *piece.shape[1:]), piece.dtype) for piece in pieces]
-        before, self.count = self.count, self.count + len(pieces[0])
-        if self.count > self.total:
-            raise ValueError(f"got over {self.total} rows")
-        for array, piece in zip(self.arrays, pieces):
-            array[before : self.count] = piece
-
-    def tables(self) -> list[np.ndarray]:
-        """Return the rows of each array so far."""
-        return [array[: self.count] for array in self.arrays]
 
 
 class WholeTraining(

@@ -51,7 +51,8 @@ def marked_excerpt(context: str, start: int, end: int, marks: tuple[str, str] = 
         before = f"... {before.partition(' ')[2] or before}"
     if len(context) > end + AROUND:
         after = f"{after.rpartition(' ')[0] or after} ..."
-    return f"{shown(before, ends=True)}{marks[0]}{shown(context[start:end])}{marks[1]}{shown(after, ends=True)}"
+    line = f"{shown(before, ends=True)}{marks[0]}{shown(context[start:end])}{marks[1]}{shown(after, ends=True)}"
+    return line.strip()
 
 
 def shown(text: str, ends: bool = False) -> str:

@@ -28,6 +28,11 @@ class AnswerRules:
     null_score_diff_threshold: float = 0.0
     temperature: float = 1.0
 
+    @classmethod
+    def of(cls, flags) -> "AnswerRules":
+        """Return the rules among some flags: a script's `DataArguments`, or a model's `qa.settings.Settings`."""
+        return cls(**{rule.name: getattr(flags, rule.name) for rule in fields(cls)})
+
 
 @dataclass
 class RankedSpans:

@@ -115,6 +115,7 @@ class CommandLine(argparse.ArgumentParser):
 
     def error(self, message: str):
         message = re.sub(r"^argument (--\w+)[^:]*:", r"\1:", without_tokens(message))
+        message = message.replace(": expected one argument", " lacks its value")
         raise UserError(f"{message} (see --help)")
 
 
@@ -127,6 +128,7 @@ def make_parser() -> CommandLine:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    parser._negative_number_matcher = re.compile(r"-(\d|\.\d|inf)", re.IGNORECASE)  # argparse's knows no -1e-5
     parser.add_argument("words", nargs="*", default=[], metavar="MODEL QUESTION", help="the model, and questions")
     parser.add_argument("--context", metavar="FILE", help="text that holds the answers; - is the standard input")
     parser.add_argument("--questions", metavar="FILE", help="file of questions and contexts, as docs/data.md has them")
@@ -177,8 +179,11 @@ def unknown_flag(word: str) -> str:
 
 def find_problems(arguments: argparse.Namespace) -> Iterator[str]:
     """Yield what is missing, and what does not go together."""
-    if not arguments.words:
+    if not (arguments.words and arguments.words[0].strip()):
         yield f"the model is missing; name the folder of a training or a model of the hub, as in `{EXAMPLE}`"
+    for number, question in enumerate(arguments.words[1:], start=1):
+        if not question.strip():
+            yield f"question {number} is empty; write one"
     if (arguments.context is None) == (arguments.questions is None):
         found = "missing" if arguments.context is None else "given together with --questions"
         yield f"--context is {found}; give a text with --context, or a file of questions with --questions"

@@ -3,6 +3,7 @@
 import inspect
 from functools import partial
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
@@ -20,6 +21,35 @@ def accepted(model, **arguments) -> dict:
     model = model.get_base_model() if has_adapters(model) else model
     known = inspect.signature(type(model).forward).parameters
     return {name: value for name, value in arguments.items() if name in known}
+
+
+class PreallocatedArrays:
+    """Arrays of at most `total` rows that are added in pieces, (batch, ...) each, to memory that is allocated once.
+
+    A list of the pieces would fragment the heap, since each step allocates and frees between them: a GB at 200,000
+    rows.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.count, self.arrays = total, 0, []
+
+    def add(self, pieces: list[np.ndarray]) -> None:
+        """Add one piece to each array.
+
+        Raises:
+            ValueError: there are more rows than `total`.
+        """
+        if not self.arrays:
+            self.arrays = [np.empty((self.total, *piece.shape[1:]), piece.dtype) for piece in pieces]
+        before, self.count = self.count, self.count + len(pieces[0])
+        if self.count > self.total:
+            raise ValueError(f"got over {self.total} rows")
+        for array, piece in zip(self.arrays, pieces):
+            array[before : self.count] = piece
+
+    def tables(self) -> list[np.ndarray]:
+        """Return the rows of each array so far."""
+        return [array[: self.count] for array in self.arrays]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

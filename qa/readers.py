@@ -7,7 +7,7 @@ Both have the same methods, which call the functions of the scripts' evaluation:
     answers = reader.answers(rows, features, tables)
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,8 +104,7 @@ class Marking(Reader):
         return [batch_candidates(output[:2], *places, self.settings.n_best_size).packed()]
 
     def answers(self, rows: list[dict], features, tables: list[np.ndarray]) -> Answers:
-        rules = AnswerRules(**{entry.name: getattr(self.settings, entry.name) for entry in fields(AnswerRules)})
-        return find_answers(rows, features, Candidates.unpacked(tables[0]), rules)
+        return find_answers(rows, features, Candidates.unpacked(tables[0]), AnswerRules.of(self.settings))
 
 
 class Writing(Reader):
@@ -157,6 +156,7 @@ class Writing(Reader):
             scores=scores,
             null_scores=null_scores[0] if null_scores else None,
             null_score_diff_threshold=self.settings.null_score_diff_threshold,
+            temperature=self.settings.temperature,
         )
 
 

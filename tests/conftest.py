@@ -254,3 +254,34 @@ def causal_models(two_questions, tmp_path_factory):
             tokenizer.padding_side = side
             tokenizer.save_pretrained(folder / f"{kind}_{side}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def colour_model(two_questions, tmp_path_factory):
+    """Return the folder of a BERT of 2 layers, 32 wide, that `run_qa.py` trained to answer `negatives.jsonl`."""
+    from transformers import BertConfig, BertForQuestionAnswering, set_seed
+
+    import run_qa
+
+    path, folder = two_questions / "negatives.jsonl", tmp_path_factory.mktemp("colour_model")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    tokenizer = make_tokenizers([row[name] for row in rows for name in ("context", "question")])["bert"]
+    set_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    BertForQuestionAnswering(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "start")
+    tokenizer.save_pretrained(folder / "start")
+    flags = ["--do_train", "--train_file", path, "--version_2_with_negative", "--max_seq_length", 64]
+    flags += [
+        "--doc_stride",
+        16,
+        "--num_train_epochs",
+        120,
+        "--learning_rate",
+        "3e-3",
+        "--lr_scheduler_type",
+        "constant",
+    ]
+    flags += ["--pad_to_max_length", "False", "--save_strategy", "no", "--disable_tqdm", "True"]
+    run_qa.main(["--model_name_or_path", str(folder / "start"), "--output_dir", str(folder / "out"), *map(str, flags)])
+    return folder / "out"

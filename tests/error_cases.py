@@ -672,6 +672,14 @@ def code(_: Path) -> bytes:
     return file.getvalue()
 
 
+def without_head(file: Path) -> bytes:
+    """Return the tensors of a file of safetensors that are no part of the head for answers."""
+    from safetensors.torch import load_file, save
+
+    tensors = load_file(file)
+    return save({name: tensors[name] for name in tensors if not name.startswith("qa_outputs")}, {"format": "pt"})
+
+
 def model(folder: str, name: str, content, label: str) -> tuple:
     return folder, changed(name, content), label
 
@@ -843,6 +851,77 @@ MODELS = [
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Asking
+
+ASK = [
+    Group(
+        "Asking: the command line",
+        "-m qa.ask {}",
+        lines("""
+            --context good.txt
+            out --context good.txt ''
+            out "What flows through Egypt?"
+            out --contxt good.txt "What flows through Egypt?"
+            out --context
+            out --context -
+            out --context good.txt --questions good.json
+            out --context good.txt --output answers.csv
+            out --questions good.json
+            out --questions good.json --output answers.csv "What flows through Egypt?"
+            out --questions good.json --output answers.xlsx
+            out --questions good.json --output nowhere/answers.csv
+            out --questions good.csv --output good.csv
+            out --context good.txt --batch_size 0 What?
+            out --context good.txt --batch_size many What?
+            out --context good.txt --max_answer_length 0 --num_beams 0 What?
+            out --context good.txt --device tpu9 What?
+            out --context good.txt --token hf_secret1 --hub_tokn hf_secret1 What?
+            bert-large --context good.txt What?
+            empty_folder --context good.txt What?
+            no_head --context good.txt What?
+            trained --context good.txt --max_seq_length 32 --doc_stride 32 What?
+            damaged --context good.txt What?
+        """),
+        needed=GOOD
+        | {
+            "good.txt": "The Nile flows through Egypt.",
+            "good.csv": "context,question\nThe Nile flows.,What flows?\n",
+            "empty_folder": lambda path: path.mkdir(exist_ok=True),
+            "no_head": changed(WEIGHTS, without_head),
+            "trained": lambda path: path.exists() or path.symlink_to(CHECKPOINT),
+            "damaged": changed("qa_settings.json", '{"version": 1, "kind": "spoken"}'),
+        },
+    ),
+    Group(
+        "Asking: contexts",
+        "-m qa.ask out What? --context {}",
+        files=(
+            ("gone.txt", lambda path: None, "no such file"),
+            ("folder.txt", lambda path: path.mkdir(exist_ok=True), "a folder"),
+            ("empty.txt", ""),
+            ("blank.txt", " \n\n"),
+            ("contract.pdf", b"%PDF-1.7\n"),
+            ("contract.docx", b"PK\x03\x04"),
+            ("zeros.txt", b"a\0b"),
+        ),
+    ),
+    Group(
+        "Asking: files of questions",
+        "-m qa.ask out --output answers.csv --questions {}",
+        files=(
+            ("gone.csv", lambda path: None, "no such file"),
+            ("questions.txt", "What flows?"),
+            ("empty.csv", ""),
+            ("header.csv", "context,question\n"),
+            ("no_question.csv", "id,context\n1,The Nile flows.\n"),
+            ("neither.csv", "id,text\n1,The Nile flows.\n"),
+            ("no_context.csv", "context,question\n,What flows?\n"),
+            ("blank_question.csv", 'context,question\nThe Nile flows.," "\n'),
+        ),
+    ),
+]
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The launcher
 
 LAUNCHER = [
@@ -917,6 +996,7 @@ PARTS = {
     "Folders": FOLDERS,
     "Data": DATA,
     "Models": MODELS,
+    "Asking": ASK,
     "Launcher": LAUNCHER,
 }
 

@@ -5,6 +5,7 @@ make errors          (python -m tests.error_page)
 
 import contextlib
 import gc
+import importlib
 import io
 import os
 import shlex
@@ -80,7 +81,8 @@ def run(typed: str, fed: str | None) -> Outcome:
     from qa.locks import unlock_all
 
     script, *words = shlex.split(typed)
-    main = __import__(script.removesuffix(".py")).main
+    script, *words = words if script == "-m" else [script, *words]
+    main = importlib.import_module(script.removesuffix(".py")).main
     out, err = io.StringIO(), io.StringIO()
     before = os.environ.copy()
     os.environ["PATH"] = ""  # no program of this machine, such as mpirun, is found
