@@ -229,8 +229,6 @@ class RunFiles(RunRecord, SavedSettings, GivenBatchSize, ReadableWeights, HubUpl
     """Mixin for a trainer: the files that it adds to those of a model, and those that it uploads."""
 
 
-
-
 class WholeTraining(
     BatchNotes,
     StoppableTraining,
