@@ -36,7 +36,7 @@ from qa.settings import SETTINGS_FILE, Settings, read_settings
 
 
 SETTINGS_FLAGS = {entry.name for entry in fields(Settings)} - {"kind", "columns", "tuned_on", "language"}
-LOADING_FLAGS = {entry.name for entry in fields(ModelArguments)} - {"model_name_or_path"}
+LOADING_FLAGS = {"config_name", "tokenizer_name", "cache_dir", "model_revision", "token", "trust_remote_code"}
 
 
 @dataclass(frozen=True)

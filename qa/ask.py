@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
@@ -78,7 +79,8 @@ def ask_all(model, questions, context: str) -> None:
 def typed_questions() -> Iterator[str]:
     """Yield the lines of standard input that are not blank; on a terminal after a prompt."""
     if sys.stdin.isatty() and sys.stdout.isatty():
-        importlib.import_module("readline")  # keys that edit a line, and earlier lines
+        with suppress(ImportError):  # Windows has none
+            importlib.import_module("readline")  # keys that edit a line, and earlier lines
         lines = iter(partial(typed_line, "> "), None)
     else:
         lines = sys.stdin
@@ -265,6 +267,7 @@ def start_process() -> None:
     gc.disable()
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     sys.stdout.reconfigure(errors="backslashreplace")
+    sys.stdin.reconfigure(errors="surrogateescape")  # which questions may not hold
     importlib.import_module("qa.upstream").skip_unused_libraries()
 
 

@@ -71,7 +71,7 @@ class Reader:
         self.model = self.load(config, model_args).to(device).eval()
 
     def prepare(self, config, model_args: ModelArguments) -> Template:
-        """Read what the kind needs besides the model, and return the tokens around a pair of texts."""
+        """Read what the kind needs in addition to the model, and return the tokens around a pair of texts."""
         raise NotImplementedError
 
     def load(self, config, model_args: ModelArguments):

@@ -28,6 +28,7 @@ from helpers import ROOT, address_here, corpus_texts, distance_trained, skip_wit
 from small_tokenizers import make_tokenizers
 
 import gaudi_spawn
+import qa.ask
 import qa.data
 import qa.reading
 import qa.report
@@ -239,6 +240,8 @@ def stand_ins(tiny_writers, remote_shells, tmp_path_factory):
     (folder / "my_run.yaml").write_text(json.dumps(settings))
     (folder / "my_questions.csv").write_bytes(my_questions().encode("cp1252"))
     (folder / "contract.txt").write_text(CONTRACT)
+    (folder / "questions.txt").write_text("Who signed it?\nWhen does it end?\n")
+    (folder / "new_questions.csv").write_text(f'context,question\n"{CONTRACT.strip()}",Who signed it?\n')
     (folder / "hosts.txt").write_text(HOSTS)
     (folder / "bin").mkdir()
     for shell in remote_shells.iterdir():
@@ -299,7 +302,7 @@ def test_commands_without_a_gaudi_run(stand_ins, monkeypatch, capsys):
     kinds = {command: kind_of(command) for commands in COMMANDS.values() for command in commands}
     for command in (command for command, kind in kinds.items() if kind in ("script", "ask")):
         if kinds[command] == "ask":
-            check_asking(words_of(command)[3:], capsys)
+            check_asking(words_of(command)[3:], monkeypatch, capsys)
             continue
         python, script, *flags = words_of(command)
         assert python == "python"
@@ -319,10 +322,15 @@ def lacks_tracker(flags: list[str]) -> bool:
     return tracker != "none" and importlib.util.find_spec(tracker) is None
 
 
-def check_asking(words: list[str], capsys) -> None:
-    """Check that a question about the contract is answered with a text of it."""
+def check_asking(words: list[str], monkeypatch, capsys) -> None:
+    """Check that questions about the contract are answered with a text of it, on the screen or in a file."""
+    if "<" in words:
+        words, read = words[: words.index("<")], words[words.index("<") + 1]
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(read).read_bytes())))
     importlib.import_module("qa.ask").main(words)
     printed = capsys.readouterr().out
+    if "--output" in words:
+        printed = Path(words[words.index("--output") + 1]).read_text()
     assert any(word in printed for word in CONTRACT.split()), printed
 
 
@@ -402,6 +410,7 @@ def test_flags_in_the_text_exist(capsys):
     known = {name for kind in kinds for name in kind.__dataclass_fields__}
     gaudi_spawn.main(["--help"])
     known |= set(re.findall(r"--(\w+)", capsys.readouterr().out)) | {"help_all", "gaudi"}
+    known |= set(re.findall(r"--(\w+)", qa.ask.make_parser().format_help()))
     for page in PAGES:
         found = set(re.findall(r"`--(\w+)", page.read_text())) - {"do_"}
         assert found <= known, f"{page.name}: {found - known}"
