@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from qa.answers import Candidates
 from qa.arguments import TITLES
 from qa.buckets import eval_group
 from qa.device import trainer_class
+from qa.features import labelled_share
 from qa.identity import RunRecord
 from qa.order import EpochOrderSampler, evaluation_order, in_order, training_order
 from qa.out_of_memory import BatchNotes
@@ -26,22 +28,22 @@ from qa.speed import TrainingSpeed, evaluation_speed
 from qa.stopping import StoppableTraining
 from qa.totals import WholeRun
 from qa.upstream.training import STRAY_METRICS, BestCheckpoint, EpochOrder, GivenBatchSize, ReadableWeights, Resumable
-from qa.windows import IGNORED, labelled_share
+from qa.windows import IGNORED, PACKED_INPUTS
 from qa.workers import ServedWorkers
 
 
 logger = logging.getLogger(__name__)
 
-FOR_THE_COLLATOR = ("width", "packing", "cls_index")
-
 
 class FeatureOrder(EpochOrder):
     """Mixin for a trainer: batches as the buckets or the packing of the features ask for them, else the trainer's own."""
 
-    def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns that collators read in addition to the model's inputs."""
-        super()._set_signature_columns_if_needed()
-        self._signature_columns = list({*self._signature_columns, *FOR_THE_COLLATOR})
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        """Return a collator without what the model does not take: omitted from batches, since features come as one object."""
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return TakenInputs(data_collator, {*self._signature_columns, *PACKED_INPUTS, *NOT_FOR_THE_MODEL})
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -57,6 +59,17 @@ class FeatureOrder(EpochOrder):
         """Return the order of the evaluation, which is that of the features also with --group_by_length."""
         order = evaluation_order(eval_dataset, self.args)
         return None if order is None else EpochOrderSampler(lambda: order, len(order))
+
+
+@dataclass
+class TakenInputs:
+    """A collator whose batches have no other entries than those that are taken."""
+
+    collate: Callable
+    taken: set[str]
+
+    def __call__(self, features) -> dict:
+        return {name: tensor for name, tensor in self.collate(features).items() if name in self.taken}
 
 
 class AnswerEvaluation(FeatureOrder):

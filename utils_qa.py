@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from qa.answers import AnswerRules, Candidates, find_answers, write_answers
 from qa.fallback import ListedFeatures, own_features
+from qa.features import Features
 from qa.padding import PaddingCollator
 from qa.windows import (
     CHECKED_ROWS,
     IGNORED,
     UNKNOWN_SPAN,
-    Features,
     WindowSpec,
     gold_spans,
     has_labels,

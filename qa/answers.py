@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qa.features import Features
 from qa.files import write_json
-from qa.windows import Features
 
 
 # Examples that are post-processed together, which bounds memory (1,000 windows of 384 tokens take 20 MB).

@@ -9,7 +9,7 @@ features of some batches are dealt out anew: from the longest to the shortest, e
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +18,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from qa.buckets import eval_group, padding_share, train_group
-from qa.padding import outcomes
-from qa.windows import MODEL_INPUTS
+from qa.errors import UserError
+from qa.features import ranges
+from qa.padding import as_batch, numbers_of
 
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,14 @@ def set_packing(features: dict, width: int, training_args) -> None:
     Args:
         features: by split.
         width: tokens of a row, the most that a feature has.
+
+    Raises:
+        UserError: one process has several GPUs, which would share out rows and features apart.
     """
+    if training_args.n_gpu > 1:
+        raise UserError(
+            f"--pack: this process would use {training_args.n_gpu} GPUs; start a rank for each one, with gaudi_spawn.py"
+        )
     find_training = partial(try_orders, drop_last=training_args.dataloader_drop_last)
     for trains, group, find in (
         (True, train_group(training_args), find_training),
@@ -190,33 +198,27 @@ class PackingCollator:
     tokenizer: PreTrainedTokenizerFast
     first_position: int = 0
 
-    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        packing: Packing = features[0]["packing"]
-        lengths = np.array([len(feature["input_ids"]) for feature in features])
-        starts, segments = begin_of_each(lengths, packing)
-        shape = packing.rows * packing.width
+    def __call__(self, features: Sequence[dict]) -> dict[str, torch.Tensor]:
+        batch = as_batch(features)
+        packing: Packing = batch.packing
+        starts, numbers = begin_of_each(batch.lengths, packing)
+        every = ranges(starts, batch.lengths)  # places of the tokens of all features in turn
+        feature = np.repeat(np.arange(len(features)), batch.lengths)
+        within = ranges(np.zeros(len(features), dtype=int), batch.lengths)
+        padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
         tables = {
-            name: np.full(shape, value)
-            for name, value in (
-                ("input_ids", self.tokenizer.pad_token_id),
-                ("token_type_ids", self.tokenizer.pad_token_type_id),
-                ("position_ids", self.first_position),
-                ("segments", 0),
-            )
-            if name in features[0] or name in ("position_ids", "segments")
+            name: np.full(packing.rows * packing.width, padding.get(name, 0))
+            for name in dict.fromkeys([*batch.inputs, "position_ids", "segments"])
         }
+        batch.write(tables, starts)
+        tables["position_ids"][:] = self.first_position
+        tables["position_ids"][every] += within
+        tables["segments"][every] = numbers[feature]
+        tables.pop("attention_mask", None)  # the segments say it
         places = np.full((len(features), packing.width), -1)
-        for index, (feature, start, length) in enumerate(zip(features, starts.tolist(), lengths.tolist())):
-            tokens = slice(start, start + length)
-            places[index, :length] = np.arange(start, start + length)
-            for name in MODEL_INPUTS:
-                if name in tables:
-                    tables[name][tokens] = feature[name]
-            tables["position_ids"][tokens] += np.arange(length)
-            tables["segments"][tokens] = segments[index]
-        batch = {"places": torch.from_numpy(places)}
-        batch |= {name: torch.from_numpy(table.reshape(packing.rows, packing.width)) for name, table in tables.items()}
-        return batch | outcomes(features)
+        places[feature, within] = every
+        rows = {name: torch.from_numpy(table.reshape(packing.rows, packing.width)) for name, table in tables.items()}
+        return {"places": torch.from_numpy(places)} | rows | numbers_of(batch)
 
 
 def begin_of_each(lengths: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray]:

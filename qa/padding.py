@@ -1,15 +1,13 @@
 """Batches of features, padded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from qa.windows import MODEL_INPUTS
-
-
-LABELS = ("start_positions", "end_positions")
+from qa.features import FeatureBatch, ListedBatch
 
 
 @dataclass
@@ -27,28 +25,21 @@ class PaddingCollator:
     length: int | None = None
     multiple_of: int = 1
 
-    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        lengths = [len(feature["input_ids"]) for feature in features]
-        bucket = max(feature.get("width", 0) for feature in features)
-        width = bucket or self.length or -(-max(lengths) // self.multiple_of) * self.multiple_of
-        padding = (self.tokenizer.pad_token_id, 0, self.tokenizer.pad_token_type_id)
-        batch = {}
-        for name, value in zip(MODEL_INPUTS, padding):
-            if name in features[0]:
-                table = np.full((len(features), width), value, dtype=np.int64)
-                for row, feature, length in zip(table, features, lengths):
-                    row[:length] = feature[name]
-                batch[name] = torch.from_numpy(table)
-        return batch | outcomes(features)
+    def __call__(self, features: Sequence[dict]) -> dict[str, torch.Tensor]:
+        batch = as_batch(features)
+        width = int(batch.width or self.length or -(-batch.lengths.max() // self.multiple_of) * self.multiple_of)
+        padding = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        tables = {name: np.full(len(features) * width, padding.get(name, 0)) for name in batch.inputs}
+        batch.write(tables, np.arange(len(features)) * width)
+        inputs = {name: torch.from_numpy(table.reshape(-1, width)) for name, table in tables.items()}
+        return inputs | numbers_of(batch)
 
 
-def outcomes(features: list[dict]) -> dict[str, torch.Tensor]:
+def as_batch(features: Sequence[dict]) -> FeatureBatch | ListedBatch:
+    return features if isinstance(features, FeatureBatch) else ListedBatch(features)
+
+
+def numbers_of(batch: FeatureBatch | ListedBatch) -> dict[str, torch.Tensor]:
     """Return the entries of a batch that have one number for each feature."""
-    batch = {
-        name: torch.tensor([feature[name] for feature in features], dtype=torch.int64)
-        for name in (*LABELS, "cls_index")
-        if name in features[0]
-    }
-    if "cls_index" in features[0]:
-        batch["lengths"] = torch.tensor([len(feature["input_ids"]) for feature in features])
-    return batch
+    numbers = {name: torch.from_numpy(column.astype(np.int64)) for name, column in batch.numbers.items()}
+    return numbers | ({"lengths": torch.from_numpy(batch.lengths.astype(np.int64))} if "cls_index" in numbers else {})

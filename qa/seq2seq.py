@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from qa.answers import EXAMPLES_AT_ONCE, Answers, column_of, decide, softmax_of_groups
 from qa.errors import UserError
+from qa.features import Features
 from qa.generation import answer_marks, shift_right, special_tokens_around
-from qa.padding import PaddingCollator
+from qa.padding import PaddingCollator, as_batch
 from qa.windows import (
     CHECKED_ROWS,
     UNKNOWN_SPAN,
-    Features,
     Template,
     Texts,
     WindowSpec,
@@ -206,13 +206,13 @@ class Seq2SeqCollator(PaddingCollator):
     label_padding: int = -100
     start_token: int | None = None
 
-    def __call__(self, features: list[dict]) -> dict[str, torch.Tensor]:
-        batch = super().__call__(features)
-        if "labels" in features[0]:
-            width = self.label_length or max(len(feature["labels"]) for feature in features)
+    def __call__(self, features: Sequence[dict]) -> dict[str, torch.Tensor]:
+        batch, targets = super().__call__(features), as_batch(features).targets
+        if targets is not None:
+            width = self.label_length or max(map(len, targets))
             table = np.full((len(features), width), self.label_padding, dtype=np.int64)
-            for row, feature in zip(table, features):
-                row[: len(feature["labels"])] = feature["labels"]
+            for row, target in zip(table, targets):
+                row[: len(target)] = target
             batch["labels"] = torch.from_numpy(table)
             if self.start_token is not None:
                 padding = self.tokenizer.pad_token_id

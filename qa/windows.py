@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -88,90 +87,6 @@ class Texts:
         return self.ids[self.splits[text] : self.splits[text + 1]]
 
 
-class Features(torch.utils.data.Dataset):
-    """Features as index ranges; item i is a dict of unpadded arrays for a collator.
-
-    Items hold:
-
-    - `input_ids`, and of `attention_mask` and `token_type_ids` those that the tokenizer's models take;
-    - `start_positions` and `end_positions` where labels are known;
-    - `cls_index` in features for models that mark answers;
-    - `width`, the length to pad to, with length buckets;
-    - `packing`, the shape of batches, with packing.
-
-    `as_dict(i)` adds the example's id and the offsets, for people and for comparison.
-    """
-
-    cls_index: np.ndarray | None = None  # (features,) position that means "no answer"
-    labels: np.ndarray | None = None  # (features, 2) first and last token of the answer
-    widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
-    packing = None  # of batches, a `qa.packing.Packing`
-
-    def __init__(self, rows, questions: Texts, contexts: Texts, template: Template, names: list[str], **arrays):
-        self.row_ids = [row["id"] for row in rows]
-        self.questions, self.contexts, self.template, self.names = questions, contexts, template, names
-        self.row = arrays["row"]  # (features,) the row that each feature is a window of
-        self.first, self.last = arrays["first"], arrays["last"]  # (features,) its tokens in contexts.ids
-        self.question_length = arrays["question_length"]  # (rows,) tokens kept of each row's question
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def __getitem__(self, index: int) -> dict:
-        template, row = self.template, self.row[index]
-        question = self.questions.of(row)[: self.question_length[row]]
-        context = self.contexts.ids[self.first[index] : self.last[index]]
-        first, second = (context, question) if template.context_first else (question, context)
-        parts = (template.before, first, template.between, second, template.after)
-        item = {"input_ids": np.concatenate(parts, dtype=np.int64, casting="unsafe")}
-        if "attention_mask" in self.names:
-            item["attention_mask"] = np.ones(len(item["input_ids"]), dtype=np.int64)
-        if "token_type_ids" in self.names:
-            types = (np.broadcast_to(kind, len(part)) for kind, part in zip(template.types, parts))
-            item["token_type_ids"] = np.concatenate(list(types), dtype=np.int64, casting="unsafe")
-        if self.labels is not None:
-            item["start_positions"], item["end_positions"] = self.labels[index]
-        if self.cls_index is not None:
-            item["cls_index"] = self.cls_index[index]
-        if self.widths is not None:
-            item["width"] = self.widths[index]
-        if self.packing is not None:
-            item["packing"] = self.packing
-        return item
-
-    def as_dict(self, index: int) -> dict:
-        """Return feature `index` as plain lists, with `example_id` and `offset_mapping` (None outside the context)."""
-        item = {name: value.tolist() for name, value in self[index].items() if name != "packing"}
-        begin, length = self.context_begin()[index], len(item["input_ids"])
-        tokens = slice(self.first[index], self.last[index])
-        spans = list(zip(self.contexts.starts[tokens].tolist(), self.contexts.ends[tokens].tolist()))
-        offsets = [None] * begin + spans + [None] * (length - begin - len(spans))
-        identity = self.row_ids[self.row[index]]
-        return item | {"example_id": identity, "offset_mapping": offsets}
-
-    def lengths(self) -> np.ndarray:
-        """Return the number of tokens of each feature, (features,)."""
-        return self.last - self.first + self.question_length[self.row] + self.template.special_tokens
-
-    def context_begin(self) -> np.ndarray:
-        """Return the position of the first context token of each feature, (features,)."""
-        if self.template.context_first:
-            return np.full(len(self), len(self.template.before))
-        return len(self.template.before) + self.question_length[self.row] + len(self.template.between)
-
-    def characters(self, chosen: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first character of some features' tokens, and the one after the last; -1 outside the context.
-
-        Args:
-            chosen: (n,) the features.
-            positions: (n, m) the tokens of each. The results have this shape.
-        """
-        place = positions - self.context_begin()[chosen, None]
-        inside = (place >= 0) & (place < (self.last - self.first)[chosen, None])
-        token = np.where(inside, place + self.first[chosen, None], 0)
-        return np.where(inside, self.contexts.starts[token], -1), np.where(inside, self.contexts.ends[token], -1)
-
-
 @dataclass(frozen=True)
 class WindowSpec:
     """How texts become windows."""
@@ -187,7 +102,7 @@ class WindowSpec:
         return self.max_seq_length - self.template.special_tokens
 
 
-def windows_of(kind: type, rows, questions: Texts, contexts: Texts, spec: WindowSpec) -> "Features":
+def windows_of(kind: type, rows, questions: Texts, contexts: Texts, spec: WindowSpec):
     """Return all windows of all rows, without labels, as an instance of `kind`."""
     kept = trim_questions(
         lengths_of_rows(questions), lengths_of_rows(contexts), room=spec.room, doc_stride=spec.doc_stride
@@ -382,7 +297,7 @@ def gold_spans(rows) -> tuple[np.ndarray, np.ndarray]:
     return spans[:, 0], spans[:, 1]
 
 
-def windows_holding(features: Features, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
+def windows_holding(features, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Return whether each window holds all characters `begin` to `end` (rows,) of its row's context, (features,)."""
     contexts, row = features.contexts, features.row
     filled = features.last > features.first
@@ -401,10 +316,3 @@ def has_answers(rows) -> bool:
 def has_labels(rows) -> bool:
     """Return whether the place of any row's answer, or that it has none, is known."""
     return any(gold_span(row["answers"])[0] != UNKNOWN_SPAN for row in rows)
-
-
-def labelled_share(features) -> float:
-    """Return the share of features whose label counts in the loss."""
-    if isinstance(features, Features):
-        return 1.0 if features.labels is None else float((features.labels[:, 0] != IGNORED).mean())
-    return float(np.mean([feature.get("start_positions") != IGNORED for feature in features]))

@@ -25,7 +25,7 @@ LENGTHS = st.lists(st.integers(3, 56), min_size=1, max_size=80).map(np.array)
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 3), st.booleans())
 def test_each_batch_fits_its_rows_in_every_epoch(lengths, batch, ranks, drop_last):
     args = SimpleNamespace(
-        train_batch_size=batch, eval_batch_size=batch, world_size=ranks, dataloader_drop_last=drop_last
+        train_batch_size=batch, eval_batch_size=batch, world_size=ranks, dataloader_drop_last=drop_last, n_gpu=1
     )
     train, evaluated = Parts(lengths), Parts(lengths)
     qa.packing.set_packing({"train": train, "validation": evaluated}, 56, args)

@@ -159,7 +159,10 @@ def test_rows_whose_answers_are_unknown_have_no_labels(tokenizers, unknown):
 def test_collator_pads_as_the_tokenizer_does_on_the_right(tokenizers, kind, length, multiple_of):
     tokenizer = tokenizers[kind]
     features = utils_qa.prepare_features(rows_of(*make_rows(20, seed=4)), tokenizer, 64, 16)
-    batch = qa.padding.PaddingCollator(tokenizer, length, multiple_of)([features[index] for index in range(8)])
+    collate = qa.padding.PaddingCollator(tokenizer, length, multiple_of)
+    batch, at_once = collate([features[index] for index in range(8)]), collate(features.__getitems__(range(8)))
+    assert batch.keys() == at_once.keys() and all(torch.equal(batch[name], at_once[name]) for name in batch)
+    assert all(tensor.dtype == torch.int64 for tensor in at_once.values())
     inputs = [{name: features.as_dict(index)[name] for name in tokenizer.model_input_names} for index in range(8)]
     padding = {"padding": "max_length", "max_length": length} if length else {"padding": True}
     padding["padding_side"] = "right"
