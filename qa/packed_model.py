@@ -33,7 +33,7 @@ class PackedForm:
 
     Args:
         mask: `(segments, dtype)` -> the attention mask; segments are (rows, width), as of `PackingCollator`.
-        first_position: that the model gives a text's first token.
+        first_position: of a text's first token, as the model counts.
     """
 
     mask: Callable

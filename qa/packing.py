@@ -4,7 +4,7 @@ With `--pack` a batch holds as many features as without, in fewer rows: 32 rando
 mean, fill 15 rows of 384. Each feature sees only itself (`qa.packed_model`).
 
 Random batches of a size differ by a tenth in their tokens, and the fullest would decide how many rows all have. So the
-features of some batches are dealt out anew: from the longest to the shortest, each batch gets one of each handful.
+features of some batches are dealt out among them: from the longest to the shortest, each batch gets one of each handful.
 """
 
 import logging
@@ -169,7 +169,7 @@ def try_order(
 
 
 def deal(batches: np.ndarray, lengths: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """Return the features of some batches dealt out anew: each gets one of the longest, one of the next longest, and so on."""
+    """Return the features of some batches dealt out among them: each gets one of the longest, one of the next longest, and so on."""
     features = batches.ravel()
     alike = features[np.argsort(-lengths[features], kind="stable")].reshape(batches.shape[::-1])
     return draw.permuted(alike, axis=1).T
@@ -192,7 +192,7 @@ class PackingCollator:
     - labels, `cls_index` and `lengths` as `qa.padding.PaddingCollator` does, (batch,).
 
     Args:
-        first_position: that the model gives a text's first token.
+        first_position: of a text's first token, as the model counts.
     """
 
     tokenizer: PreTrainedTokenizerFast
