@@ -138,6 +138,15 @@ def test_too_few_questions_or_all_alike_end_the_run():
             check_tuning(rows, 0.1)
 
 
+def test_a_check_shows_how_many_are_held_out(tiny_model, files, tmp_path, capsys, caplog):
+    run(run_qa, tiny_model, tmp_path / "out", *training(files, "--max_steps", 1), "--check", "--check_steps", 1)
+    held, shown = parts_of(files, tune_null_threshold=SHARE)["tuning"], capsys.readouterr().out
+    contexts = len({row["context"] for row in held})
+    assert f"Held out to tune the threshold: {len(held)} questions of {contexts} contexts, " in caplog.text
+    assert "\ntuning batches  " in shown and " tuning features, " in shown
+    assert re.search(r"\ntime  .*: training .*, tuning .*, evaluation ", shown)
+
+
 # What is found on them
 
 
