@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from qa.answer_table import AnswerTable
 from qa.arguments import DataArguments
-from qa.curves import thinned_together, threshold_curve
+from qa.curves import chosen_and_best, thinned_together, threshold_curve
 from qa.plots import draw_threshold, figure_of
 
 
@@ -32,10 +32,15 @@ class ThresholdCurves(TrainerCallback):
         trackers = SENDERS.keys() & callbacks.keys()
         if table is None or not trackers or not has_curve(table):
             return
-        figures = threshold_curve(table, self.data_args.null_score_diff_threshold)
-        figures |= {"curves": thinned_together(figures["curves"])}
+        figures = threshold_figures(table, self.data_args.null_score_diff_threshold)
         for name in trackers:
             SENDERS[name](callbacks[name], figures, state.global_step)
+
+
+def threshold_figures(table: AnswerTable, threshold: float) -> dict:
+    """Return the points of the curve, and those of the chosen and the best threshold, as `draw_threshold` takes them."""
+    curves = threshold_curve(table)
+    return {"curves": thinned_together(curves), "thresholds": chosen_and_best(curves, threshold)}
 
 
 def has_curve(table: AnswerTable) -> bool:

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import sys
 import termios
 import threading
@@ -15,14 +16,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import load
+from helpers import ROOT, load
 from safetensors.torch import load_file
 
 import run_qa
+from qa.answer_files import read_table
 from qa.device import training_arguments
 from qa.names import tracker_problems
 from qa.plan import format_log
+from qa.plots import draw_threshold, figure_of
 from qa.steps import logging_interval
+from qa.trackers import has_curve, threshold_figures
 
 
 STEP = (
@@ -74,15 +78,16 @@ def seen(output: str) -> list[str]:
 @pytest.fixture(scope="module")
 def watched(tiny_model, negatives, tmp_path_factory):
     """Return the folder and the terminal's output of a run with two evaluations, which logs to the trackers installed."""
-    folder, patch = tmp_path_factory.mktemp("watched"), pytest.MonkeyPatch()
-    trackers = [name for name in ("tensorboard", "wandb") if is_installed(name)]
-    patch.setenv("WANDB_MODE", "offline")
-    patch.setenv("WANDB_DIR", str(folder))
-    patch.setenv("WANDB_SILENT", "true")
-    terminal = Terminal(patch)
-    run(tiny_model, folder / "out", negatives, "--report_to", *(trackers or ["none"]))
-    output = terminal.close()
-    patch.undo()
+    folder = tmp_path_factory.mktemp("watched")
+    trackers = [name for name in ("tensorboard", "wandb") if is_installed(name)] or ["none"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("MODE", "offline"), ("DIR", folder), ("SILENT", "true")):
+            patch.setenv(f"WANDB_{name}", str(value))
+        terminal = Terminal(patch)
+        try:
+            run(tiny_model, folder / "out", negatives, "--report_to", *trackers)
+        finally:
+            output = terminal.close()
     return folder, output
 
 
@@ -93,18 +98,8 @@ def is_installed(name: str) -> bool:
 def run(model, folder, data, *flags) -> None:
     words = ["--model_name_or_path", model, "--output_dir", folder, "--train_file", data, "--validation_file", data]
     words += ["--do_train", "--do_eval", "--version_2_with_negative", "--max_seq_length", 96, "--doc_stride", 32]
-    words += [
-        "--max_steps",
-        8,
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        4,
-        "--save_steps",
-        4,
-        "--learning_rate",
-        "1e-3",
-    ]
+    words += ["--max_steps", 8, "--eval_strategy", "steps", "--eval_steps", 4, "--save_steps", 4]
+    words += ["--learning_rate", "1e-3"]
     run_qa.main(list(map(str, [*words, *flags])))
 
 
@@ -154,6 +149,18 @@ def test_one_bar_at_a_time_on_a_terminal(watched):
     assert all(re.fullmatch(r", \S+ s left", text) for text in left[4:])
 
 
+def test_the_curve_that_trackers_get(watched):
+    """Also where no tracker is installed: its data, and the figure of it."""
+    folder, _ = watched
+    table, results = read_table(folder / "out", "eval"), load(folder / "out" / "eval_results.json")
+    figures = threshold_figures(table, 0.0)
+    assert has_curve(table) and max(figures["curves"]["f1"]) == pytest.approx(results["eval_best_f1"])
+    with figure_of(draw_threshold, figures) as figure:
+        f1, em, *points = (line.get_xydata().tolist() for line in figure.axes[0].lines)
+    assert len(f1) == len(em) == len(figures["curves"]["threshold"]) and len(points) == 2
+    assert points[1] == [[figures["thresholds"][-1]["threshold"], max(score for _, score in f1)]]
+
+
 def test_logging_changes_no_weight(watched, tiny_model, negatives, tmp_path):
     folder, _ = watched
     run(tiny_model, tmp_path / "out", negatives, "--logging_strategy", "no", "--disable_tqdm", "true")
@@ -201,13 +208,18 @@ def test_wandb_has_the_log_the_scores_and_the_curve(watched):
     )
 
 
-def test_wandb_without_a_valid_key_is_reported_before_anything_is_read(monkeypatch):
+def test_wandb_without_a_valid_key_is_reported_before_anything_is_read():
+    """In another process: W&B reads its environment once."""
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_API_KEY", "short")
-    (problem,) = tracker_problems(["wandb"])
-    assert problem.startswith("--report_to wandb: WANDB_API_KEY") and "run `wandb login`" in problem
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert tracker_problems(["tensorboard", "wandb"])[1:] == tracker_problems("wandb") == []
+    code = "from qa.names import tracker_problems; print(*tracker_problems(['wandb']))"
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    for more, problem in (
+        ({}, "--report_to wandb: WANDB_API_KEY .*run `wandb login`.*"),
+        ({"WANDB_MODE": "offline"}, ""),
+    ):
+        environment |= {"WANDB_API_KEY": "short", **more}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert re.fullmatch(problem, done.stdout.splitlines()[-1]), done.stdout + done.stderr
 
 
 def key_of(item) -> str:
