@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 import run_qa
 from qa.answer_files import read_table
 from qa.device import training_arguments
-from qa.names import tracker_problems
 from qa.plan import format_log
 from qa.plots import draw_threshold, figure_of
 from qa.steps import logging_interval

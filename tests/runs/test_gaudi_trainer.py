@@ -185,6 +185,12 @@ def test_the_library_still_writes_stray_metrics():
         assert written, f"optimum-habana {installed.version} writes no {name}: it can go from STRAY_METRICS"
 
 
+def test_the_library_still_logs_the_norm_of_gradients_in_one_shape_alone():
+    """By its text, as the one above."""
+    text = distribution("optimum-habana").locate_file("optimum/habana/transformers/trainer.py").read_text()
+    assert "_grad_norm.size() == torch.Size([1])" in text, "delete GaudiCorrections._maybe_log_save_evaluate"
+
+
 def test_the_gaudi_configuration_reaches_the_run(on_gaudi, on_cpu):
     """Optimizer, clipping, autocast and device, as the flags and the file of --gaudi_config_name say."""
     plain = load(on_gaudi["run_qa", 1, None] / "settings.json")
