@@ -61,7 +61,7 @@ FREE = """
     batch_eval_metrics include_inputs_for_metrics include_for_metrics per_device_eval_batch_size per_gpu_eval_batch_size
     use_legacy_prediction_loop jit_mode_eval load_best_model_at_end early_stopping_patience max_train_minutes nan_patience debug_traceback
     generation_config ignore_eos
-    merge_lora save_strategy save_steps save_total_limit save_safetensors save_on_each_node save_only_model
+    save_strategy save_steps save_total_limit save_safetensors save_on_each_node save_only_model
     log_level log_level_replica log_on_each_node logging_dir logging_strategy logging_first_step logging_steps
     logging_nan_inf_filter report_to disable_tqdm include_tokens_per_second include_num_input_tokens_seen
     skip_memory_metrics throughput_warmup_steps adjust_throughput profiling_warmup_steps profiling_steps
