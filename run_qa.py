@@ -121,8 +121,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
 
     if data_args.check:
         plan = make_plan(weightless, features, collator, tokenizer, training_args, checkpoint)
-        report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
-        return None
+        return report_plan(plan, features, training_args, make_trainer, data_args.check_steps)
 
     return run(make_trainer(training_args), data_args, model_args, checkpoint, record, features, rows, counts)
 
