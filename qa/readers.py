@@ -7,6 +7,7 @@ Both have the same methods, which call the functions of the scripts' evaluation:
     answers = reader.answers(rows, features, tables)
 """
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -140,7 +141,11 @@ class Writing(Reader):
         )
         settings = generation_settings(longest, self.settings.generation_num_beams, self.empty_answer)
         if self.device.type == "hpu":  # arguments of optimum-habana's `generate`
-            settings |= {"lazy_mode": torch.hpu.is_lazy(), "ignore_eos": True, "hpu_graphs": False}
+            settings |= {
+                "lazy_mode": os.environ.get("PT_HPU_LAZY_MODE") != "0",
+                "ignore_eos": True,
+                "hpu_graphs": False,
+            }
         tokens = self.model.generate(**read, **settings)[:, 1:longest].to(self.device)
         written = written_part(tokens, self.model.generation_config, padding)
         scores = written_scores(self.model, self.model, read, tokens, written, self.empty_answer)

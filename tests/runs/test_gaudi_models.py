@@ -18,6 +18,8 @@ import transformers
 from helpers import CAUSAL_KINDS, ROOT, corpus_texts, distance_trained, learning_flags, load
 from small_tokenizers import make_tokenizers, make_writers
 
+from qa.answer_files import read_csv_columns
+
 
 READERS = ("bert", "roberta", "distilbert", "albert", "llama", "qwen2", "qwen2_left")
 WRITERS = ("t5", "bart")
@@ -127,6 +129,13 @@ def learning_job(name: str, folder: Path, model: Path, rows: Path) -> dict:
     return {"script": "run_qa", "argv": list(map(str, argv)), "output": str(output)}
 
 
+def asking_job(name: str, folder: Path, questions: Path) -> dict:
+    """Return a run that asks the model of an earlier run on the card."""
+    output = folder / "lazy" / f"asked_{name}"
+    argv = [folder / "lazy" / name, "--questions", questions, "--output", output / "answers.csv", "--device", "hpu"]
+    return {"script": "qa.ask", "argv": list(map(str, argv)), "output": str(output)}
+
+
 def flags_of(name: str, squad_files: Path, negatives: Path) -> list:
     """Return the flags of a model's run: a few steps, evaluation, prediction; T5 has questions without an answer, BART beams."""
     flags = ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", STEPS]
@@ -174,6 +183,7 @@ def runs(simulated_gaudi, squad_files, negatives, causal_models, two_questions, 
             jobs[device].append(job(name, folder, device, flags, "_adapters"))
     for device, run in jobs_of_graphs(folder, squad_files):
         jobs[device].append(run)
+    jobs["lazy"] += [asking_job(name, folder, squad_files / "dev.json") for name in ("bert", "t5")]
     rows = two_questions / "plain.jsonl"
     jobs["lazy"] += [learning_job(name, folder, causal_models / name, rows) for name in LEARNERS]
     started = {device: start(simulated_gaudi, folder, device, jobs[device]) for device in jobs}
@@ -335,3 +345,17 @@ def test_bart_still_needs_its_patch(runs):
         f"{installed} trains BART without the patch: see which parts of qa.upstream.gaudi.patch_bart can go"
     )
     assert "'BartAttention' object has no attribute '_shape'" in error.read_text()
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_a_model_that_is_asked_on_a_gaudi_answers_as_in_its_prediction(runs, name):
+    """All batches have one shape, the last one too."""
+    output = runs / "lazy" / f"asked_{name}"
+    error = output / "error.txt"
+    assert not error.exists(), error.read_text()
+    columns, predicted = (
+        read_csv_columns(output / "answers.csv"),
+        load(runs / "lazy" / name / "predict_predictions.json"),
+    )
+    assert dict(zip(columns["id"][:15], columns["answer"])) == predicted
+    assert load(output / "counts.json")["ops"] > 0
