@@ -112,10 +112,10 @@ def stop_in_evaluation(step: int, batch: int, number: int, *args) -> None:
 
 
 def state_of(checkpoint: Path) -> dict:
-    """Return what the trainer's state in a checkpoint says, except of times and of its folder."""
+    """Return what the trainer's state in a checkpoint says, except of times, of padding since a resume and of its folder."""
     state = load(checkpoint / "trainer_state.json")
     state["log_history"] = [
-        without_times({name: value for name, value in entry.items() if not name.startswith("train_")})
+        without_times({name: value for name, value in entry.items() if not name.startswith(("train_", "padding_"))})
         for entry in state["log_history"]
     ]
     state["best_model_checkpoint"] = Path(state["best_model_checkpoint"] or "").name
