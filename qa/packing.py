@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -197,6 +198,7 @@ class PackingCollator:
 
     tokenizer: PreTrainedTokenizerFast
     first_position: int = 0
+    length: ClassVar[None] = None  # batches have the shape of their packing
 
     def __call__(self, features: Sequence[dict]) -> dict[str, torch.Tensor]:
         batch = as_batch(features)
