@@ -16,7 +16,7 @@ from qa.arguments import DataArguments
 from qa.calibration import FEWEST, fit_temperature, has_scores, padded
 from qa.data import gold_answers
 from qa.errors import UserError
-from qa.metrics import averages, best_threshold, score_each
+from qa.metrics import averages, score_each
 
 
 logger = logging.getLogger(__name__)
@@ -84,13 +84,14 @@ def tuned(answers: Answers, rows: list[dict], windows: np.ndarray) -> tuple[floa
 def threshold_of_best_f1(
     best_texts: dict[str, str], golds: dict[str, list[str]], null_odds: dict[str, float]
 ) -> float:
-    """Return the threshold on the null odds with the highest F1; of several the lowest, which answers the fewest questions.
+    """Return the threshold on the null odds with the highest F1; of several the one closest to 0, the default.
 
-    It is the odds of a question, the last one that is answered, or where answering none is best, the number before the
-    lowest odds. A question whose odds are NaN is answered whatever the threshold.
+    Other questions have other odds: the lowest of several would refuse answers whose odds are a little higher than those
+    of these questions. A question whose odds are NaN is answered whatever the threshold.
 
-    >>> threshold_of_best_f1({"a": "Cairo", "b": "Giza"}, {"a": ["Cairo"], "b": []}, {"a": -3.5, "b": 1.0})
-    -3.5
+    >>> texts, golds = {"a": "Cairo", "b": "Giza"}, {"a": ["Cairo"], "b": []}
+    >>> threshold_of_best_f1(texts, golds, {"a": -3.5, "b": 1.0}), threshold_of_best_f1(texts, golds, {"a": 2.0, "b": 5.0})
+    (0.0, 2.0)
     """
     names = list(golds)
     odds = np.array([null_odds[name] for name in names])
@@ -98,5 +99,10 @@ def threshold_of_best_f1(
     refused = np.array([float(not golds[name]) for name in names])  # the F1 of each question without an answer to it
     scores = score_each(best_texts, golds, version_2=True)
     gains = np.array([scores[name][1] for name in names]) - refused
-    _, last = best_threshold(refused.sum(), gains, 1.0 + rank, together=True)  # 0: none is answered
-    return float(values[int(last) - 1] if last else np.nextafter(values[0], -np.inf))
+    totals = np.cumsum(
+        [0.0, *np.bincount(rank, weights=gains)]
+    )  # of thresholds below all values, and from each one up
+    best = totals > totals.max() - 1e-9
+    lowest, highest = np.append(-np.inf, values), np.append(np.nextafter(values, -np.inf), np.inf)
+    closest = np.clip(0.0, lowest, highest)[best]
+    return float(closest[np.argmin(np.abs(closest))])

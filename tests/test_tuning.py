@@ -152,16 +152,21 @@ def test_a_check_shows_how_many_are_held_out(tiny_model, files, tmp_path, capsys
 
 @examples(60)
 @given(st.lists(st.tuples(st.sampled_from(["a", "a b", "c", ""]), st.booleans(), st.integers(-3, 3) | st.integers(36, 40)), min_size=1))  # fmt: skip
-def test_the_threshold_is_the_lowest_of_the_highest_f1(cases):
-    """As a loop over the odds of all questions and a lower number finds it; also where two odds are one probability."""
+def test_the_threshold_is_that_of_the_highest_f1_closest_to_0(cases):
+    """As a loop finds it over 0, the odds of all questions and numbers just below; also where two odds are one probability."""
     texts = {str(number): text for number, (text, _, _) in enumerate(cases)}
     golds = {str(number): ["a b"] * answered for number, (_, answered, _) in enumerate(cases)}
     odds = {str(number): float(value) for number, (_, _, value) in enumerate(cases)}
-    tried = [min(odds.values()) - 1, *sorted(set(odds.values()))]
+    tried = sorted([0.0, *odds.values(), *(math.nextafter(value, -math.inf) for value in odds.values())], key=abs)
     f1 = [oracle.score_with_threshold(texts, golds, odds, value, oracle.f1_v2) for value in tried]
-    best = next(number for number, value in enumerate(f1) if value == pytest.approx(max(f1)))
-    found = threshold_of_best_f1(texts, golds, odds)
-    assert found == tried[best] if best else tried[0] < found < tried[1]
+    best = next(value for value, score in zip(tried, f1) if score == pytest.approx(max(f1)))
+    assert abs(threshold_of_best_f1(texts, golds, odds)) == abs(best)
+
+
+def test_a_threshold_of_few_questions_refuses_no_answer_that_0_has():
+    """The lowest one with the highest F1 is -30 here, and refuses an answer with the odds -29."""
+    golds = {"a": ["x"], "b": []}
+    assert threshold_of_best_f1({"a": "x", "b": "y"}, golds, {"a": -30.0, "b": 20.0}) == 0
 
 
 def test_odds_that_are_no_number_do_not_become_the_threshold():
