@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import transformers
 from helpers import history_of, load, signal_at_step
 from safetensors.torch import load_file
 
@@ -80,8 +81,10 @@ def check_same_run(resumed, whole, step: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_resumed_run_is_the_run_that_was_not_stopped(models, mixed_lengths, tmp_path, case):
-    """Between two logs, within the second epoch or at its beginning; the models have dropout."""
+def test_a_resumed_run_is_the_run_that_was_not_stopped(models, mixed_lengths, tmp_path, monkeypatch, case):
+    """Between two logs, within the second epoch or at its beginning; the models have dropout. There is no warning of flags."""
+    warnings = []
+    monkeypatch.setattr(transformers.trainer.logger, "warning_once", warnings.append)
     script, flags = CASES[case]
     flags = ["--save_steps", 0.5, *flags]
     run(script, models, mixed_lengths, tmp_path / "whole", *flags)
@@ -91,6 +94,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(models, mixed_lengths, tm
     resume(tmp_path / "whole", step, tmp_path / "resumed")
     run(script, models, mixed_lengths, tmp_path / "resumed", *flags)
     check_same_run(tmp_path / "resumed", tmp_path / "whole", step)
+    assert not [text for text in warnings if "do not match" in text]
 
 
 # A run that is stopped in an evaluation

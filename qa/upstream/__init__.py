@@ -16,6 +16,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | ResumedEpochs | transformers 4.55.4 | a resumed epoch loses its last update | test_an_epoch_that_is_resumed_within_... |
 | RestoredCallbacks | transformers 4.55.4 | a resumed run forgets its evaluations without progress | test_resume.py |
 | FinishedTraining | transformers 4.55.4 | a finished run that resumes takes another step | test_resume.py |
+| NoComparedShares | transformers 4.55.4 | a resumed run warns of a flag that is a share of the steps | test_resume.py |
 | BestCheckpoint | transformers 4.55.4 | `--save_strategy best` saves the last model | test_save_strategy_best |
 | write_finite_states | transformers 4.55.4 | a NaN in trainer_state.json, which is no JSON | test_identity.py |
 | GivenBatchSize | transformers 4.55.4 | a resumed run keeps its checkpoint's batch size, whatever the flag | test_identity.py |

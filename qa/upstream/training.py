@@ -147,7 +147,17 @@ def evaluation_is_due(state: dict) -> bool:
     return state["stateful_callbacks"].get("TrainerControl", {}).get("args", {}).get("should_evaluate", False)
 
 
-class Resumable(ResumedEpochs, FinishedTraining, RestoredCallbacks):
+class NoComparedShares:
+    """Mixin for a trainer: a run that resumes does not compare its flags with the steps in the checkpoint's state.
+
+    transformers warns that --logging_steps 0.01, the default here, is not 5. `qa.resume` compares the flags of both runs.
+    """
+
+    def compare_trainer_and_checkpoint_args(self, training_args, trainer_state) -> None:
+        """Print no warning."""
+
+
+class Resumable(ResumedEpochs, FinishedTraining, RestoredCallbacks, NoComparedShares):
     """Mixin for a trainer: a run that was stopped and resumes is the same run."""
 
 
