@@ -28,8 +28,10 @@ from qa.answer_table import make_table, window_counts
 from qa.arguments import DataArguments, ModelArguments, hub_arguments
 from qa.data import text_problem
 from qa.errors import UserError, reason_of
+from qa.folders import short_path
 from qa.limits import number_problems
 from qa.models import load_config_and_tokenizer
+from qa.names import why_no_source
 from qa.padding import PaddingCollator
 from qa.readers import READERS, Reader
 from qa.settings import SETTINGS_FILE, Settings, read_settings
@@ -76,6 +78,8 @@ class Answerer:
     def __init__(self, model: str | Path, device: str | None = None, batch_size: int = 8, **flags):
         if unknown := flags.keys() - SETTINGS_FLAGS - LOADING_FLAGS:
             raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
+        if problem := why_no_source("model_name_or_path", str(model)):
+            raise UserError(f"{short_path(str(model))}{problem}")
         self.batch_size, device = batch_size, find_device(device)
         loading = {name: flags.pop(name) for name in LOADING_FLAGS & flags.keys()}
         try:

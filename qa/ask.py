@@ -36,7 +36,7 @@ from qa.settings import read_settings
 EXAMPLE = 'python -m qa.ask out --context contract.txt "Who signed it?"'
 NO_TEXT = (*MAGIC, b"%PDF", b"\xd0\xcf\x11\xe0")  # first bytes of documents: Word's are a ZIP archive or an OLE file
 # Flags of the scripts, by the dataclass that describes them.
-SETTINGS = "max_seq_length doc_stride max_answer_length n_best_size null_score_diff_threshold version_2_with_negative"
+SETTINGS = "max_seq_length doc_stride max_answer_length n_best_size null_score_diff_threshold temperature version_2_with_negative"
 DATA = "question_column context_column id_column on_bad_rows"
 LOADING = "config_name tokenizer_name cache_dir model_revision token trust_remote_code"
 FLAGS = (

@@ -878,6 +878,9 @@ ASK = [
             out --context good.txt --token hf_secret1 --hub_tokn hf_secret1 What?
             bert-large --context good.txt What?
             empty_folder --context good.txt What?
+            nowhere/out --context good.txt What?
+            ../out --context good.txt What?
+            good.txt --context good.txt What?
             no_head --context good.txt What?
             trained --context good.txt --max_seq_length 32 --doc_stride 32 What?
             damaged --context good.txt What?
