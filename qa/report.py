@@ -249,6 +249,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", metavar="FILE.html", help="write the table of several runs as a page too")
     arguments = parser.parse_args(argv)
     folders = [Path(folder) for folder in arguments.folders]
+    if arguments.output and len(folders) == 1:
+        raise UserError(f"--output {arguments.output} is for a table of several runs; name another folder, or omit it")
     for folder in folders:
         remake(folder)
         print(f"written: {folder / 'eval_report.html'}")

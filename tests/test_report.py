@@ -279,6 +279,8 @@ def test_runs_without_a_record_or_without_common_questions(tmp_path):
 
 def test_the_command_compares_folders_in_a_page(folder, tmp_path, capsys):
     write_run(tmp_path / "other", negatives=False)
+    with pytest.raises(UserError, match="runs.html is for a table of several runs"):
+        main([str(folder), "--output", str(tmp_path / "runs.html")])
     main([str(folder), str(tmp_path / "other"), "--output", str(tmp_path / "runs.html")])
     printed = capsys.readouterr().out.splitlines()
     assert printed[2].split() == ["run", "seed", "questions", "EM", "F1"] and len(printed) == 6
