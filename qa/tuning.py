@@ -59,13 +59,13 @@ def tune(trainer, data_args: DataArguments, features, rows: list[dict]) -> None:
 
 
 def tuned(answers: Answers, rows: list[dict], windows: np.ndarray) -> tuple[float, float]:
-    """Return the threshold of `tuned_threshold`, and the temperature of the answers that it leaves.
+    """Return the threshold of the highest F1, and the temperature of the answers that it leaves.
 
     Without a temperature that fits, as for a model that writes, it is 1.
     """
     golds = [gold_answers(row) for row in rows]
     texts = {row["id"]: list(gold["text"]) for row, gold in zip(rows, golds)}
-    threshold = tuned_threshold(answers.best_texts, texts, answers.null_odds)
+    threshold = threshold_of_best_f1(answers.best_texts, texts, answers.null_odds)
     before = averages(score_each(answers.texts, texts, version_2=True), texts)["f1"]
     answers.texts = decide(answers.best_texts, answers.null_odds, threshold)
     table = make_table(answers, rows, windows, golds=golds, language="off")
@@ -81,15 +81,16 @@ def tuned(answers: Answers, rows: list[dict], windows: np.ndarray) -> tuple[floa
     return threshold, temperature or 1.0
 
 
-def tuned_threshold(best_texts: dict[str, str], golds: dict[str, list[str]], null_odds: dict[str, float]) -> float:
-    """Return the threshold on the null odds closest to 0, the default, whose F1 is as good as the highest.
+def threshold_of_best_f1(
+    best_texts: dict[str, str], golds: dict[str, list[str]], null_odds: dict[str, float]
+) -> float:
+    """Return the threshold on the null odds with the highest F1; of several the one closest to 0, the default.
 
-    It is as good where it is lower by at most the standard error of the difference over these questions: the best threshold
-    of few questions is partly chance, and on others often worse than 0. This is the one-standard-error rule (Breiman et al.
-    1984, Classification and Regression Trees, 3.4.3). A question whose odds are NaN is answered whatever the threshold.
+    Other questions have other odds: the lowest of several would refuse answers whose odds are a little higher than those
+    of these questions. A question whose odds are NaN is answered whatever the threshold.
 
     >>> texts, golds = {"a": "Cairo", "b": "Giza"}, {"a": ["Cairo"], "b": []}
-    >>> tuned_threshold(texts, golds, {"a": -3.5, "b": 1.0}), tuned_threshold(texts, golds, {"a": 2.0, "b": 5.0})
+    >>> threshold_of_best_f1(texts, golds, {"a": -3.5, "b": 1.0}), threshold_of_best_f1(texts, golds, {"a": 2.0, "b": 5.0})
     (0.0, 2.0)
     """
     names = list(golds)
@@ -98,11 +99,10 @@ def tuned_threshold(best_texts: dict[str, str], golds: dict[str, list[str]], nul
     refused = np.array([float(not golds[name]) for name in names])  # the F1 of each question without an answer to it
     scores = score_each(best_texts, golds, version_2=True)
     gains = np.array([scores[name][1] for name in names]) - refused
-    # Of thresholds below all values, and from each one up:
-    totals, squares = (np.cumsum([0.0, *np.bincount(rank, weights=gains**power)]) for power in (1, 2))
-    best = totals.argmax()
-    lost = totals[best] - totals
-    error = np.sqrt(np.maximum(np.abs(squares[best] - squares) - lost**2 / len(names), 0))
+    totals = np.cumsum(
+        [0.0, *np.bincount(rank, weights=gains)]
+    )  # of thresholds below all values, and from each one up
+    best = totals > totals.max() - 1e-9
     lowest, highest = np.append(-np.inf, values), np.append(np.nextafter(values, -np.inf), np.inf)
-    closest = np.clip(0.0, lowest, highest)[lost <= error + 1e-9]
+    closest = np.clip(0.0, lowest, highest)[best]
     return float(closest[np.argmin(np.abs(closest))])

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-import statistics
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -27,7 +26,7 @@ from qa.device import training_arguments
 from qa.errors import UserError
 from qa.settings import SETTINGS_FILE, read_settings, use_settings, write_settings
 from qa.thresholds import doubt, to_paste
-from qa.tuning import check_tuning, tuned_threshold
+from qa.tuning import check_tuning, threshold_of_best_f1
 
 
 SHARE, SEED = 0.4, 42
@@ -153,37 +152,26 @@ def test_a_check_shows_how_many_are_held_out(tiny_model, files, tmp_path, capsys
 
 @examples(60)
 @given(st.lists(st.tuples(st.sampled_from(["a", "a b", "c", ""]), st.booleans(), st.integers(-3, 3) | st.integers(36, 40)), min_size=1))  # fmt: skip
-def test_the_threshold_is_the_closest_to_0_as_good_as_the_best(cases):
+def test_the_threshold_is_that_of_the_highest_f1_closest_to_0(cases):
     """As a loop finds it over 0, the odds of all questions and numbers just below; also where two odds are one probability."""
     texts = {str(number): text for number, (text, _, _) in enumerate(cases)}
     golds = {str(number): ["a b"] * answered for number, (_, answered, _) in enumerate(cases)}
     odds = {str(number): float(value) for number, (_, _, value) in enumerate(cases)}
     tried = sorted([0.0, *odds.values(), *(math.nextafter(value, -math.inf) for value in odds.values())], key=abs)
-    f1 = {
-        value: [
-            oracle.score_with_threshold({name: texts[name]}, golds, odds, value, oracle.f1_v2) / 100 for name in texts
-        ]
-        for value in tried
-    }
-    highest = max(sum(scores) for scores in f1.values())
-    best = next(value for value in sorted(tried) if sum(f1[value]) > highest - 1e-9)
-
-    def is_as_good(value: float) -> bool:
-        lost = [high - low for high, low in zip(f1[best], f1[value])]
-        return sum(lost) <= math.sqrt(len(lost)) * statistics.pstdev(lost) + 1e-9
-
-    assert abs(tuned_threshold(texts, golds, odds)) == abs(next(filter(is_as_good, tried)))
+    f1 = [oracle.score_with_threshold(texts, golds, odds, value, oracle.f1_v2) for value in tried]
+    best = next(value for value, score in zip(tried, f1) if score == pytest.approx(max(f1)))
+    assert abs(threshold_of_best_f1(texts, golds, odds)) == abs(best)
 
 
 def test_a_threshold_of_few_questions_refuses_no_answer_that_0_has():
     """The lowest one with the highest F1 is -30 here, and refuses an answer with the odds -29."""
     golds = {"a": ["x"], "b": []}
-    assert tuned_threshold({"a": "x", "b": "y"}, golds, {"a": -30.0, "b": 20.0}) == 0
+    assert threshold_of_best_f1({"a": "x", "b": "y"}, golds, {"a": -30.0, "b": 20.0}) == 0
 
 
 def test_odds_that_are_no_number_do_not_become_the_threshold():
     golds = {"a": ["x"], "b": ["y"]}
-    assert tuned_threshold({"a": "x", "b": "y"}, golds, {"a": math.nan, "b": 1.5}) == 1.5
+    assert threshold_of_best_f1({"a": "x", "b": "y"}, golds, {"a": math.nan, "b": 1.5}) == 1.5
 
 
 def test_the_values_are_those_of_the_trained_model_on_the_held_out_questions(tuned, files, tmp_path):
