@@ -130,8 +130,16 @@ WRITE(ssize_t writev(int descriptor, const struct iovec *parts, int count), plai
         if (below(directory, path, full) && change(kind, full, takes_room)) return -1; \
         return next(__VA_ARGS__); \
     }
-CHANGE("mkdir", 1, mkdir, (const char *path, mode_t mode), AT_FDCWD, path, path, mode)
-CHANGE("mkdir", 1, mkdirat, (int directory, const char *path, mode_t mode), directory, path, directory, path, mode)
+
+/* A folder that exists is no change, whether there is room or not. */
+#define MKDIR(name, declaration, directory, path, ...) \
+    int name declaration { \
+        NEXT(name); char full[PATH_MAX]; \
+        if (below(directory, path, full) && access(full, F_OK) && change("mkdir", full, 1)) return -1; \
+        return next(__VA_ARGS__); \
+    }
+MKDIR(mkdir, (const char *path, mode_t mode), AT_FDCWD, path, path, mode)
+MKDIR(mkdirat, (int directory, const char *path, mode_t mode), directory, path, directory, path, mode)
 CHANGE("rmdir", 0, rmdir, (const char *path), AT_FDCWD, path, path)
 CHANGE("unlink", 0, unlink, (const char *path), AT_FDCWD, path, path)
 CHANGE("unlink", 0, unlinkat, (int directory, const char *path, int flags), directory, path, directory, path, flags)

@@ -82,7 +82,7 @@ class Runs:
             places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             os.environ.update({name: str(value) for name, value in places.items()})
         if how in HOW:
-            trace = os.open(f"{output}.trace_{rank}", os.O_WRONLY | os.O_CREAT, 0o644) if how == "count" else -1
+            trace = os.open(f"{output}.trace_{rank}", os.O_WRONLY | os.O_CREAT, 0o644)
             ctypes.CDLL(None).arm(str(output).encode(), ctypes.c_long(at), HOW[how], trace)
         status = 1
         try:
@@ -122,10 +122,13 @@ class Runs:
         return results_of(output), traces, time.time() - start
 
     def disturbed(self, how: str, armed: int, at: float, expected: dict) -> list[str] | None:
-        """Disturb a run, start it again, and return what is wrong; None if it ended before its kill."""
+        """Disturb a run, start it again, and return what is wrong; None if it ended before its kill or its full disk.
+
+        Ranks race for a folder that both make: the second one has a change less than it may have had undisturbed.
+        """
         output = self.folder / f"{how}_{armed}_{at}"
         statuses = self.wait(self.start(output, how, int(at), armed), at if how == "any" else GIVE_UP_SECONDS)
-        if how == "any" and not any(statuses):
+        if not any(statuses) and (how == "any" or changes_of(output, armed, how) < at):
             return None
         log, problems = Path(f"{output}.log").read_text(), []
         if how == "full" and (statuses[armed] != 1 or not re.search("^error: the disk is full", log, re.M)):
@@ -153,7 +156,8 @@ class Runs:
         if problems:
             return [*problems, Path(f"{output}.log").read_text()[-2000:]]
         shutil.rmtree(output)
-        Path(f"{output}.log").unlink()
+        for path in output.parent.glob(f"{output.name}.*"):  # the log, the trace
+            path.unlink()
         return []
 
 
@@ -181,6 +185,11 @@ def results_of(output: Path) -> dict:
     results["state"] = [state["global_step"], state["best_metric"], Path(state["best_model_checkpoint"] or "").name]
     results["files"] = sorted(path.name for path in output.iterdir() if path.name != "checkpoint-precious")
     return results
+
+
+def changes_of(output: Path, rank: int, how: str) -> int:
+    """Return how many changes of a kind a rank of a disturbed run has made."""
+    return count(Path(f"{output}.trace_{rank}").read_text().splitlines(), how)
 
 
 def places(changes: int, often: int | str | list[int]) -> list[int]:
