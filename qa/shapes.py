@@ -32,7 +32,7 @@ def check_columns(
         report_columns: those of `--report_columns`, in data that a report is about.
 
     Raises:
-        UserError: with every column that is missing.
+        UserError: with all columns that are missing.
     """
     columns = dict.fromkeys(name for record in records for name, value in record.items() if value is not None)
     flags = ["question_column", "context_column"] + ["id_column"] * (data_args.id_column is not None)
@@ -42,7 +42,11 @@ def check_columns(
     missing = [(flag, name) for flag, name in named if name not in columns]
     if records and missing:
         there = ", ".join(" ".join(name.split())[:40] for name in itertools.islice(filter(None, columns), 20))
-        raise UserError(*(f"{source}: no column `{name}` (--{flag}); there are: {there}" for flag, name in missing))
+        names, flags = ", ".join(f"`{name}`" for _, name in missing), dict.fromkeys(f"--{flag}" for flag, _ in missing)
+        one = "one" if len(missing) == 1 else "ones"
+        raise UserError(
+            f"{source}: no column {names}; there are: {there}; name the right {one} with {', '.join(flags)}"
+        )
 
 
 def common_shape(record: dict, number: int, data_args) -> dict:
