@@ -14,7 +14,7 @@ from helpers import ROOT, split_import_times
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from qa.argument_file import expand_file
-from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments
+from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments, Seq2SeqModelArguments, SpanDataArguments
 from qa.command_line import HELP, LIBRARY_HELP, CommandLine
 from qa.device import GAUDI_DEFAULTS, GAUDI_FLAGS, OWN_FLAGS, DeviceChoice, training_arguments
 from qa.errors import UserError
@@ -269,7 +269,7 @@ def flags_listed(text: str) -> list[str]:
 
 @pytest.mark.parametrize("seq2seq", [False, True])
 def test_help_lists_every_flag_of_the_scripts_once_and_the_libraries_on_demand(seq2seq):
-    own = (Seq2SeqModelArguments, Seq2SeqDataArguments) if seq2seq else (ModelArguments, DataArguments)
+    own = (Seq2SeqModelArguments, Seq2SeqDataArguments) if seq2seq else (ModelArguments, SpanDataArguments)
     parser = CommandLine((*own, training_arguments(seq2seq)), description="    python run_qa.py --an_example")
     listed, all_flags = flags_listed(parser.format_help()), flags_listed(parser.format_help(everything=True))
     names = {field.name for kind in own for field in dataclasses.fields(kind)}
@@ -282,7 +282,8 @@ def test_help_lists_every_flag_of_the_scripts_once_and_the_libraries_on_demand(s
 
 def test_help_explains_flags_that_exist():
     known = {field.name for seq2seq in (False, True) for field in dataclasses.fields(training_arguments(seq2seq))}
-    own = {field.name for kind in (Seq2SeqModelArguments, Seq2SeqDataArguments) for field in dataclasses.fields(kind)}
+    kinds = (SpanDataArguments, Seq2SeqModelArguments, Seq2SeqDataArguments)
+    own = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     listed = [name for names in HELP.values() for name in names.split()]
     assert len(listed) == len(set(listed)) and set(listed) <= known | own
     assert set(LIBRARY_HELP) == set(listed) - own - set(OWN_FLAGS)

@@ -264,6 +264,7 @@ def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_
     assert {path for path in made if made[path] != before.get(path)} == evaluation | {
         out / "all_results.json",
         out / "run.json",
+        out / "README.md",  # the card has the scores
     }
 
 

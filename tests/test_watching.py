@@ -28,6 +28,7 @@ from qa.steps import logging_interval
 from qa.trackers import has_curve, threshold_figures
 
 
+WANDB = "W&B: pip install wandb==0.31.0"
 STEP = (
     r"Step (\d+) of 8: loss \S+, learning rate \S+, gradient norm \S+, \S+ features/s, \S+ tokens/s, \d+% padding(.*)"
 )
@@ -169,7 +170,9 @@ def test_logging_changes_no_weight(watched, tiny_model, negatives, tmp_path):
 
 
 def test_tensorboard_has_the_log_the_scores_and_the_curve(watched):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="pip install tensorboard"
+    )
     folder, _ = watched
     (logs,) = (folder / "out" / "runs").iterdir()
     found = events.EventAccumulator(str(logs), size_guidance={events.IMAGES: 0}).Reload()
@@ -185,7 +188,7 @@ def test_tensorboard_has_the_log_the_scores_and_the_curve(watched):
 
 
 def test_wandb_has_the_log_the_scores_and_the_curve(watched):
-    messages = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    messages = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason=WANDB)
     folder, _ = watched
     (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     records = [messages.Record.FromString(data) for data in records_of(path.read_bytes())]
@@ -209,7 +212,7 @@ def test_wandb_has_the_log_the_scores_and_the_curve(watched):
 
 def test_wandb_without_a_valid_key_is_reported_before_anything_is_read():
     """In another process: W&B reads its environment once."""
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason=WANDB)
     code = "from qa.names import tracker_problems; print(*tracker_problems(['wandb']))"
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
     for more, problem in (
