@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -11,6 +12,7 @@ from hub_server import Hub, running
 from huggingface_hub import constants, hf_api
 
 import run_qa
+import trainer_qa
 from qa.errors import Stopped, UserError
 from qa.push import account_problem
 from qa.upstream.hub import patient_session
@@ -73,9 +75,21 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_files_of_a_run_are_uploaded_and_nothing_of_this_machine(
-    hub, tiny_model, squad_files, tmp_path, caplog, capfd
+    hub, tiny_model, squad_files, tmp_path, caplog, capfd, monkeypatch
 ):
-    """The hub fails after the first checkpoint: the run ends with a line, and the same command only uploads."""
+    """The hub fails after the first checkpoint: the run ends with a line, and the same command only uploads.
+
+    The training waits for the uploads of a checkpoint: an upload fails whose files the next checkpoint replaces.
+    """
+    step = trainer_qa.QuestionAnsweringTrainer.training_step
+
+    def step_after_uploads(self, *args, **kwargs):
+        end = time.time() + 100
+        while self.state.global_step == 2 and len(hub.uploads) < 2 and time.time() < end:
+            time.sleep(0.01)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer_qa.QuestionAnsweringTrainer, "training_step", step_after_uploads)
     folder = tmp_path / "places-and-people"
     flags = ["--do_train", "--train_file", squad_files / "train.json", "--max_train_samples", 12, "--max_steps", 4]
     flags += [
@@ -106,11 +120,10 @@ def test_the_files_of_a_run_are_uploaded_and_nothing_of_this_machine(
     run(tiny_model, folder, TOKEN, *flags)
     assert "left to do: push to the hub" in caplog.text
     assert content_of(folder) == before and "model.safetensors:" not in capfd.readouterr().err
-    uploads = [*sorted(hub.uploads[:2], key=lambda upload: upload[2]), *hub.uploads[2:]]  # those of a step are two threads
-    places = [(repository, branch, message) for repository, branch, message, _ in uploads]
+    places = [(repository, branch, message) for repository, branch, message, _ in hub.uploads]
     messages = ["Training in progress, step 2", "Training in progress, step 2, checkpoint", "End of training"]
     assert places == [("ann/places-and-people", "main", message) for message in messages]
-    (*_, early), (*_, checkpoint), (*_, files) = uploads
+    (*_, early), (*_, checkpoint), (*_, files) = hub.uploads
     assert (set(early), set(files)) == (MODEL, MODEL | RESULTS)
     assert {f"last-checkpoint/{name}" for name in ("optimizer.pt", "run.json", "trainer_state.json")} <= set(
         checkpoint
