@@ -182,5 +182,5 @@ def print_summary(training_args, state, metrics: dict) -> None:
     """Print the closing lines of a run on rank 0; characters that the terminal does not have, by their numbers."""
     if training_args.process_index == 0:
         lines = "\n".join(summary(training_args, state, metrics, Path(sys.argv[0]).name))
-        encoding = sys.stdout.encoding or "utf-8"
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # a caller's stdout may be None, or a buffer
         print(lines.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)
