@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import torch
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
+from transformers.modeling_utils import set_zero3_state
 
 from qa.errors import UserError
 from qa.lora import has_adapters
@@ -103,10 +104,12 @@ def loss_of(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 def find_packed_form(auto_class: type, config, trust_remote_code: bool = False) -> PackedForm:
     """Return how models of this configuration take packed rows.
 
+    Also under DeepSpeed ZeRO-3, where the small model is not partitioned.
+
     Raises:
         UserError: they do not, such as those whose attention takes no mask of pairs of tokens.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), plain_attention():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), plain_attention(), set_zero3_state():
         for form in forms_of(config):
             model = small_model(auto_class, config, trust_remote_code)
             if keeps_apart(model, form):

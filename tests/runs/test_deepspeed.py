@@ -196,9 +196,10 @@ def test_the_configuration_is_the_documents():
 
 
 def test_two_ranks_without_a_gaudi(one, still_models, squad_files, tmp_path):
-    """The same configuration, also without --bf16: transformers would refuse it. Nothing is compiled first."""
+    """The same configuration, also without --bf16: transformers would refuse it. Nothing is compiled first. ZeRO-3 packs."""
     names = ("deepspeed_zero_2", "deepspeed_zero_3_causal")
     jobs = {name: job(name, tmp_path, still_models, squad_files) for name in names}
+    jobs["deepspeed_zero_3_causal"].append("--pack")
     run_two(tmp_path, "deepspeed", dict(os.environ), jobs)
     assert history_of(tmp_path / "deepspeed_zero_2", "loss") == pytest.approx(
         history_of(one, "loss"), **TOLERANCES["deepspeed_zero_2"]
