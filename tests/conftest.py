@@ -185,6 +185,22 @@ def mixed_lengths(squad_files, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def seen(monkeypatch):
+    """Return the shapes of the inputs that a run trains and evaluates with, by the method of the trainer."""
+    import trainer_qa
+
+    shapes = {"training_step": [], "prediction_step": []}
+    for name in shapes:
+
+        def step(self, model, inputs, *args, name=name, **kwargs):
+            shapes[name].append(tuple(inputs["input_ids"].shape))
+            return getattr(super(trainer_qa.FeatureOrder, self), name)(model, inputs, *args, **kwargs)
+
+        monkeypatch.setattr(trainer_qa.FeatureOrder, name, step, raising=False)
+    return shapes
+
+
 @pytest.fixture(scope="session")
 def negatives(squad_files, tmp_path_factory):
     """Return a SQuAD 2.0 file: `dev.json`, every other question of a paragraph without an answer."""

@@ -64,6 +64,18 @@ def learning_flags(rows: Path) -> list:
 HELD = []
 
 
+def mixed_training(mixed_lengths: Path, batch: int) -> list:
+    """Return the flags of two epochs on the questions of `mixed_lengths`, N features a step."""
+    return ["--do_train", "--train_file", mixed_lengths / "train.json", "--num_train_epochs", "2", "--logging_steps", "1",
+            "--per_device_train_batch_size", batch, "--learning_rate", "1e-3"]  # fmt: skip
+
+
+def run_in_windows(script, model, output_dir: Path, *flags) -> None:
+    """Run a script in this process, with windows of 96 tokens that share 16."""
+    words = ["--model_name_or_path", model, "--output_dir", output_dir, "--max_seq_length", 96, "--doc_stride", 16]
+    script.main([*map(str, [*words, "--report_to", "none", "--disable_tqdm", "True", *flags])])
+
+
 def free_port() -> int:
     """Return a TCP port that nothing else gets as long as the tests run, for ranks of several launchers."""
     from qa.launch.hosts import hold_port

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from helpers import examples, load, read_rows
+from helpers import examples, load, mixed_training, read_rows, run_in_windows
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
@@ -174,53 +174,25 @@ def test_the_numbers_of_auto():
 # The scripts
 
 
-def run(script, model, output_dir, *flags) -> None:
-    common = [
-        "--model_name_or_path",
-        model,
-        "--output_dir",
-        output_dir,
-        "--max_seq_length",
-        "96",
-        "--doc_stride",
-        "16",
-    ]
-    script.main([*map(str, [*common, "--report_to", "none", "--disable_tqdm", "True", *flags])])
-
-
-def training_flags(mixed_lengths) -> list:
-    return ["--do_train", "--train_file", mixed_lengths / "train.json", "--num_train_epochs", "2", "--logging_steps", "1",
-            "--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]  # fmt: skip
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """Return the widths of the batches that a run trains and evaluates with."""
-    widths = {"training_step": [], "prediction_step": []}
-    for name in widths:
-        monkeypatch.setattr(trainer_qa.FeatureOrder, name, noting(widths[name], name), raising=False)
-    return widths
-
-
-def noting(widths: list, name: str):
-    def step(self, model, inputs, *args, **kwargs):
-        widths.append(tuple(inputs["input_ids"].shape))
-        return getattr(super(trainer_qa.FeatureOrder, self), name)(model, inputs, *args, **kwargs)
-
-    return step
-
-
 def test_a_run_has_the_shapes_of_its_buckets_and_the_padded_answers(tiny_model, mixed_lengths, tmp_path, seen):
     flags = ["--do_eval", "--validation_file", mixed_lengths / "dev.json"]
-    run(run_qa, tiny_model, tmp_path / "trained", *training_flags(mixed_lengths), *flags, "--length_buckets", *BUCKETS)
+    run_in_windows(
+        run_qa,
+        tiny_model,
+        tmp_path / "trained",
+        *mixed_training(mixed_lengths, 4),
+        *flags,
+        "--length_buckets",
+        *BUCKETS,
+    )
     expected = {(4, int(width)) for width in BUCKETS}
     assert set(seen["training_step"]) == expected
     assert set(seen["prediction_step"]) == {(8, int(width)) for width in BUCKETS}
     seen["prediction_step"].clear()
-    run(run_qa, tmp_path / "trained", tmp_path / "padded", *flags)
+    run_in_windows(run_qa, tmp_path / "trained", tmp_path / "padded", *flags)
     assert {width for _, width in seen["prediction_step"]} == {96}
     check_same_answers(tmp_path / "trained", tmp_path / "padded")
-    run(
+    run_in_windows(
         run_qa,
         tmp_path / "trained",
         tmp_path / "auto",
@@ -247,34 +219,34 @@ def check_same_answers(folder, padded) -> None:
 def test_dropping_last_batches_drops_no_answers(tiny_model, mixed_lengths, tmp_path):
     """transformers drops them in evaluation too."""
     flags = ["--do_eval", "--validation_file", mixed_lengths / "dev.json", "--max_eval_samples", "13"]
-    run(run_qa, tiny_model, tmp_path / "kept", *flags)
-    run(run_qa, tiny_model, tmp_path / "dropped", *flags, "--dataloader_drop_last")
+    run_in_windows(run_qa, tiny_model, tmp_path / "kept", *flags)
+    run_in_windows(run_qa, tiny_model, tmp_path / "dropped", *flags, "--dataloader_drop_last")
     check_same_answers(tmp_path / "dropped", tmp_path / "kept")
 
 
 def test_a_run_is_not_resumed_with_batches_of_another_size(tiny_model, mixed_lengths, tmp_path):
     """transformers 4.55 continues with those of the checkpoint, which would hold features of several buckets."""
-    flags = [*training_flags(mixed_lengths), "--max_steps", "1", "--save_steps", "1"]
-    run(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
+    flags = [*mixed_training(mixed_lengths, 4), "--max_steps", "1", "--save_steps", "1"]
+    run_in_windows(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
     flags[flags.index("--per_device_train_batch_size") + 1] = "8"
     flags[flags.index("--max_steps") + 1] = "2"
     flags.append("--resume_anyway")
     with pytest.raises(UserError) as error:
-        run(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
+        run_in_windows(run_qa, tiny_model, tmp_path, *flags, "--length_buckets", *BUCKETS)
     (problem,) = error.value.problems
     assert (
         problem.startswith("--per_device_train_batch_size 8: the run of")
         and "has 4, by which --length_buckets" in problem
     )
-    run(run_qa, tiny_model, tmp_path, *flags)
+    run_in_windows(run_qa, tiny_model, tmp_path, *flags)
 
 
 @pytest.mark.parametrize("buckets", [[], ["--length_buckets", *BUCKETS]])
 def test_dropping_all_training_features_is_reported(tiny_model, mixed_lengths, tmp_path, buckets):
-    flags = [*training_flags(mixed_lengths), "--max_train_samples", "1", "--dataloader_drop_last", *buckets]
+    flags = [*mixed_training(mixed_lengths, 4), "--max_train_samples", "1", "--dataloader_drop_last", *buckets]
     flags += ["--per_device_train_batch_size", "16", "--check"]
     with pytest.raises(UserError) as error:
-        run(run_qa, tiny_model, tmp_path, *flags)
+        run_in_windows(run_qa, tiny_model, tmp_path, *flags)
     (problem,) = error.value.problems
     assert problem.startswith("--dataloader_drop_last drops all ") and problem.endswith(": a step takes 16")
 
@@ -286,10 +258,12 @@ def test_a_writing_model_writes_the_same(tiny_writers, mixed_lengths, tmp_path, 
         mixed_lengths / "dev.json",
         "--predict_with_generate",
         "--max_answer_length", 9, "--per_device_eval_batch_size", 4]  # fmt: skip
-    run(run_seq2seq_qa, tiny_writers["t5"], tmp_path / "padded", *flags)
+    run_in_windows(run_seq2seq_qa, tiny_writers["t5"], tmp_path / "padded", *flags)
     seen["prediction_step"].clear()
-    train = training_flags(mixed_lengths)[:-2] + ["--learning_rate", "0"]
-    run(run_seq2seq_qa, tiny_writers["t5"], tmp_path / "buckets", *flags, *train, "--length_buckets", "48", "64", "96")
+    train = mixed_training(mixed_lengths, 4)[:-2] + ["--learning_rate", "0"]
+    run_in_windows(
+        run_seq2seq_qa, tiny_writers["t5"], tmp_path / "buckets", *flags, *train, "--length_buckets", "48", "64", "96"
+    )
     assert (
         {width for _, width in seen["prediction_step"]}
         == {48, 64, 96}
@@ -307,10 +281,17 @@ def test_a_writing_model_writes_the_same(tiny_writers, mixed_lengths, tmp_path, 
 
 def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
     """Against the features themselves; the rates omit the first steps and the pauses, one of which is in the first steps."""
-    flags = [*training_flags(mixed_lengths), "--dataloader_drop_last", "--eval_strategy", "steps", "--eval_steps", "2"]
+    flags = [
+        *mixed_training(mixed_lengths, 4),
+        "--dataloader_drop_last",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "2",
+    ]
     flags += ["--gradient_accumulation_steps", "2"]
     flags += ["--do_eval", "--validation_file", mixed_lengths / "dev.json", "--length_buckets", *BUCKETS]
-    run(run_qa, tiny_model, tmp_path, *flags, "--throughput_warmup_steps", "3")
+    run_in_windows(run_qa, tiny_model, tmp_path, *flags, "--throughput_warmup_steps", "3")
     results, evaluated = load(tmp_path / "train_results.json"), load(tmp_path / "eval_results.json")
     rows = read_rows(mixed_lengths / "train.json")
     tokenizer = qa.models.load_config_and_tokenizer(qa.arguments.ModelArguments(str(tiny_model)))[1]

@@ -5,14 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import examples, load
+from helpers import examples, load, mixed_training, run_in_windows
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForQuestionAnswering, BertConfig, DistilBertConfig, LlamaConfig, RobertaConfig
 
 import qa.packing
 import run_qa
-import trainer_qa
 from qa.errors import UserError
 from qa.packed_model import find_packed_form, pack_model
 from qa.packing import Packing, PackingCollator
@@ -124,46 +123,13 @@ def test_a_model_whose_attention_takes_no_mask_of_pairs_is_refused():
 # The script
 
 
-def run(model, output_dir, *flags) -> None:
-    common = [
-        "--model_name_or_path",
-        model,
-        "--output_dir",
-        output_dir,
-        "--max_seq_length",
-        "96",
-        "--doc_stride",
-        "16",
-    ]
-    run_qa.main([*map(str, [*common, "--report_to", "none", "--disable_tqdm", "True", *flags])])
-
-
-def training_flags(mixed_lengths) -> list:
-    return ["--do_train", "--train_file", mixed_lengths / "train.json", "--num_train_epochs", "2", "--logging_steps", "1",
-            "--per_device_train_batch_size", "8", "--learning_rate", "1e-3"]  # fmt: skip
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """Return the shapes of the batches that a run trains and evaluates with."""
-    shapes = {"training_step": [], "prediction_step": []}
-    for name in shapes:
-
-        def step(self, model, inputs, *args, name=name, **kwargs):
-            shapes[name].append(tuple(inputs["input_ids"].shape))
-            return getattr(super(trainer_qa.FeatureOrder, self), name)(model, inputs, *args, **kwargs)
-
-        monkeypatch.setattr(trainer_qa.FeatureOrder, name, step, raising=False)
-    return shapes
-
-
 def test_a_packed_run_has_one_shape_and_the_padded_answers(tiny_model, mixed_lengths, tmp_path, seen):
     flags = ["--do_eval", "--validation_file", mixed_lengths / "dev.json"]
-    run(tiny_model, tmp_path / "trained", *training_flags(mixed_lengths), *flags, "--pack")
+    run_in_windows(run_qa, tiny_model, tmp_path / "trained", *mixed_training(mixed_lengths, 8), *flags, "--pack")
     ((rows, width),) = set(seen["training_step"])
     ((eval_rows, eval_width),) = set(seen["prediction_step"])
     assert width == eval_width == 96 and rows < 8 and eval_rows < 8
-    run(tmp_path / "trained", tmp_path / "padded", *flags)
+    run_in_windows(run_qa, tmp_path / "trained", tmp_path / "padded", *flags)
     results, expected = (load(tmp_path / folder / "eval_results.json") for folder in ("trained", "padded"))
     for name in ("eval_f1", "eval_exact_match", "eval_samples"):
         assert results[name] == expected[name]
