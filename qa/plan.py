@@ -177,12 +177,11 @@ def plan_part(part, split: str, length: int | None, training_args) -> Part:
     """
     trains, drops = split == "train", training_args.dataloader_drop_last
     group = train_group(training_args) if trains else eval_group(training_args)
+    steps = len(part) // group if trains and drops else math.ceil(len(part) / group)
     if part.packing is not None:
-        steps = len(part) // group if trains and drops else math.ceil(len(part) / group)
         return Part(steps, {(part.packing.rows, part.packing.width): steps}, lengths=0)
     widths = padded_widths(part, length)
     if widths is None:
-        steps = len(part) // group if trains and drops else math.ceil(len(part) / group)
         return Part(steps, None, lengths=len(np.unique(part.lengths())))
     filled = part.widths is not None or (not trains and fills_evaluation(training_args))
     ranks = training_args.world_size
