@@ -356,6 +356,7 @@ COMMAND_LINE = [
             --length_buckets 128 384 --auto_find_batch_size
             --pack --length_buckets 128 384
             --pack --group_by_length
+            --pack --accelerator_config '{"dispatch_batches": true}'
             --push_to_hub
             --resume_from_checkpoint nowhere
         """),
