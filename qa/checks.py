@@ -87,7 +87,7 @@ def validation_split_problems(data_args: DataArguments) -> list[str]:
 
 def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
     """Return problems of `--length_buckets` and `--pack`, which exclude flags that order or size batches themselves."""
-    others = [name for name in ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")]
+    others = ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")
     given = [name for name in others if getattr(training_args, name)]
     asked = ["length_buckets"] * (data_args.length_buckets is not None) + ["pack"] * data_args.pack
     problems = [f"--{flag} does not go with --{name}" for flag in asked for name in given]

@@ -135,10 +135,8 @@ class Writing(Reader):
     def step(self, batch: dict) -> list[np.ndarray]:
         """Return the texts written for a batch and their log-probability, with negatives that of "no answer"; (batch,)."""
         read = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        longest, padding = (
-            self.settings.generation_max_length or self.settings.max_answer_length,
-            self.tokenizer.pad_token_id,
-        )
+        longest = self.settings.generation_max_length or self.settings.max_answer_length
+        padding = self.tokenizer.pad_token_id
         settings = generation_settings(longest, self.settings.generation_num_beams, self.empty_answer)
         if self.device.type == "hpu":  # arguments of optimum-habana's `generate`
             settings |= {

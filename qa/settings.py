@@ -152,11 +152,10 @@ def is_valid(name: str, value) -> bool:
         "null_score_diff_threshold": is_number,
         "temperature": is_number,
         "tuned_on": lambda value: is_whole(value) and value >= 0,
-        "language": lambda value: value is None or isinstance(value, str),
-        "language_code": lambda value: value is None or isinstance(value, str),
-        "generation_max_length": lambda value: value is None or is_whole(value),
-        "generation_num_beams": lambda value: value is None or is_whole(value),
     }
+    kinds |= dict.fromkeys(("language", "language_code"), lambda value: value is None or isinstance(value, str))
+    writing = ("generation_max_length", "generation_num_beams")
+    kinds |= dict.fromkeys(writing, lambda value: value is None or is_whole(value))
     return kinds.get(name, is_whole)(value)
 
 
