@@ -21,6 +21,7 @@ from qa.limits import number_problems
 SETTINGS_FILE = "qa_settings.json"
 VERSION = 1  # of the file; a reader refuses later ones
 KINDS = ("span", "written")
+COLUMNS = ("id", "question", "context", "answer")
 TUNED = ("null_score_diff_threshold", "temperature", "tuned_on")
 
 
@@ -64,7 +65,7 @@ def make_settings(data_args, kind: str, length: int, generation=None) -> Setting
         generation: the training's arguments, of a model that writes.
     """
     names = "doc_stride max_answer_length n_best_size version_2_with_negative null_score_diff_threshold temperature tuned_on"
-    columns = {name: getattr(data_args, f"{name}_column") for name in ("id", "question", "context", "answer")}
+    columns = {name: getattr(data_args, f"{name}_column") for name in COLUMNS}
     return Settings(
         kind=kind,
         max_seq_length=length,
@@ -99,14 +100,14 @@ def read_settings(folder: Path) -> Settings | None:
         return None
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({short(str(error))}); restore it, or remove it") from None
     version = content.pop("version", None) if isinstance(content, dict) else None
-    if isinstance(version, int) and version > VERSION:
+    if is_whole(version) and version > VERSION:
         raise UserError(
             f"{path} is of version {version}, later than {VERSION}; update this project, or remove the file"
         )
-    problem = "it has no version" if version is None else problem_of(content)
+    problem = problem_of(content) if is_whole(version) and version > 0 else f"its version is {short(version)}"
     if problem is not None:
         raise UserError(f"{path} is damaged: {problem}; restore it, or remove it")
     return Settings(**from_entries(content))
@@ -148,7 +149,11 @@ def is_valid(name: str, value) -> bool:
     kinds: dict[str, Callable] = {
         "kind": lambda value: value in KINDS,
         "version_2_with_negative": lambda value: isinstance(value, bool),
-        "columns": lambda value: isinstance(value, dict) and all(isinstance(text, str) for text in value.values()),
+        "columns": lambda value: (
+            isinstance(value, dict)
+            and value.keys() <= set(COLUMNS)
+            and all(isinstance(text, str) for text in value.values())
+        ),
         "null_score_diff_threshold": is_number,
         "temperature": is_number,
         "tuned_on": lambda value: is_whole(value) and value >= 0,

@@ -35,10 +35,14 @@ def problem_of_file(folder, content: bytes) -> str:
 
 def test_a_damaged_or_later_file_is_reported(tmp_path):
     good = {"version": 1} | asdict(SETTINGS)
-    for content in (b"", b"\0" * 40, b"[]", b"{}", json.dumps(good).encode()[:-5], b"\xff"):
+    for content in (b"", b"\0" * 40, b"[]", b"{}", json.dumps(good).encode()[:-5], b"\xff", b"[" * 100_000):
         assert problem_of_file(tmp_path, content).endswith("restore it, or remove it")
     assert "version 2" in problem_of_file(tmp_path, json.dumps(good | {"version": 2, "new": 1}).encode())
-    wrong = [(entry.name, value) for entry in fields(Settings) for value in ([], {"a": 1}, -3.5, True, "x")]
+    for version in ("2", 1.5, True, 0, []):
+        assert "version is" in problem_of_file(tmp_path, json.dumps(good | {"version": version}).encode())
+    wrong = [
+        (entry.name, value) for entry in fields(Settings) for value in ([], {"a": 1}, {"a": "b"}, -3.5, True, "x")
+    ]
     allowed = {
         "language": "x",
         "language_code": "x",
