@@ -38,6 +38,11 @@ from qa.settings import SETTINGS_FILE, Settings, read_settings
 
 
 SETTINGS_FLAGS = {entry.name for entry in fields(Settings)} - {"kind", "columns", "tuned_on", "language"}
+WRITING_FLAGS = {  # and their names in `qa.ask`
+    "language_code": "language_code",
+    "generation_max_length": "generation_max_length",
+    "generation_num_beams": "num_beams",
+}
 LOADING_FLAGS = {"config_name", "tokenizer_name", "cache_dir", "model_revision", "token", "trust_remote_code"}
 
 
@@ -165,7 +170,11 @@ def make_reader(model_args: ModelArguments, flags: dict, device: torch.device) -
     config, tokenizer = load_config_and_tokenizer(model_args)
     saved = saved_settings(model_args)
     settings = replace(saved or default_settings(config), **flags)
-    if problems := number_problems(settings):
+    unread = [name for flag, name in WRITING_FLAGS.items() if settings.kind == "span" and flag in flags]
+    problems = [
+        f"--{name} is for models that write their answers, and this one marks them; omit it" for name in unread
+    ]
+    if problems := number_problems(settings) + problems:
         raise UserError(*problems)
     stride_is_known = saved is not None or "doc_stride" in flags
     return READERS[settings.kind](model_args, config, tokenizer, settings, stride_is_known, device)

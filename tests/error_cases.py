@@ -884,6 +884,7 @@ ASK = [
             good.txt --context good.txt What?
             no_head --context good.txt What?
             trained --context good.txt --max_seq_length 32 --doc_stride 32 What?
+            trained --context good.txt --num_beams 2 --language_code de_DE What?
             damaged --context good.txt What?
         """),
         needed=GOOD
