@@ -4,6 +4,7 @@ import numpy as np
 
 from qa.answer_table import AnswerTable, has_answer
 from qa.metrics import sigmoid
+from qa.thresholds import closest_to_0
 
 
 POINTS = 200  # of a curve at most
@@ -37,17 +38,20 @@ def threshold_curve(table: AnswerTable) -> dict[str, list[float]]:
 def chosen_and_best(curves: dict[str, list[float]], threshold: float) -> list[dict]:
     """Return points of the curve of thresholds, also as a probability: the chosen one, and the best one of EM and of F1.
 
-    Of each metric the best is the lowest one, as in `qa.metrics.best_threshold`.
+    Of several best ones it is the one closest to 0.
 
-    >>> curves = {"threshold": [-9.0, -1.0, 2.0], "exact_match": [50.0, 60.0, 60.0], "f1": [50.0, 65.0, 65.0]}
+    >>> curves = {"threshold": [-9.0, -1.0, 2.0], "exact_match": [50.0, 60.0, 60.0], "f1": [50.0, 60.0, 65.0]}
     >>> [point["threshold"] for point in chosen_and_best(curves, 0.5)]
-    [0.5, -1.0, -1.0]
+    [0.5, 0.0, 2.0]
     """
-    chosen = max(0, int(np.searchsorted(curves["threshold"], threshold, side="right")) - 1)
-    places = {"chosen": chosen, "best EM": np.argmax(curves["exact_match"]), "best F1": np.argmax(curves["f1"])}
-    points = [{"name": name} | {key: curves[key][place] for key in curves} for name, place in places.items()]
-    points[0]["threshold"] = threshold
-    return [point | {"probability": float(sigmoid(point["threshold"]))} for point in points]
+    odds = np.array(curves["threshold"])
+    exact, f1 = (closest_to_0(odds[1:], np.array(curves[name])) for name in ("exact_match", "f1"))
+    points = []
+    for name, at in {"chosen": threshold, "best EM": exact, "best F1": f1}.items():
+        place = max(0, int(np.searchsorted(odds, at, side="right")) - 1)
+        scores = {metric: curves[metric][place] for metric in ("exact_match", "f1")}
+        points.append({"name": name, "threshold": at, **scores, "probability": float(sigmoid(at))})
+    return points
 
 
 def odds_histogram(table: AnswerTable) -> dict:

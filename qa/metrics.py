@@ -15,6 +15,7 @@ import numpy as np
 
 from qa import mlqa
 from qa.answers import Answers
+from qa.thresholds import threshold_of_most
 
 
 ARTICLES = {"a", "an", "the"}
@@ -143,7 +144,8 @@ def squad_v2_scores_of_odds(
 
     The keys are those of `squad_v2_scores`. The probability of no answer is the sigmoid of the null odds, 1.0 for all
     odds from 37 up; questions of one probability are answered together, so that `best_*_thresh` does reach `best_*`.
-    `best_*_null_score_diff_threshold` is the same threshold in logits, as the flag takes it.
+    `best_*_null_score_diff_threshold` is the same threshold in logits, as the flag takes it. It is the lowest of several.
+    `suggested_null_score_diff_threshold` is the one of the best F1 that is closest to 0.
     """
     result = averages(score_each(texts, golds, version_2=True), golds)
     raw = score_each(best_texts, golds, version_2=True)
@@ -156,6 +158,7 @@ def squad_v2_scores_of_odds(
         logits = answered.max() if len(answered) else np.nextafter(odds.min(), -np.inf)
         result |= {f"best_{metric}": 100.0 * best / len(raw), f"best_{metric}_thresh": at}
         result[f"best_{metric}_null_score_diff_threshold"] = float(logits)
+    result["suggested_null_score_diff_threshold"] = threshold_of_most(odds, gains)  # of F1, the last of the metrics
     return result
 
 

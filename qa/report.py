@@ -119,7 +119,7 @@ def no_answer_figures(table: AnswerTable, threshold: float) -> dict | None:
     best = points[-1]["threshold"]
     return {
         "thresholds": points,
-        "best_flag": to_paste(best, answers=best > curves["threshold"][0]),
+        "best_flag": to_paste(best, up=best > 0),
         "curves": thinned_together(curves),
         "odds": odds_histogram(table),
         "precision_recall": {name: thinned_together(precision_recall(table, name)) for name in ("exact_match", "f1")},

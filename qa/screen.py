@@ -1,6 +1,7 @@
 """What a person sees during a run: one line for each stage, and a summary at the end."""
 
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from transformers import TrainerCallback
 from qa.answer_files import first_rows, table_name
 from qa.buckets import padding_share, train_group
 from qa.errors import printable
+from qa.metrics import sigmoid
 from qa.steps import warmup_steps
-from qa.thresholds import best_thresholds, to_paste
+from qa.thresholds import to_paste
 
 
 logger = logging.getLogger(__name__)
@@ -148,14 +150,14 @@ def summary(training_args, state, metrics: dict, script: str) -> list[str]:
 
 
 def threshold_lines(metrics: dict, prefix: str) -> list[tuple[str, str]]:
-    """Return the best threshold by F1 as a line to paste, with the metric's probability; none without negatives."""
-    lines = []
-    for metric, best, logits, probability in best_thresholds(metrics, prefix):
-        kind = f"no-answer probability {probability:.4g}" if probability else "no answer at all"
-        if metric == "f1":
-            text = f"{to_paste(logits, answers=probability > 0)} (F1 {best:.2f} on these questions, {kind})"
-            lines.append(("best threshold", text))
-    return lines
+    """Return the best threshold by F1 as a line to paste, with its probability; none without negatives."""
+    names = ("suggested_null_score_diff_threshold", "best_f1", "best_f1_thresh")
+    threshold, best, lowest = (metrics.get(f"{prefix}_{name}") for name in names)
+    if threshold is None or not math.isfinite(threshold):
+        return []
+    kind = f"no-answer probability {float(sigmoid(threshold)):.4g}" if lowest else "no answer at all"
+    text = f"{to_paste(threshold, up=threshold > 0)} (F1 {best:.2f} on these questions, {kind})"
+    return [("best threshold", text)]
 
 
 def first_answers(folder: Path, stage: str) -> list[str]:

@@ -17,6 +17,7 @@ from qa.calibration import FEWEST, fit_temperature, has_scores, padded
 from qa.data import gold_answers
 from qa.errors import UserError
 from qa.metrics import averages, score_each
+from qa.thresholds import threshold_of_most
 
 
 logger = logging.getLogger(__name__)
@@ -86,23 +87,10 @@ def threshold_of_best_f1(
 ) -> float:
     """Return the threshold on the null odds with the highest F1; of several the one closest to 0, the default.
 
-    Other questions have other odds: the lowest of several would refuse answers whose odds are a little higher than those
-    of these questions. A question whose odds are NaN is answered whatever the threshold.
-
     >>> texts, golds = {"a": "Cairo", "b": "Giza"}, {"a": ["Cairo"], "b": []}
     >>> threshold_of_best_f1(texts, golds, {"a": -3.5, "b": 1.0}), threshold_of_best_f1(texts, golds, {"a": 2.0, "b": 5.0})
     (0.0, 2.0)
     """
-    names = list(golds)
-    odds = np.array([null_odds[name] for name in names])
-    values, rank = np.unique(np.where(np.isnan(odds), -np.inf, odds), return_inverse=True)
-    refused = np.array([float(not golds[name]) for name in names])  # the F1 of each question without an answer to it
-    scores = score_each(best_texts, golds, version_2=True)
-    gains = np.array([scores[name][1] for name in names]) - refused
-    totals = np.cumsum(
-        [0.0, *np.bincount(rank, weights=gains)]
-    )  # of thresholds below all values, and from each one up
-    best = totals > totals.max() - 1e-9
-    lowest, highest = np.append(-np.inf, values), np.append(np.nextafter(values, -np.inf), np.inf)
-    closest = np.clip(0.0, lowest, highest)[best]
-    return float(closest[np.argmin(np.abs(closest))])
+    names, scores = list(golds), score_each(best_texts, golds, version_2=True)
+    gains = [scores[name][1] - float(not golds[name]) for name in names]  # without an answer, F1 is 1 if there is none
+    return threshold_of_most(np.array([null_odds[name] for name in names]), np.array(gains))

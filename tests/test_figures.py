@@ -14,6 +14,7 @@ from qa.calibration import calibration, calibration_error, fit_temperature, padd
 from qa.curves import chosen_and_best, odds_histogram, precision_recall, threshold_curve, training_curves
 from qa.groups import group_parts, groupings, score_parts
 from qa.intervals import mean_intervals, with_intervals
+from qa.report import no_answer_figures
 from qa.worst import worst_examples
 
 
@@ -98,6 +99,9 @@ def test_the_curve_of_thresholds_is_that_of_the_answers_at_each(negatives):
         return [scores["exact"], scores["f1"]]
 
     expected = np.array([scores_at(threshold) for threshold in curves["threshold"]])
+    just_below = [float(np.nextafter(threshold, -np.inf)) for threshold in curves["threshold"]]
+    tried = sorted([0.0, *curves["threshold"], *just_below], key=abs)
+    scores = np.array([scores_at(threshold) for threshold in tried])
     assert np.transpose([curves["exact_match"], curves["f1"]]) == pytest.approx(expected)
     for threshold in (-100.0, 0.0, curves["threshold"][40], 0.05, 100.0):
         chosen, best_exact, best_f1 = chosen_and_best(curves, threshold)
@@ -107,7 +111,9 @@ def test_the_curve_of_thresholds_is_that_of_the_answers_at_each(negatives):
             assert [point["exact_match"], point["f1"]] == pytest.approx(scores_at(point["threshold"]))
             best = expected[:, index].max()
             assert point[("exact_match", "f1")[index]] == pytest.approx(best)
-            assert point["threshold"] == min(np.array(curves["threshold"])[expected[:, index] > best - 1e-9])
+            assert point["threshold"] == tried[np.argmax(scores[:, index] > best - 1e-9)]  # the one closest to 0
+    pasted = float(no_answer_figures(table, 0.0)["best_flag"].split()[1])
+    assert pasted < 0 and scores_at(pasted)[1] == pytest.approx(best)
 
 
 @pytest.mark.parametrize("metric, index", [("exact_match", 0), ("f1", 1)])

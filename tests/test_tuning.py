@@ -24,6 +24,8 @@ from qa.command_line import read_command_line
 from qa.data import load_rows
 from qa.device import training_arguments
 from qa.errors import UserError
+from qa.metrics import squad_v2_scores_of_odds
+from qa.screen import threshold_lines
 from qa.settings import SETTINGS_FILE, read_settings, use_settings, write_settings
 from qa.thresholds import doubt, to_paste
 from qa.tuning import check_tuning, threshold_of_best_f1
@@ -165,8 +167,15 @@ def test_the_threshold_is_that_of_the_highest_f1_closest_to_0(cases):
 
 def test_a_threshold_of_few_questions_refuses_no_answer_that_0_has():
     """The lowest one with the highest F1 is -30 here, and refuses an answer with the odds -29."""
-    golds = {"a": ["x"], "b": []}
-    assert threshold_of_best_f1({"a": "x", "b": "y"}, golds, {"a": -30.0, "b": 20.0}) == 0
+    texts, golds, odds = {"a": "x", "b": "y"}, {"a": ["x"], "b": []}, {"a": -30.0, "b": 20.0}
+    assert threshold_of_best_f1(texts, golds, odds) == 0
+    scores = squad_v2_scores_of_odds(texts, golds, texts, odds)
+    shown = dict(threshold_lines({f"eval_{name}": value for name, value in scores.items()}, "eval"))
+    assert scores["best_f1_null_score_diff_threshold"] == -30
+    assert shown["best threshold"].startswith("--null_score_diff_threshold 0.0000 (F1 100.00 on these questions, ")
+    scores |= {"suggested_null_score_diff_threshold": math.nextafter(-1.23451, -math.inf)}  # refuses -1.23451
+    ((_, line),) = threshold_lines({f"eval_{name}": value for name, value in scores.items()}, "eval")
+    assert line.startswith("--null_score_diff_threshold -1.2346 (")
 
 
 def test_odds_that_are_no_number_do_not_become_the_threshold():
@@ -231,10 +240,13 @@ def test_the_evaluation_of_the_run_and_later_ones_use_it(tuned, files, tmp_path,
     check_answers(tuned, settings.null_score_diff_threshold, settings.temperature)
     run(run_qa, tuned, tmp_path, *evaluation(files))
     assert answers_of(tmp_path) == answers_of(tuned)
-    best = {name.removeprefix("eval_best_"): value for name, value in load(tmp_path / "eval_results.json").items()}
+    results = load(tmp_path / "eval_results.json")
+    best, suggested = results["eval_best_f1"], results["eval_suggested_null_score_diff_threshold"]
     shown = re.search(r"\nbest threshold  --null_score_diff_threshold (\S+) \(F1 (\S+) on", capsys.readouterr().out)
-    assert float(shown[1]) == pytest.approx(best["f1_null_score_diff_threshold"], abs=1.1e-4)
-    assert shown[2] == f"{best['f1']:.2f}"
+    assert float(shown[1]) == pytest.approx(suggested, abs=1.1e-4) and shown[2] == f"{best:.2f}"
+    golds, odds = golds_of(files / "dev.json"), answers_of(tmp_path)["null_odds"]
+    table = read_csv_columns(tmp_path / "eval_answers.csv")
+    assert suggested == threshold_of_best_f1(dict(zip(table["id"], table["best_text"])), golds, odds)
     (line,) = [line for line in caplog.messages if f"{tuned / SETTINGS_FILE}, tuned on" in line]
     for flag in ("max_seq_length 160", "doc_stride 32", "version_2_with_negative True", "null_score_diff_threshold "):
         assert f"--{flag}" in line
@@ -317,7 +329,7 @@ def test_a_model_that_writes_is_tuned_too(tiny_writers, files, tmp_path):
 
 def test_a_threshold_to_paste_has_the_answers_of_the_exact_one():
     for odds in (-1.23456, 0.99999, 12.0, -0.00001):
-        pasted = [float(to_paste(odds, answers).split()[1]) for answers in (True, False)]
+        pasted = [float(to_paste(odds, up).split()[1]) for up in (True, False)]
         assert pasted[1] <= odds <= pasted[0] and pasted[0] - pasted[1] < 1.1e-4
 
 
