@@ -13,7 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers.utils import ADAPTER_CONFIG_NAME
 
 from qa.answer_files import read_csv_columns, table_name
 from qa.answer_table import AnswerTable, Choices
@@ -24,6 +23,7 @@ from qa.groups import score_parts
 from qa.hub import is_hub_name
 from qa.identity import RUN_FILE
 from qa.intervals import with_intervals
+from qa.lora import ADAPTER_CONFIG
 from qa.settings import SETTINGS_FILE
 
 
@@ -74,7 +74,7 @@ def make_card(folder: Path, record: dict, name: str, config) -> str:
     from qa.models import is_causal
 
     arguments, scores, marks = record["arguments"], read_scores(folder), not config.is_encoder_decoder
-    is_adapter = (folder / ADAPTER_CONFIG_NAME).exists()
+    is_adapter = (folder / ADAPTER_CONFIG).exists()
     has_pipeline = marks and not is_adapter and not is_causal(config)
     card = ModelCard.from_template(
         card_data(record, name.rpartition("/")[2], scores, library="peft" if is_adapter else "transformers"),

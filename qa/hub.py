@@ -26,25 +26,23 @@ WITHOUT_HUB = "Without the hub, name a local folder, or set HF_HUB_OFFLINE=1 to 
 NAMES = ("model_name_or_path", "config_name", "tokenizer_name", "dataset_name", "gaudi_config_name")
 
 
-def shadowing_folder(name: str | None) -> Path | None:
-    """Return the folder that is read although its name could be one on the hub, else None.
-
-    `./bert` and `/models/bert` are no names on the hub.
-    """
+def can_be_on_hub(name: str | None) -> bool:
+    """Return whether a repository of the hub can have a name; `./bert` and `/models/bert` are the names of folders."""
     try:
-        validate_repo_id(name or "/")
+        validate_repo_id(name)
     except HFValidationError:
-        return None
-    return Path(name).resolve() if Path(name).is_dir() else None
+        return False
+    return True
+
+
+def shadowing_folder(name: str | None) -> Path | None:
+    """Return the folder that is read although its name could be one on the hub, else None."""
+    return Path(name).resolve() if can_be_on_hub(name) and Path(name).is_dir() else None
 
 
 def is_hub_name(name: str | None) -> bool:
     """Return whether a name is one on the hub, and no folder here."""
-    try:
-        validate_repo_id(name or "/")
-    except HFValidationError:
-        return False
-    return not Path(name).exists()
+    return can_be_on_hub(name) and not Path(name).exists()
 
 
 def report_shadowing(*arguments) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from qa.arguments import ModelArguments
 from qa.errors import UserError, in_one_line
+from qa.hub import can_be_on_hub
 from qa.names import is_missing, missing_package
 
 
@@ -81,7 +81,7 @@ def read_adapter(model_args: ModelArguments) -> dict | None:
         ) from error
     if kind != "LORA":
         raise UserError(f"--model_name_or_path {name}: its adapters are of the type {kind}; name adapters of LoRA")
-    if base is None or not is_folder_or_name(base):
+    if base is None or not (os.path.isdir(base) or can_be_on_hub(base)):
         raise UserError(
             f"--model_name_or_path {name}: its adapters belong to the model {base}, which is not there; put it there, or "
             f"change base_model_name_or_path in {ADAPTER_CONFIG}"
@@ -113,15 +113,6 @@ def find_on_hub(name: str, cache_dir: str | None, revision: str, token: str | No
         raise
     except EntryNotFoundError:
         return None
-
-
-def is_folder_or_name(name: str) -> bool:
-    """Return whether a folder has a name, or the hub may have it."""
-    try:
-        validate_repo_id("folder" if os.path.isdir(name) else name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def base_arguments(model_args: ModelArguments) -> ModelArguments:

@@ -12,12 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from qa.errors import in_one_line, short
 from qa.folders import short_path
+from qa.hub import can_be_on_hub
 from qa.limits import LIMITS
 from qa.steps import name_of
 from qa.upstream import IS_RANK_0
@@ -105,11 +104,7 @@ def why_no_source(flag: str, name: str) -> str | None:
         has_config = any(os.path.isfile(f"{name}/{file}") for file in ("config.json", "adapter_config.json"))
         lacking = flag == "model_name_or_path" and not has_config
         return ": it has no config.json; name the folder of a model" if lacking else None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return " is no folder, and no name on the hub (such as owner/name)"
-    return None
+    return None if can_be_on_hub(name) else " is no folder, and no name on the hub (such as owner/name)"
 
 
 def is_missing(module: str) -> bool:

@@ -8,11 +8,10 @@ import shlex
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import disable_progress_bars, validate_repo_id
+from huggingface_hub.utils import disable_progress_bars
 
 from qa.errors import Stopped, UserError, in_one_line, short
-from qa.hub import causes_of, network_problem, status_of
+from qa.hub import can_be_on_hub, causes_of, network_problem, status_of
 from qa.upstream.hub import LEFT_OUT, choose_uploads
 
 
@@ -38,9 +37,7 @@ def push_problems(training_args) -> list[str]:
     problems = []
     if not (training_args.hub_token or training_args.push_to_hub_token or huggingface_hub.get_token()):
         problems.append("--push_to_hub needs an access token; run `hf auth login`, or set HF_TOKEN")
-    try:
-        validate_repo_id(repository(training_args))
-    except HFValidationError:
+    if not can_be_on_hub(repository(training_args)):
         given = training_args.hub_model_id
         flag = (
             f"--output_dir {training_args.output_dir}" if given is None else f"--hub_model_id {given or repr(given)}"
