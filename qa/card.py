@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from qa.answer_files import read_csv_columns, table_name
 from qa.answer_table import AnswerTable, Choices
 from qa.earlier import has_results, is_generated, replaced_stages, signed
-from qa.errors import printable, unexpected
+from qa.errors import printable, tracebacks_are_shown, unexpected
 from qa.files import read_object, write_whole
 from qa.groups import score_parts
 from qa.hub import is_hub_name
@@ -56,7 +56,7 @@ def write_card(folder: Path, name: str, config) -> None:
         try:
             text = make_card(folder, record, name, config).encode()
         except Exception as error:  # a defect of the card is no reason to lose a training
-            logger.warning(f"There is no model card: {unexpected(error)}")
+            logger.warning(f"There is no model card: {unexpected(error)}", exc_info=tracebacks_are_shown())
             return
         if not path.exists() or path.read_bytes() != text:
             write_whole(path, [text])

@@ -97,6 +97,10 @@ def show_tracebacks() -> None:
     TRACEBACKS["shown"] = True
 
 
+def tracebacks_are_shown() -> bool:
+    return TRACEBACKS["shown"] or "--debug_traceback" in sys.argv
+
+
 def run_or_exit(main: Callable[[], object]) -> None:
     """Run a script's `main`, and exit with 2 after a user's mistake, with 1 after another error.
 
@@ -115,7 +119,7 @@ def run_or_exit(main: Callable[[], object]) -> None:
         finish_ranks()
         sys.exit(stop.status)
     except Exception as error:
-        if TRACEBACKS["shown"] or "--debug_traceback" in sys.argv:
+        if tracebacks_are_shown():
             traceback.print_exc()
         for problem in problems_of(error):
             print(f"error: {problem}", file=sys.stderr)

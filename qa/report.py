@@ -28,7 +28,7 @@ from qa.curves import (
     threshold_curve,
     training_curves,
 )
-from qa.errors import UserError, run_or_exit, unexpected
+from qa.errors import UserError, run_or_exit, tracebacks_are_shown, unexpected
 from qa.files import read_object, to_json, write_whole
 from qa.groups import group_parts, score_parts
 from qa.identity import RUN_FILE
@@ -76,7 +76,7 @@ def report_evaluation(trainer, model_args: ModelArguments, data_args: DataArgume
     except OSError:
         raise
     except Exception as error:
-        logger.warning(f"There is no report: {unexpected(error)}")
+        logger.warning(f"There is no report: {unexpected(error)}", exc_info=tracebacks_are_shown())
 
 
 def build_report(

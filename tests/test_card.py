@@ -11,6 +11,7 @@ from runs.hub_uploads import card_problems
 from qa.answer_files import write_table
 from qa.card import make_card, without_path, write_card
 from qa.earlier import is_generated
+from qa.errors import TRACEBACKS
 from qa.files import write_json, write_results
 from qa.metrics import score
 from qa.names import LICENSES
@@ -159,8 +160,8 @@ def test_a_card_that_somebody_changed_is_not_generated(scored):
     assert card.read_text() == text
 
 
-def test_a_defect_of_the_card_is_no_end_of_a_run(tmp_path, caplog):
-    """Nor is the record of an earlier version, without licence and hardware; without a record there is no card."""
+def test_a_defect_of_the_card_is_no_end_of_a_run(tmp_path, caplog, monkeypatch):
+    """Its traceback is shown on demand. The record of an earlier version is no end either, without licence and hardware; without a record there is no card."""
     write_card(tmp_path, "out", CONFIG)
     assert not list(tmp_path.iterdir())
     older = {name: value for name, value in record_of().items() if name != "hardware"}
@@ -168,6 +169,10 @@ def test_a_defect_of_the_card_is_no_end_of_a_run(tmp_path, caplog):
     write_json(tmp_path / "run.json", [older])
     write_card(tmp_path, "out", None)
     assert not (tmp_path / "README.md").exists() and "There is no model card: AttributeError" in caplog.text
+    assert "Traceback" not in caplog.text
+    monkeypatch.setitem(TRACEBACKS, "shown", True)
+    write_card(tmp_path, "out", None)
+    assert "Traceback (most recent call last)" in caplog.text
     write_card(tmp_path, "out", CONFIG)
     assert is_generated(tmp_path / "README.md")
 
