@@ -37,8 +37,8 @@ def advise_start(config, model_args: ModelArguments, rows: list[dict]) -> None:
         return
     language = detect_language(dict.fromkeys(row["context"] for row in rows))
     logger.warning(
-        f"{len(rows)} questions are few to train a new answer head: {model_args.model_name_or_path} has none yet; start "
-        f"from a model that is fine-tuned, such as --model_name_or_path {FINE_TUNED.get(language, MANY_LANGUAGES)}"
+        f"{len(rows)} questions are few for training an answer head, which {model_args.model_name_or_path} does not have yet; "
+        f"start from a fine-tuned model, such as --model_name_or_path {FINE_TUNED.get(language, MANY_LANGUAGES)}"
     )
 
 

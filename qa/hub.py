@@ -122,7 +122,7 @@ def network_problem(links: list, login: str, advice: str = "") -> str | None:
     if status is not None:
         return None
     if holds(links, requests.exceptions.InvalidHeader, UnicodeEncodeError):  # whose texts contain the token
-        return "the token has characters that no token has; copy it again, without blanks and line breaks"
+        return "the token contains characters that no token has; copy it again, without spaces and line breaks"
     if holds(links, requests.RequestException, ConnectionError):
         return f"{hub} cannot be reached{words_for(links)}; check the network and try again{advice}"
     return None

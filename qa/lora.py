@@ -83,7 +83,7 @@ def read_adapter(model_args: ModelArguments) -> dict | None:
         raise UserError(f"--model_name_or_path {name}: its adapters are of the type {kind}; name adapters of LoRA")
     if base is None or not (os.path.isdir(base) or can_be_on_hub(base)):
         raise UserError(
-            f"--model_name_or_path {name}: its adapters belong to the model {base}, which is not there; put it there, or "
+            f"--model_name_or_path {name}: its adapters belong to the model {base}, which does not exist; copy it there, or "
             f"change base_model_name_or_path in {ADAPTER_CONFIG}"
         )
     return settings

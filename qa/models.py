@@ -139,8 +139,8 @@ def arguments_of_base(model_args: ModelArguments) -> ModelArguments:
         raise UserError(peft_is_missing(name))
     if adapter is not None and model_args.lora_r is not None:
         raise UserError(
-            f"--lora_r {model_args.lora_r}: {name} holds adapters already, of rank {adapter.get('r')}, which training goes on "
-            "with; omit --lora_r"
+            f"--lora_r {model_args.lora_r}: {name} already holds adapters, of rank {adapter.get('r')}, which would be trained "
+            "further; omit --lora_r"
         )
     return base_arguments(model_args)
 

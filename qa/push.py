@@ -17,7 +17,7 @@ from qa.upstream.hub import LEFT_OUT, choose_uploads
 
 logger = logging.getLogger(__name__)
 
-READ_ONLY = "log in with a token that may write, of {hub}/settings/tokens"
+READ_ONLY = "log in with a token that has write access, from {hub}/settings/tokens"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,12 +77,12 @@ def account_problem(account: dict, name: str) -> str | None:
     owner = name.rpartition("/")[0] or user
     login = READ_ONLY.format(hub=huggingface_hub.constants.ENDPOINT)
     if token.get("role") == "read":
-        return f"--push_to_hub: the access token of {user} may only read; {login}"
+        return f"--push_to_hub: the access token of {user} is read-only; {login}"
     if owner.lower() not in {user.lower(), *roles}:
         known = " or ".join([user, *sorted(roles)])
-        return f"--hub_model_id {name}: {user} is no member of {owner}; name a repository of {known}"
+        return f"--hub_model_id {name}: {user} is not a member of {owner}; name a repository of {known}"
     if roles.get(owner.lower()) == "read":
-        return f"--hub_model_id {name}: {user} may only read in {owner}; ask there for the right to write"
+        return f"--hub_model_id {name}: {user} has read access only in {owner}; ask its owners for write access"
     if token.get("role") == "fineGrained" and not may_write(token.get("fineGrained") or {}, owner, name):
         return f"--push_to_hub: the access token of {user} may not write to repositories of {owner}; {login}"
     return None

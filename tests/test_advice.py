@@ -65,5 +65,5 @@ def test_a_table_of_excel_in_german_is_checked_with_advice(headless, tmp_path, c
     flags += ["--do_train", "--do_eval", "--pad_to_max_length", False, "--max_seq_length", 128, "--doc_stride", 32]
     run_qa.main(list(map(str, [*flags, "--output_dir", tmp_path / "out", "--check"])))
     assert "checked, a run could start: 10 train features, 2 validation features" in capsys.readouterr().out
-    assert "10 questions are few to train a new answer head" in caplog.text and FINE_TUNED["de"] in caplog.text
+    assert "10 questions are few for training an answer head" in caplog.text and FINE_TUNED["de"] in caplog.text
     assert ("read as cp1252" in caplog.text) == (encoding == "cp1252")

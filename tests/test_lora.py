@@ -182,7 +182,7 @@ def test_adapters_are_trained_further(run, tmp_path):
     assert plain.keys() == weights(run.output).keys()
     assert not all(torch.equal(tensor, weights(run.output)[name]) for name, tensor in plain.items())
     assert all(torch.allclose(tensor, plain[name], atol=1e-6) for name, tensor in checkpointed.items())
-    with pytest.raises(UserError, match="holds adapters already, of rank 4"):
+    with pytest.raises(UserError, match="already holds adapters, of rank 4"):
         run.start(run.output, tmp_path / "again", *LORA)
 
 

@@ -183,7 +183,7 @@ def test_a_page_of_a_few_questions(tmp_path):
     report = write_run(tmp_path, count=30)
     assert not report["groups"] and not report["top_n"] and report["no_answer"] is report["calibration"] is None
     page = Texts((tmp_path / "eval_report.html").read_text())
-    assert "These are few questions: groups, curves and calibration need 50." in page.text
+    assert "Groups, curves and calibration need 50 questions." in page.text
     assert "without an answer" in page.text and "Scores by kind of question" not in page.text
     main([str(tmp_path)])
     assert same_but_digits(load(tmp_path / "eval_report.json"), json.loads(json.dumps(report)))

@@ -193,7 +193,7 @@ def test_a_check_asks_for_the_names_of_tensors_alone(outcomes):
 def test_a_token_that_cannot_be_sent_is_not_printed(outcomes, kind):
     (problem,) = outcomes[1][f"{kind} misspelt"]["problems"]
     assert problem.endswith(
-        f"{NAME}: the token has characters that no token has; copy it again, without blanks and line breaks"
+        f"{NAME}: the token contains characters that no token has; copy it again, without spaces and line breaks"
     )
 
 

@@ -145,7 +145,10 @@ def problems_of(*command) -> list[str]:
 
 def test_what_keeps_an_upload_from_working_is_found_first(hub, tmp_path, monkeypatch):
     """Without the hub its name, then the token; nothing is read or written before."""
-    there, login = constants.ENDPOINT, f"log in with a token that may write, of {constants.ENDPOINT}/settings/tokens"
+    there, login = (
+        constants.ENDPOINT,
+        f"log in with a token that has write access, from {constants.ENDPOINT}/settings/tokens",
+    )
     folder, flags = tmp_path / "out", ["--do_train", "--train_file", __file__ + ".json", "--check"]
     name_given = ["--hub_model_id", "a b", *flags]
     absent = f"--train_file {__file__}.json: there is no such file"
@@ -160,7 +163,7 @@ def test_what_keeps_an_upload_from_working_is_found_first(hub, tmp_path, monkeyp
     assert problem == f"--push_to_hub: {there} does not know the access token (HTTP 401); {login}"
     hub.accounts["hf_reader"] = ANN | {"auth": {"accessToken": {"role": "read"}}}
     (problem,) = problems_of("m", folder, "hf_reader", *flags)
-    assert problem == f"--push_to_hub: the access token of ann may only read; {login}"
+    assert problem == f"--push_to_hub: the access token of ann is read-only; {login}"
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         point_to(reserved.getsockname()[1], monkeypatch)
@@ -181,8 +184,8 @@ def account_with(role: str, *scopes: tuple[str, str]) -> dict:
     [
         (ANN, "out", None),
         (ANN, "lab/out", None),
-        (ANN, "club/out", "--hub_model_id club/out: ann may only read in club; ask there"),
-        (ANN, "bob/out", "--hub_model_id bob/out: ann is no member of bob; name a repository of ann or club or lab"),
+        (ANN, "club/out", "--hub_model_id club/out: ann has read access only in club; ask its owners"),
+        (ANN, "bob/out", "--hub_model_id bob/out: ann is not a member of bob; name a repository of ann or club or lab"),
         (account_with("write"), "out", None),
         (account_with("fineGrained", ("ann", "repo.write")), "out", None),
         (account_with("fineGrained", ("ann/out", "repo.write")), "ann/out", None),
