@@ -110,7 +110,7 @@ def damage(checkpoint: Path, training_args) -> str | None:
     `--load_best_model_at_end` by the weights of the best checkpoint so far.
     """
     if not checkpoint.is_dir():
-        return "it is no folder"
+        return "it is not a folder"
     state = read_state(checkpoint)
     if isinstance(state, str):
         return state

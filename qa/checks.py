@@ -202,7 +202,7 @@ def score_problems(names: list[str], scores: list[str], training_args) -> list[s
     synonyms = [known for known in names if {known, name.lower()} <= EXACT_MATCH]
     nearest = (synonyms or get_close_matches(name, names, n=1) or [" or ".join(names[:3])])[0]
     return [
-        f"--metric_for_best_model {best or repr(best)} is no score of this run ({', '.join(names)}); use {nearest}"
+        f"--metric_for_best_model {best or repr(best)} is not a score of this run ({', '.join(names)}); use {nearest}"
     ]
 
 

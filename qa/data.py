@@ -226,7 +226,7 @@ def text_problem(row: dict) -> str | None:
         if not text.strip():
             return f"the {name} is empty"
         if not is_unicode(text):
-            return f"the {name} holds half a surrogate pair, which is no character"
+            return f"the {name} holds half a surrogate pair, which is not a character"
     return None
 
 

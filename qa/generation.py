@@ -78,7 +78,7 @@ def read_generation_config(config, tokenizer, model_args: ModelArguments, traini
             nor a hub name of a valid configuration.
     """
     if not config.is_encoder_decoder:
-        raise cannot_write(config, model_args, "is no encoder-decoder")
+        raise cannot_write(config, model_args, "is not an encoder-decoder")
     if training_args.generation_config is not None:
         generation = named_generation_config(training_args.generation_config)
     else:

@@ -104,7 +104,7 @@ def why_no_source(flag: str, name: str) -> str | None:
         has_config = any(os.path.isfile(f"{name}/{file}") for file in ("config.json", "adapter_config.json"))
         lacking = flag == "model_name_or_path" and not has_config
         return ": it has no config.json; name the folder of a model" if lacking else None
-    return None if can_be_on_hub(name) else " is no folder, and no name on the hub (such as owner/name)"
+    return None if can_be_on_hub(name) else " is neither a folder nor a name on the hub (such as owner/name)"
 
 
 def is_missing(module: str) -> bool:
@@ -178,7 +178,7 @@ def card_problems(values) -> list[str]:
     name = values.license
     if name is not None and name not in LICENSES:
         nearest = get_close_matches(name.lower(), LICENSES, n=1) or ["other"]
-        problems.append(f"--license {name or repr(name)} is no name of a licence on the hub; use {nearest[0]}")
+        problems.append(f"--license {name or repr(name)} is not the name of a licence on the hub; use {nearest[0]}")
     return problems
 
 

@@ -134,7 +134,7 @@ def guess_encoding(data: bytes) -> str:
     sample = b"\n".join(itertools.islice(lines, 500))[:100_000]
     found = list(charset_normalizer.from_bytes(sample, cp_isolation=LEGACY_ENCODINGS))
     if not found:
-        raise ValueError("it is no text in a known encoding; save it as UTF-8")
+        raise ValueError("it is not text in a known encoding; save it as UTF-8")
     best = [match for match in found if (match.chaos, match.coherence) == (found[0].chaos, found[0].coherence)]
     western = any("cp1252" in match.could_be_from_charset for match in best)
     return "cp1252" if western else best[0].encoding

@@ -52,7 +52,9 @@ def named_or_last_checkpoint(training_args) -> str | None:
     never = named is not None and named.lower() == "false"
     if named is not None and named.lower() not in ("true", "false"):
         if problem := damage(Path(named), training_args):
-            raise UserError(f"--resume_from_checkpoint {named} is no complete checkpoint: {problem}; name another one")
+            raise UserError(
+                f"--resume_from_checkpoint {named} is not a complete checkpoint: {problem}; name another one"
+            )
         if problem := refusal(Path(named), training_args):
             raise UserError(f"--resume_from_checkpoint {named}: {problem}")
         return named

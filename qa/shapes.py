@@ -238,7 +238,7 @@ def to_start(value) -> int:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not number.is_integer() or number >= 2**31:
-        raise ValueError(f"the answer_start {short(value)} is no position in a text; count its characters from 0")
+        raise ValueError(f"the answer_start {short(value)} is not a position in a text; count its characters from 0")
     return max(int(number), UNKNOWN)
 
 

@@ -85,7 +85,7 @@ DAMAGES += [
     for content in ("{}", "null", "[]", "", '{"global_step": "2"}', '{"unknown": 1}', '{"global_step": 2')
 ]
 DAMAGES += [("trainer_state.json", lambda file: file.unlink(), "trainer_state.json")]
-DAMAGES += [("", link, "no folder"), ("", become_a_file, "no folder")]
+DAMAGES += [("", link, "not a folder"), ("", become_a_file, "not a folder")]
 
 
 @pytest.mark.parametrize(("name", "change", "word"), DAMAGES)

@@ -17,7 +17,7 @@ def test_names_of_scores():
     """Each was a KeyError at the first evaluation during training."""
     best = (*EVALUATED, "--metric_for_best_model")
     assert problems_of(*best, "exact") == [
-        "--metric_for_best_model exact is no score of this run (loss, exact_match, f1); use exact_match"
+        "--metric_for_best_model exact is not a score of this run (loss, exact_match, f1); use exact_match"
     ]
     (problem,) = problems_of(*best, "eval_EM", "--version_2_with_negative")
     assert problem.endswith("HasAns_exact, HasAns_f1, NoAns_exact, NoAns_f1, best_exact, best_f1); use exact")
@@ -28,7 +28,9 @@ def test_names_of_scores():
         ("accuracy", "loss or exact or f1"),
     ):
         (problem,) = problems_of(*best, name, "--version_2_with_negative")
-        assert problem.startswith(f"--metric_for_best_model {name} is no score") and problem.endswith(f"use {nearest}")
+        assert problem.startswith(f"--metric_for_best_model {name} is not a score") and problem.endswith(
+            f"use {nearest}"
+        )
     (problem,) = problems_of(*best, "mlqa_em")
     assert problem.endswith("(loss, exact_match, f1); use loss or exact_match or f1")
     (problem,) = problems_of(*best, "mlqa_f2", "--answer_language", "auto")
@@ -53,7 +55,7 @@ def test_right_names_are_accepted(tmp_path):
         (problem,) = problems_of(*flags, "HasAns_f1", "--n_best_size", "0")
         assert problem.startswith("--n_best_size")
         (problem,) = problems_of(*flags, "f11")
-        assert problem == "--metric_for_best_model f11 is no score of this run (loss, exact_match, f1); use f1"
+        assert problem == "--metric_for_best_model f11 is not a score of this run (loss, exact_match, f1); use f1"
 
 
 @pytest.mark.parametrize("flag", ["--save_strategy best", "--early_stopping_patience"])
@@ -78,7 +80,7 @@ def test_a_model_that_writes_has_scores_only_when_it_writes():
     words = ["--model_name_or_path", "m", *EVALUATED, "--metric_for_best_model"]
     for name, more, problem in (
         ("f1", (), "--metric_for_best_model f1 needs written answers; add --predict_with_generate"),
-        ("exact", (), "--metric_for_best_model exact is no score of this run (loss); use loss"),
+        ("exact", (), "--metric_for_best_model exact is not a score of this run (loss); use loss"),
         ("exact", ("--predict_with_generate",), "use exact_match"),
     ):
         with pytest.raises(UserError) as caught:

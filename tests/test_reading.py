@@ -128,10 +128,10 @@ def test_files_of_tools_and_libraries_are_read(tmp_path, case):
 
 # name of the case: (ending, content, part of the message)
 REFUSED = {
-    "infinite start": ("json", '[{"context":"c","question":"q","answers":{"text":["c"],"answer_start":[Infinity]}}]', "answer_start inf is no position"),
+    "infinite start": ("json", '[{"context":"c","question":"q","answers":{"text":["c"],"answer_start":[Infinity]}}]', "answer_start inf is not a position"),
     "half a start": ("json", [record(answers={"text": ["Cairo"], "answer_start": [36.5]})], "answer_start 36.5 is no"),
     "true as a start": ("json", [record(answers={"text": ["Cairo"], "answer_start": [True]})], "answer_start True is no"),
-    "huge start": ("json", [record(answers={"text": ["Cairo"], "answer_start": [10**400]})], "is no position"),
+    "huge start": ("json", [record(answers={"text": ["Cairo"], "answer_start": [10**400]})], "is not a position"),
     "true as an answer": ("json", [record(answers=[True])], "the answer True is not a text"),
     "more starts than texts": ("json", [record(answers={"text": ["Cairo"], "answer_start": [1, 36]})], "1 answers, ['Cairo'], have 2 starts, [1, 36]"),
     "no text": ("json", [record(answers=[{"start": 36, "end": 41}])], "{'end': 41, 'start': 36} has no `text`"),
@@ -164,7 +164,7 @@ REFUSED = {
     "a text as a question": ("json", {"data": [{"paragraphs": [{"context": "c", "qas": ["Where?"]}]}]}, "row 1, paragraph 1, question 1 is not an object of columns but 'Where?'"),
     "damaged UTF-8": ("csv", "context,question\nRhône à Genève,où\nl'\udce9t\n".encode(errors="surrogateescape"), r"line 3 is not utf-8: invalid continuation byte (b'\xe9t\n')"),
     "damaged UTF-16": ("csv", "context\nRhône".encode("utf-16")[:-1], "not utf-16"),
-    "no text at all": ("csv", bytes(range(128, 256)) * 9, "no text in a known encoding"),
+    "no text at all": ("csv", bytes(range(128, 256)) * 9, "not text in a known encoding"),
 }  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def test_a_folder_with_other_files_is_left_alone(tiny_model, squad_files, tmp_pa
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="holds files but no complete checkpoint.*--overwrite_output_dir"):
         run(tiny_model, tmp_path, *training_flags(squad_files))
-    with pytest.raises(UserError, match="--resume_from_checkpoint .* no complete checkpoint"):
+    with pytest.raises(UserError, match="--resume_from_checkpoint .* not a complete checkpoint"):
         run(tiny_model, tmp_path, *training_flags(squad_files), "--resume_from_checkpoint", tmp_path / "gone")
 
 

@@ -315,7 +315,7 @@ def test_padding_counts_in_the_loss_when_asked(writing_models, squad_files, tmp_
 
 def test_models_that_do_not_write_are_refused(tiny_model, writing_models, squad_files, tmp_path, caplog):
     flags = ["--do_eval", "--validation_file", squad_files / "dev.json"]
-    with pytest.raises(UserError, match="a bert model that is no encoder-decoder cannot write answers.*run_qa.py"):
+    with pytest.raises(UserError, match="a bert model that is not an encoder-decoder cannot write answers.*run_qa.py"):
         run(tiny_model, tmp_path, *flags)
     shutil.copytree(writing_models["t5"], tmp_path / "t5", ignore=shutil.ignore_patterns("checkpoint-*"))
     for name in ("config.json", "generation_config.json"):
