@@ -28,6 +28,7 @@ CASES = {
     "grouped": (run_qa, ["--group_by_length"]),
     "accumulated": (run_qa, ["--gradient_accumulation_steps", 2]),
     "buckets": (run_qa, ["--length_buckets", 32, 64, 96, "--gradient_accumulation_steps", 2]),
+    "packed": (run_qa, ["--pack"]),
     "writes": (run_seq2seq_qa, []),
     "evaluated": (run_qa, ["--eval_strategy", "epoch", "--save_steps", 1 / 3]),  # after the checkpoint
 }
