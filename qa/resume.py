@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from qa.checkpoint_files import damage, ranks_of_zero, refusal
+from qa.earlier import RESULTS
 from qa.errors import UserError
 from qa.identity import RUN_FILE
 from qa.locks import LOCK_FILE
@@ -14,10 +15,7 @@ from qa.saving import CHECKPOINT, UNFINISHED, checkpoints_of
 
 logger = logging.getLogger(__name__)
 
-# What a run may have written before its first checkpoint is whole.
-OWN_FILES = re.compile(
-    r"\..+\.partial|\.tmp[0-9A-Za-z]{6}|(all|train|eval|predict)_results\.json|(eval|predict)_(nbest_predictions|predictions|null_odds)\.json"
-)
+HALF_WRITTEN = re.compile(r"\..+\.partial|\.tmp[0-9A-Za-z]{6}")
 
 
 def checkpoint_to_resume(training_args, laid_out_by: str | None) -> str | None:
@@ -95,11 +93,14 @@ def last_checkpoint(folder: Path, training_args) -> Path | None:
 
 
 def foreign_files(folder: Path, logging_dir: Path) -> list[str]:
-    """Return the names in an output folder that no run wrote before its end; none where a run has not come to its end."""
+    """Return the names in an output folder that no run wrote before its first checkpoint, nor an evaluation without a training.
+
+    There are none where a run has not come to its end.
+    """
     names = {path.name for path in folder.iterdir()}
     if UNFINISHED in names:
         return []
-    own = {LOCK_FILE, RUN_FILE, "runs"}  # the last one of TensorBoard, by default
+    own = {LOCK_FILE, RUN_FILE, *RESULTS, "runs"}  # the last one of TensorBoard, by default
     if logging_dir.absolute().is_relative_to(folder.absolute()):
         own.update(logging_dir.absolute().relative_to(folder.absolute()).parts[:1])
-    return sorted(name for name in names - own if not OWN_FILES.fullmatch(name) and not CHECKPOINT.fullmatch(name))
+    return sorted(name for name in names - own if not HALF_WRITTEN.fullmatch(name) and not CHECKPOINT.fullmatch(name))

@@ -22,6 +22,8 @@ from qa.written import FILES_FILE, changed_file, write_fingerprints
 
 FLAGS = """--do_train --per_device_train_batch_size 16 --max_steps 3 --save_steps 1 --seed 3 --pad_to_max_length False
     --max_train_samples 48""".split()
+EVALUATION_FILES = """eval_results.json eval_predictions.json eval_nbest_predictions.json eval_null_odds.json eval_answers.csv
+    eval_report.html eval_report.json""".split()
 STATES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
 
@@ -174,7 +176,8 @@ def test_a_run_without_a_whole_checkpoint_starts_again(stopped):
     for step in (1, 2):
         empty(stopped / f"checkpoint-{step}" / "optimizer.pt")
     (stopped / "logs").mkdir()
-    for name in ("eval_predictions.json", "all_results.json", ".eval_null_odds.json.partial", ".tmpA1b2C3"):
+    own = [*EVALUATION_FILES, "all_results.json", ".eval_null_odds.json.partial", ".tmpA1b2C3"]
+    for name in own:
         (stopped / name).touch()
     flags = arguments(stopped, logging_dir=str(stopped / "logs"))
     assert qa.resume.checkpoint_to_resume(flags, None) is None
