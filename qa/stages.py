@@ -234,7 +234,9 @@ def run(
         if has_adapters(trainer.model):
             more["parameters"] = report_trained(trainer.model)
         metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | more)
-    elif record is None and trainer.is_world_process_zero():
+    elif record is not None:  # on rank 0, of a finished training: what is missing is answered as the flags say now
+        trainer.write_settings(training_args.output_dir)
+    elif trainer.is_world_process_zero():
         note_replaced(training_args)
     if "tuning" in features:
         tune(trainer, data_args, features["tuning"], rows["tuning"])

@@ -21,6 +21,7 @@ from qa.errors import Stopped
 from qa.finished import keep_only_missing
 from qa.locks import LOCK_FILE
 from qa.saving import UNFINISHED
+from qa.settings import SETTINGS_FILE
 
 
 CASES = {
@@ -256,7 +257,7 @@ def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_
         for name in ("eval_results.json", "eval_nbest_predictions.json"):
             assert without_times(load(out / name)) == without_times(load(tmp_path / "scored" / name))
         assert {path.name for path in out.glob("eval_report.*")} == (set() if False in more else REPORT)
-    assert max(len(rows) for rows in load(out / name).values()) == 3
+    assert max(len(rows) for rows in load(out / name).values()) == load(out / SETTINGS_FILE)["n_best_size"] == 3
     made = content_of(out)
     run(run_qa, models, mixed_lengths, out, *flags, *more)
     assert content_of(out) == made
@@ -265,6 +266,7 @@ def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_
     assert {path for path in made if made[path] != before.get(path)} == evaluation | {
         out / "all_results.json",
         out / "run.json",
+        out / SETTINGS_FILE,
         out / "README.md",  # the card has the scores
     }
 
