@@ -6,6 +6,7 @@ begins like an access token of the hub.
 
 import ctypes
 import re
+import sys
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def is_secret(name: str, begins: bool) -> bool:
         return False
     is_beginning = begins and len(name) > 2 and any(secret.startswith(name) for secret in SECRETS)
     return is_beginning or bool(LIKE_A_SECRET.search(name) or get_close_matches(name, SECRETS, n=1, cutoff=0.75))
+
+
+def take_words() -> list[str]:
+    """Return the command line of this process without the program's name; in `sys.argv`, which W&B records, hide its secrets."""
+    words = sys.argv[1:]
+    sys.argv[1:] = without_secrets(words)
+    return words
 
 
 def hide_secrets() -> None:

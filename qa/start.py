@@ -18,6 +18,7 @@ from qa.locks import lock
 from qa.push import check_account
 from qa.ranks import place_process
 from qa.saving import is_being_overwritten, remove_remains
+from qa.secret_flags import take_words
 from qa.settings import use_settings
 from qa.thresholds import doubt
 
@@ -37,7 +38,7 @@ def start(
         UserError: with every problem that shows without reading data or a model.
     """
     place_process()  # again, for those who call a script's `main` themselves
-    argv = resolve_lazy_mode(expand_file(sys.argv[1:] if argv is None else argv))
+    argv = resolve_lazy_mode(expand_file(take_words() if argv is None else argv))
     training_type = training_arguments(seq2seq)
     values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
     line = None

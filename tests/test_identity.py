@@ -38,7 +38,7 @@ from qa.locks import LOCK_FILE, lock, unlock
 from qa.resume import checkpoint_to_resume
 from qa.saving import end, is_being_overwritten
 from qa.screen import StageLines
-from qa.secret_flags import SECRETS, without_secrets
+from qa.secret_flags import SECRETS, take_words, without_secrets
 from qa.start import complete_overwriting
 from qa.written import names_in
 
@@ -149,6 +149,16 @@ def test_all_files_of_a_run_can_be_read_by_those_whom_the_umask_allows(trained):
 def test_the_library_still_hides_weights(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o077 == 0
+
+
+def test_what_the_libraries_take_for_the_command_line_holds_no_secret(monkeypatch):
+    """W&B writes it to its files; the run has the secret."""
+    monkeypatch.setattr(sys, "argv", ["run_qa.py", "--token", "hf_secretB", "--hub_token=secretC", "--seed", "7"])
+    with pytest.raises(UserError, match="nothing to do"):
+        run_qa.main()
+    assert sys.argv == ["run_qa.py", "--token", "***", "--hub_token=***", "--seed", "7"]
+    monkeypatch.setattr(sys, "argv", ["run_qa.py", "--token", "hf_secretB"])
+    assert take_words() == ["--token", "hf_secretB"]
 
 
 def test_a_word_that_may_hold_a_secret_is_not_repeated(tmp_path):
