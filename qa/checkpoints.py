@@ -1,6 +1,5 @@
 """The tensors of a checkpoint, by name and size and without reading weights, and those of a model that it lacks."""
 
-import json
 import logging
 import pickle
 import zipfile
@@ -15,6 +14,7 @@ from transformers.modeling_utils import _find_missing_and_unexpected_keys
 
 from qa.arguments import ModelArguments
 from qa.errors import UserError, reason_of
+from qa.files import parse_json
 from qa.upstream.models import trunk_mapping
 from qa.weightless import build_weightless
 
@@ -67,7 +67,7 @@ def weight_files(model_args: ModelArguments) -> list[Path] | None:
         raise FileNotFoundError(f"there is none of {', '.join(WEIGHT_FILES)}")
     if first is None or first.suffix != ".json":
         return first and [first]
-    shards = sorted(set(json.loads(first.read_text())["weight_map"].values()))
+    shards = sorted(set(parse_json(first.read_text())["weight_map"].values()))
     files = [find_file(model_args, shard) for shard in shards]
     if None in files and folder.is_dir():
         raise FileNotFoundError(f"there is no {shards[files.index(None)]}, which {first.name} names")
@@ -118,7 +118,7 @@ def safetensors_head(file: Path) -> dict[str, dict]:
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
         try:
-            head = json.loads(content.read(min(length, file.stat().st_size)))
+            head = parse_json(content.read(min(length, file.stat().st_size)))
         except ValueError as error:
             raise ValueError(f"{file.name} is incomplete, or no file of safetensors") from error
     tensors = {name: tensor for name, tensor in head.items() if name != "__metadata__"}

@@ -112,7 +112,7 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
 def dispatches_batches(accelerator_config: str | dict | None) -> bool:
     """Return whether rank 0 makes the batches of all ranks, and shares out rows and features in equal numbers."""
     settings = accelerator_config or {}
-    with suppress(OSError, ValueError, RecursionError):  # of a bad file or JSON, which `name_problems` reports
+    with suppress(OSError, ValueError):  # of a bad file or JSON, which `name_problems` reports
         settings = settings if isinstance(settings, dict) else read_object(settings, may_be_file=True)
         return bool(settings.get("dispatch_batches"))
     return False

@@ -5,7 +5,6 @@ The same command line parses in both cases: where optimum-habana cannot be used,
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -17,6 +16,7 @@ import torch
 
 from qa.command_line import read_bool
 from qa.errors import UserError
+from qa.files import parse_json
 from qa.gaudi_flags import compiles, flags_without_effect
 from qa.meeting import meet
 from qa.preflight import (
@@ -321,7 +321,7 @@ def deepspeed_settings(given: str | dict | None) -> dict:
     """Return a DeepSpeed configuration, or that in a file; empty where it cannot be read, which transformers reports."""
     try:
         if isinstance(given, str):
-            given = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text())
+            given = parse_json(given if given.lstrip().startswith("{") else Path(given).read_text())
     except (OSError, ValueError):
         return {}
     settings = given if isinstance(given, dict) else {}

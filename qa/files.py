@@ -109,10 +109,22 @@ def write_all_results(folder: Path) -> None:
         (folder / "all_results.json").unlink(missing_ok=True)
 
 
+def parse_json(text: str | bytes):
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or is nested too deeply, for which Python has a RecursionError.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_object(path: Path) -> dict:
     """Return the JSON object in a file; an empty one where there is none, or a file that was cut off."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -22,7 +22,7 @@ import orjson
 from qa.arguments import SPLITS
 from qa.device import deepspeed_settings
 from qa.errors import UserError, on_rank_0, short
-from qa.files import to_json, write_json
+from qa.files import parse_json, to_json, write_json
 from qa.secret_flags import SECRETS, without_secrets
 
 
@@ -273,7 +273,7 @@ def file_sha256(path: Path) -> str:
 def read_record(checkpoint: Path) -> dict | None:
     """Return the record of a checkpoint; warn and return None where it has none, as one of an earlier version."""
     try:
-        record = json.loads((checkpoint / RUN_FILE).read_bytes())
+        record = parse_json((checkpoint / RUN_FILE).read_bytes())
         traits(record)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         logger.warning(

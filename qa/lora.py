@@ -7,7 +7,6 @@ OUT holds `adapter_config.json`, which names BASE, and `adapter_model.safetensor
 `qa.adapters` builds and loads such models, and is the one module that imports peft.
 """
 
-import json
 import os
 from dataclasses import replace
 from functools import cache
@@ -19,6 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from qa.arguments import ModelArguments
 from qa.errors import UserError, in_one_line
+from qa.files import parse_json
 from qa.hub import can_be_on_hub
 from qa.names import is_missing, missing_package
 
@@ -73,7 +73,7 @@ def read_adapter(model_args: ModelArguments) -> dict | None:
     if file is None:
         return None
     try:
-        settings = json.loads(file.read_bytes())
+        settings = parse_json(file.read_bytes())
         kind, base = settings["peft_type"], settings["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(

@@ -1,6 +1,5 @@
 """The tokenizer and the model that the flags name, and their problems, found before any slow step."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,6 +21,7 @@ from qa.arguments import DataArguments, ModelArguments, hub_arguments
 from qa.attention import kernels_dropped
 from qa.checkpoints import adapter_problems, checkpoint_problems, count_of, listed, lost_tensors, read_sizes
 from qa.errors import UserError, in_one_line, reason_of, short
+from qa.files import parse_json
 from qa.hub import loading_problem
 from qa.limits import LIMITS
 from qa.lora import base_arguments, find_adapter, peft_is_missing, read_adapter
@@ -324,12 +324,12 @@ def why_unreadable(folder: Path, auto_class: type) -> str | None:
     """Return what is wrong with the files of a folder, None where nothing is, or it is none: libraries rarely report it."""
     for file in filter(Path.is_file, map(folder.joinpath, JSON_FILES)):
         try:
-            content = json.loads(file.read_bytes())
+            content = parse_json(file.read_bytes())
             if not isinstance(content, dict):
                 return f"its {file.name} is no JSON object"
             if file.name == "config.json" and "model_type" not in content:
                 return "its config.json has no model_type"
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             return f"its {file.name} is no JSON: {in_one_line(error)}"
     vocabularies = [file for kind in ("tokenizer.*", "vocab*", "*.model", "*.spm") for file in folder.glob(kind)]
     if auto_class is AutoTokenizer and folder.is_dir() and not vocabularies:

@@ -15,6 +15,7 @@ import torch
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from qa.errors import in_one_line, short
+from qa.files import parse_json
 from qa.folders import short_path
 from qa.hub import can_be_on_hub
 from qa.limits import LIMITS
@@ -228,7 +229,7 @@ def json_problems(flag: str, given: str | dict | None) -> list[str]:
         wrong = [f"it is no JSON: {in_one_line(error)}"]
     except OSError as error:
         wrong = [f"cannot be read: {error.strerror}"]
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         wrong = [in_one_line(error)]
     return [f"--{flag} {short_path(given)}: {problem}" for problem in wrong]
 
@@ -243,7 +244,7 @@ def read_object(given: str, may_be_file: bool) -> dict:
         if not may_be_file:
             raise ValueError('give a JSON object, as {"name": 1}')
         given = Path(given).read_text(encoding="utf-8")
-    found = json.loads(given)
+    found = parse_json(given)
     if not isinstance(found, dict):
         raise ValueError(f"it holds a {type(found).__name__}; give a JSON object")
     return found

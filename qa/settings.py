@@ -6,7 +6,6 @@
 Every training writes the file. Evaluation and prediction use it where `--tune_null_threshold` has tuned it.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from qa.errors import UserError, short
-from qa.files import write_json
+from qa.files import parse_json, write_json
 from qa.limits import number_problems
 
 
@@ -99,8 +98,8 @@ def read_settings(folder: Path) -> Settings | None:
     if not os.path.isfile(path):
         return None
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({short(str(error))}); restore it, or remove it") from None
     version = content.pop("version", None) if isinstance(content, dict) else None
     if is_whole(version) and version > VERSION:

@@ -328,9 +328,10 @@ COMMAND_LINE = [
             --fsdp_config nowhere.json
             --deepspeed nowhere.json
             --deepspeed good.json
+            --deepspeed nested.json
             --deepspeed '{"zero_optimization": 3}'
         """),
-        needed=GOOD,
+        needed=GOOD | {"nested.json": "[" * 99999},
     ),
     Group(
         "Flags that do not go together, or have no effect",
@@ -826,6 +827,7 @@ MODELS = [
             --model_name_or_path not_here
             --model_name_or_path other_kind
             --model_name_or_path no_json
+            --model_name_or_path nested
             --model_name_or_path half
         """),
         needed=GOOD
@@ -836,6 +838,7 @@ MODELS = [
             "not_here/adapter_config.json": adapter(base_model_name_or_path="owner/model"),
             "other_kind/adapter_config.json": adapter(peft_type="IA3"),
             "no_json/adapter_config.json": "{",
+            "nested/adapter_config.json": "[" * 99999,
             "half/adapter_config.json": adapter(),
             "half/adapter_model.safetensors": "noise",
         },
@@ -886,6 +889,7 @@ ASK = [
             trained --context good.txt --max_seq_length 32 --doc_stride 32 What?
             trained --context good.txt --num_beams 2 --language_code de_DE What?
             damaged --context good.txt What?
+            nested --context good.txt What?
         """),
         needed=GOOD
         | {
@@ -895,6 +899,7 @@ ASK = [
             "no_head": changed(WEIGHTS, without_head),
             "trained": lambda path: path.exists() or path.symlink_to(CHECKPOINT),
             "damaged": changed("qa_settings.json", '{"version": 1, "kind": "spoken"}'),
+            "nested": changed("qa_settings.json", "[" * 99999),
         },
     ),
     Group(

@@ -270,7 +270,7 @@ def test_a_resume_goes_on_anyway_or_without_a_record(stopped, data, tiny_model, 
     last = load(stopped / "trainer_state.json")["log_history"][-2]
     assert last["step"] == 4 and last["epoch"] == pytest.approx(4 / 15, abs=0.01)  # of 30 features, in batches of 2
     assert load(stopped / "checkpoint-4" / "run.json") == load(stopped / "run.json")
-    for content in (b"", b"[]", b'{"arguments": 3}', None):
+    for content in (b"", b"[]", b'{"arguments": 3}', b"[" * 99999, None):
         caplog.clear()
         (stopped / "run.json").write_bytes(content) if content is not None else (stopped / "run.json").unlink()
         assert read_record(stopped) is None and "nothing was compared" in caplog.text

@@ -137,7 +137,7 @@ def test_a_full_disk_is_recognized(tmp_path):
     assert not is_disk_full(RuntimeError("file write failed"), tmp_path) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", ["", '{"eval_f1": 1', "[1]", "null", None])
+@pytest.mark.parametrize("content", ["", '{"eval_f1": 1', "[1]", "null", "[" * 99999, None])
 def test_results_that_were_cut_off_count_as_none(tmp_path, content):
     if content is not None:
         (tmp_path / "all_results.json").write_text(content)
