@@ -164,7 +164,8 @@ def read_arguments(argv: list[str]) -> argparse.Namespace:
     arguments, unknown = make_parser().parse_known_intermixed_args(argv)
     for name in ("context", "questions", "output"):
         setattr(arguments, name, getattr(arguments, name, None))
-    flags = [word for word in without_secrets(unknown) if word.startswith("-")]  # the others are their values
+    shown = without_secrets(unknown + arguments.words[:1])  # a model that shows as a secret is a flag without dashes
+    flags = [word for word in shown if word.startswith("-") or word.endswith("=***")]  # the others are values of flags
     if problems := [
         *map(unknown_flag, flags),
         *number_problems(arguments),
@@ -198,7 +199,7 @@ def find_problems(arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.output is not None and (problem := output_problem(arguments.output, arguments.questions)):
         yield f"--output {arguments.output} {problem}"
     if not Limit(1).allows(batch_size := getattr(arguments, "batch_size", 1)):
-        yield f"--batch_size is {batch_size}; give {Limit(1).describe()}"
+        yield f"--batch_size is {batch_size}; give {Limit(1).describe(batch_size)}"
 
 
 def output_problem(output: str, questions: str | None) -> str | None:

@@ -876,10 +876,12 @@ ASK = [
             out --questions good.json --output nowhere/answers.csv
             out --questions good.csv --output good.csv
             out --context good.txt --batch_size 0 What?
+            out --context good.txt --batch_size 99999999999 What?
             out --context good.txt --batch_size many What?
             out --context good.txt --max_answer_length 0 --num_beams 0 What?
             out --context good.txt --device tpu9 What?
             out --context good.txt --token hf_secret1 --hub_tokn hf_secret1 What?
+            token=secret1 out --context good.txt What?
             bert-large --context good.txt What?
             empty_folder --context good.txt What?
             nowhere/out --context good.txt What?
