@@ -17,6 +17,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM
 
 from qa.answers import AnswerRules, Answers, Candidates, find_answers
 from qa.arguments import ModelArguments
+from qa.checkpoints import check_weights
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.models import (
     check_model,
@@ -70,6 +71,7 @@ class Reader:
         self.settings = replace(settings, max_seq_length=length)
         self.literal = literal_tokenizer(tokenizer)  # copied once for all questions
         self.model = self.load(config, model_args).to(device).eval()
+        check_weights(self.model, model_args.model_name_or_path)
 
     def prepare(self, config, model_args: ModelArguments) -> Template:
         """Read what the kind needs in addition to the model, and return the tokens around a pair of texts."""

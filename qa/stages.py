@@ -12,6 +12,7 @@ from qa.answers import Answers, write_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths, train_group
 from qa.card import write_card
+from qa.checkpoints import check_weights
 from qa.data import gold_answers, load_rows
 from qa.earlier import remove_answers, remove_earlier_run, remove_report
 from qa.errors import UserError
@@ -29,7 +30,6 @@ from qa.report import report_evaluation
 from qa.saving import begin, end
 from qa.screen import print_summary, report_features, report_stage
 from qa.signals import signals_can_wait
-from qa.stopping import weights_not_finite
 from qa.tuning import check_tuning, tune
 from qa.watching import watched
 
@@ -300,12 +300,3 @@ def report_trained(model) -> int:
     trained, every = trained_parameters(model)
     logger.info(f"LoRA: {trained:,} of {every:,} parameters are trained ({trained / every:.2%})")
     return trained
-
-
-def check_weights(model, name: str) -> None:
-    """Raise a UserError for a model that nothing can be computed with: weights are NaN or infinite."""
-    if bad := weights_not_finite(model):
-        raise UserError(
-            f"--model_name_or_path {name}: {len(bad)} of its weights are NaN or infinite, the first one is {bad[0]}; name "
-            "another checkpoint"
-        )

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from qa.checkpoints import weights_not_finite
 from qa.errors import Stopped
 from qa.process import CLOCK
 from qa.signals import REQUEST, STATUS, name_of
@@ -234,16 +235,3 @@ class StoppableTraining:
 
     def checkpoint_folder(self, step: int) -> Path:
         return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-def weights_not_finite(model: torch.nn.Module) -> list[str]:
-    """Return the names of the weights that hold a NaN or an infinity; of those that ZeRO-3 distributes, this rank's part.
-
-    >>> layer = torch.nn.Linear(2, 1)
-    >>> layer.bias.data[0] = float("nan")
-    >>> weights_not_finite(layer)
-    ['bias']
-    """
-    weights = {name: getattr(weight, "ds_tensor", weight) for name, weight in model.named_parameters()}
-    finite = torch.stack([torch.isfinite(weight).all() for weight in weights.values()])  # The device is read once.
-    return [name for name, good in zip(weights, finite.tolist()) if not good]

@@ -14,6 +14,7 @@ from helpers import ROOT, history_of, load, signal_at_step
 from safetensors.torch import load_file, save_file
 
 import run_qa
+from qa.answerer import Answerer
 from qa.errors import Stopped, UserError
 from qa.identity import RUN_FILE
 from qa.locks import LOCK_FILE
@@ -153,7 +154,7 @@ def test_a_loss_that_is_not_finite_ends_a_training(tiny_model, squad_files, tmp_
     assert not (tmp_path / "kept" / "model.safetensors").exists()
 
 
-def test_a_model_that_is_not_finite_is_not_scored(tiny_model, squad_files, tmp_path):
+def test_a_model_that_is_not_finite_is_neither_scored_nor_asked(tiny_model, squad_files, tmp_path):
     shutil.copytree(tiny_model, tmp_path / "model")
     weights = load_file(tiny_model / "model.safetensors")
     next(iter(weights.values()))[0] = float("nan")
@@ -161,6 +162,8 @@ def test_a_model_that_is_not_finite_is_not_scored(tiny_model, squad_files, tmp_p
     words = ["--model_name_or_path", tmp_path / "model", "--do_eval", "--validation_file", squad_files / "dev.json"]
     with pytest.raises(UserError, match="1 of its weights are NaN or infinite, the first one is bert.*; name another"):
         run_qa.main(list(map(str, [*words, "--output_dir", tmp_path / "out"])))
+    with pytest.raises(UserError, match="/model: 1 of its weights are NaN or infinite, the first one is bert"):
+        Answerer(tmp_path / "model", device="cpu")
 
 
 @pytest.mark.parametrize(
