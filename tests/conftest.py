@@ -21,6 +21,7 @@ pytest.register_assert_rewrite("helpers", "oracle")
 
 import corpus  # noqa: E402
 import torch  # noqa: E402
+from accelerate.state import AcceleratorState  # noqa: E402
 from helpers import CAUSAL_KINDS, corpus_texts, load, sentence_of  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from small_tokenizers import SENTENCES, make_tokenizers, make_writers  # noqa: E402
@@ -43,11 +44,17 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def environment():
-    """Restore the environment after each test: training arguments leave settings for accelerate in it (bf16, compiling)."""
+    """Restore the environment after each test: training arguments leave settings for accelerate in it (bf16, compiling).
+
+    Those with `--deepspeed` also leave a process group of one rank, which processes forked by later tests would have.
+    """
     before = os.environ.copy()
     yield
     os.environ.clear()
     os.environ.update(before)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
