@@ -131,7 +131,8 @@ def keeps_apart(model: torch.nn.Module, form: PackedForm) -> bool:
     """Return whether the model computes the same for packed features as for the features alone."""
     texts = torch.arange(sum(TRIED_LENGTHS)).add(5).split(TRIED_LENGTHS)
     padding = SimpleNamespace(pad_token_id=model.config.pad_token_id or 0, pad_token_type_id=0)
-    batch = PackingCollator(padding, form.first_position)([{"input_ids": text, "packing": TRIED} for text in texts])
+    features = [{"input_ids": text.numpy(), "packing": TRIED} for text in texts]
+    batch = PackingCollator(padding, form.first_position)(features)
     try:
         alone = [model(input_ids=text[None], attention_mask=torch.ones_like(text)[None]) for text in texts]
         packed = pack_model(model, form)(**batch)
