@@ -16,11 +16,11 @@ from qa.answers import Candidates
 from qa.arguments import TITLES
 from qa.buckets import eval_group
 from qa.device import trainer_class
-from qa.features import labelled_share
 from qa.identity import RunRecord
+from qa.kept_rows import KeptRows, StepOutputs
 from qa.order import EpochOrderSampler, evaluation_order, in_order, training_order
 from qa.out_of_memory import BatchNotes
-from qa.outputs import NOT_FOR_THE_MODEL, PreallocatedArrays, batch_candidates
+from qa.outputs import NOT_FOR_THE_MODEL, batch_candidates
 from qa.push import HubUploads
 from qa.saving import WholeSaves
 from qa.settings import SavedSettings
@@ -109,33 +109,34 @@ class AnswerEvaluation(FeatureOrder):
         self.write_answers = write_answers
         self.make_settings = make_settings
 
-    def prediction_step(self, *args, **kwargs):
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Run the model on a batch and keep its outputs; return none, of which the libraries' loops would make copies.
+
+        These would gather them in each step, and put them together with those of all steps before.
+        """
         self.begun.append(time.time())
+        self.kept.add(self.step_outputs(model, inputs, prediction_loss_only, ignore_keys))
+        return None, None, None
+
+    def library_step(self, *args, **kwargs):
+        """Return what the library's `prediction_step` returns."""
         return super().prediction_step(*args, **kwargs)
 
+    def step_outputs(self, model, inputs, prediction_loss_only: bool, ignore_keys) -> StepOutputs:
+        """Run the model on a batch, and return what is kept of its outputs."""
+        raise NotImplementedError
+
     def first_rows(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return (batch,) which rows of the next step's batch do not repeat others to fill it up; all, if none would be.
+        """Return (batch,) which rows of this step's batch do not repeat others to fill it up.
 
         Every batch takes the same operations, with which a Gaudi in lazy mode compiles no graph for the last one.
 
         Args:
             labels: (batch, ...) of this rank.
         """
-        place = len(self.begun) * eval_group(self.args) + self.args.process_index * self.args.eval_batch_size
+        place = (len(self.begun) - 1) * eval_group(self.args) + self.args.process_index * self.args.eval_batch_size
         first = torch.arange(place, place + len(labels)) < self.features_asked
-        return (first if first.any() else ~first).to(labels.device)
-
-    def keep(self, *tensors: torch.Tensor) -> None:
-        """Keep the outputs of a step, (batch, ...) on every rank, for the answers.
-
-        The libraries' loops would copy everything they hold again with every batch, and optimum-habana 1.21.2 casts
-        all tensors to the type of the first.
-        """
-        if self.args.world_size > 1:
-            tensors = tuple(tensor.to(self.args.device) for tensor in tensors)
-        gathered = self.accelerator.gather_for_metrics(tensors)  # without the rows that fill up the last batch
-        if self.is_world_process_zero():
-            self.kept.add([tensor.cpu().numpy() for tensor in gathered])
+        return first.to(labels.device, non_blocking=True)
 
     def evaluate(
         self, eval_dataset=None, eval_examples=None, ignore_keys=None, metric_key_prefix: str = "eval"
@@ -170,10 +171,15 @@ class AnswerEvaluation(FeatureOrder):
         return PredictionOutput(predictions=answers.predictions, label_ids=answers.label_ids, metrics=metrics)
 
     def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
-        """Return answers and metrics of the features in `loader`; rank 0 finds, scores and writes the answers."""
+        """Return answers and metrics of the features in `loader`; rank 0 finds, scores and writes the answers.
+
+        On other ranks the answers are None.
+        """
         start = time.time()
         output = self.run_model(loader, features, stage, ignore_keys=ignore_keys, metric_key_prefix=prefix)
-        metrics = {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
+        loss = self.kept.mean_loss(self.accelerator)
+        metrics = {} if loss is None else {f"{prefix}_loss": loss}
+        metrics |= {name: value for name, value in output.metrics.items() if not name.endswith(STRAY_METRICS)}
         metrics |= evaluation_speed(
             prefix,
             start=start,
@@ -182,47 +188,50 @@ class AnswerEvaluation(FeatureOrder):
             samples=output.num_samples,
             batch=eval_group(self.args),
         )
-        result, self.answered = [EvalPrediction(None, None), {}], None
-        if self.kept.count and self.post_process_function is not None:
-            result = self.answer_and_score(examples, features, stage)
-        self.kept = None
+        self.answered, scores = None, [{}]
+        if (tables := self.kept_tables(features)) and self.post_process_function is not None:
+            scores = [self.answer_and_score(tables, examples, features, stage)]
         if self.args.world_size > 1:
-            broadcast_object_list(result)
-        answers, scores = result
-        return answers, metrics | {f"{prefix}_{name}": value for name, value in scores.items()}
+            broadcast_object_list(scores)
+        answers = self.answered or EvalPrediction(None, None)
+        answers = EvalPrediction(answers.predictions, answers.label_ids)
+        return answers, metrics | {f"{prefix}_{name}": value for name, value in scores[0].items()}
 
     def answer_only(self, features, examples) -> EvalPrediction | None:
         """Return the answers to questions, neither scored nor written; None on other ranks than rank 0."""
         self.run_model(self.get_test_dataloader(features), features, "tuning")
-        answers = self.to_answers(examples, features, "tuning") if self.kept.count else None
-        self.kept = None
-        return answers
+        tables = self.kept_tables(features)
+        return self.to_answers(tables, examples, features, "tuning") if tables else None
 
     def run_model(self, loader, features, stage: str, **settings):
         """Run the model on the features in `loader`, and return the loop's output; `kept` holds what answers need."""
         self.stage_name, group = TITLES[stage], eval_group(self.args)
         self.begun, self.features_asked = [], len(features)
-        self.kept = PreallocatedArrays(-(-len(features) // group) * group)
+        self.kept = KeptRows(steps=-(-len(features) // group), batch=self.args.eval_batch_size)
         loop = self.prediction_loop if self.args.use_legacy_prediction_loop else self.evaluation_loop
         # A run that resumes where this evaluation was takes the same dropout without it.
         with torch.random.fork_rng(devices=[]):
-            return loop(loader, self.stage_name.capitalize(), **settings)
+            output = loop(loader, self.stage_name.capitalize(), **settings)
+        self.kept.take()
+        return output
 
-    def answer_and_score(self, examples, features, stage: str) -> list:
-        """Turn the kept outputs into answers, score them and write their files; return answers and scores."""
+    def kept_tables(self, features) -> list[np.ndarray] | None:
+        """Return the kept rows of all ranks, (features, ...) each; None on other ranks than rank 0. Keep them no longer."""
+        tables, self.kept = self.kept.tables(self.accelerator), None
+        order = evaluation_order(features, self.args)
+        return tables and [in_order(table[: len(features)], order, len(features)) for table in tables]
+
+    def answer_and_score(self, tables: list[np.ndarray], examples, features, stage: str) -> dict:
+        """Turn kept rows into answers, score them and write their files; return the scores."""
         start = time.time()
-        self.answered = answers = self.to_answers(examples, features, stage)
+        self.answered = answers = self.to_answers(tables, examples, features, stage)
         scores = self.score(answers)
         self.write(answers, stage)
-        scores = {"postprocess_runtime": round(time.time() - start, 4)} | scores
-        return [EvalPrediction(answers.predictions, answers.label_ids), scores]
+        return {"postprocess_runtime": round(time.time() - start, 4)} | scores
 
-    def to_answers(self, examples, features, stage: str) -> EvalPrediction:
+    def to_answers(self, tables: list[np.ndarray], examples, features, stage: str) -> EvalPrediction:
         """Return the answers of `post_process_function`."""
-        order = evaluation_order(features, self.args)
-        tables = [in_order(table, order, len(features)) for table in self.kept.tables()]
-        predictions = self.predictions_of(tables)
-        return self.post_process_function(examples, features, predictions, stage)
+        return self.post_process_function(examples, features, self.predictions_of(tables), stage)
 
     def predictions_of(self, tables: list[np.ndarray]):
         """Return the kept outputs, (features, ...) each, in the form that `post_process_function` takes."""
@@ -267,36 +276,27 @@ class QuestionAnsweringTrainer(WholeTraining, trainer_class(False)):
         super().__init__(*args, **kwargs)
         self.n_best_size = n_best_size
 
-    def answer(self, loader, features, examples, stage: str, ignore_keys, prefix: str) -> tuple[EvalPrediction, dict]:
-        """Return what the base does; the loss is the mean over all features with known labels."""
-        answers, metrics = super().answer(
-            loader, features=features, examples=examples, stage=stage, ignore_keys=ignore_keys, prefix=prefix
-        )
-        if f"{prefix}_loss" in metrics:
-            metrics[f"{prefix}_loss"] /= labelled_share(features)
-        return answers, metrics
-
     def training_step(self, model, inputs, *args, **kwargs):
         for name in NOT_FOR_THE_MODEL:
             del inputs[name]
         return super().training_step(model, inputs, *args, **kwargs)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Return the loss; keep the best positions, a tenth of the logits, to save memory."""
-        places = [inputs.pop(name) for name in NOT_FOR_THE_MODEL]
+    def step_outputs(self, model, inputs, prediction_loss_only: bool, ignore_keys) -> StepOutputs:
+        """Return the loss of the features with a label, and the logits, of which the best positions are kept, a tenth."""
+        places, counted = [inputs.pop(name) for name in NOT_FOR_THE_MODEL], None
         if "start_positions" in inputs:
             first = self.first_rows(inputs["start_positions"])
             labels = {name: inputs[name].masked_fill(~first, IGNORED) for name in ("start_positions", "end_positions")}
-            inputs = inputs | labels
-        loss, logits, _ = super().prediction_step(
+            inputs, counted = inputs | labels, (labels["start_positions"] != IGNORED).sum()
+        loss, logits, _ = self.library_step(
             model, inputs, prediction_loss_only=prediction_loss_only, ignore_keys=ignore_keys
         )
-        if loss is not None:  # without any label it is NaN; `answer` divides by the share of labels among all features
-            share = ((inputs["start_positions"] != IGNORED).sum() / first.sum()).to(loss.device)
-            loss = torch.where(share > 0, loss * share, torch.zeros_like(loss))
-        if logits is not None:
-            self.keep(torch.from_numpy(batch_candidates(logits, *places, self.n_best_size).packed()))
-        return loss, None, None
+        tensors = () if logits is None else (*logits[:2], *places)  # BART also returns its encoder's states
+        return StepOutputs(loss, counted, tensors, self.best_rows)
+
+    def best_rows(self, starts, ends, *places: torch.Tensor) -> list[np.ndarray]:
+        """Return the best positions of the features of a batch, (batch, columns)."""
+        return [batch_candidates((starts, ends), *places, self.n_best_size).packed()]
 
     def predictions_of(self, tables: list[np.ndarray]) -> Candidates:
         (packed,) = tables

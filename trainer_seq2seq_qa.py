@@ -1,13 +1,13 @@
 """The trainer of encoder-decoders: an answer is written for every window, and scored by its log-probability."""
 
-import time
 from contextlib import nullcontext
 
 import torch
 
 from qa.device import trainer_class
 from qa.graphs import CompiledCalls
-from qa.outputs import accepted, generation_settings, written_part, written_scores
+from qa.kept_rows import StepOutputs
+from qa.outputs import accepted, encoded, encoder_states, generation_settings, written_part, written_scores
 from trainer_qa import WholeTraining
 
 
@@ -47,38 +47,56 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
         """Return what the base does, without a cache: nothing reads it, and FSMT would return only the last logits."""
         return super().compute_loss(model, inputs | accepted(self.model, use_cache=False), *args, **kwargs)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Return the loss as in training; with --predict_with_generate keep what answers need of every window.
+    def step_outputs(self, model, inputs, prediction_loss_only: bool, ignore_keys) -> StepOutputs:
+        """Return the loss as in training; with --predict_with_generate also what answers need of every window.
 
         These are the tokens that the model writes, (batch, length), their log-probability, (batch,), and with
-        negatives the log-probability of the empty answer, (batch,).
+        negatives the log-probability of the empty answer, (batch,). The windows are encoded once for all of them.
         """
-        inputs = self._prepare_inputs(inputs)
+        inputs, counted = self._prepare_inputs(inputs), None
         if "labels" in inputs:
             first = self.first_rows(inputs["labels"])
             inputs = inputs | {"labels": inputs["labels"].masked_fill(~first[:, None], -100)}
+            counted = first.sum()
         if prediction_loss_only or not self.args.predict_with_generate:
-            return self.loss_alone(model, inputs, ignore_keys), None, None
+            return StepOutputs(self.loss_alone(model, inputs, ignore_keys), counted)
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, states = self.loss_and_states(model, inputs, read)
+        tokens = self.write_tokens(model, read, states, ignore_keys)
+        padding, most = self.processing_class.pad_token_id, self.args.generation_max_length
+        written = written_part(tokens, self.model.generation_config, padding)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = written_scores(model, self.model, read, states, tokens, written, self.empty_answer)
+        # With --ignore_eos, the default on a Gaudi, the model goes on after the end of its answer.
+        answers = tokens.masked_fill(~written, padding)
+        answers = self._pad_tensors_to_max_len(answers, most)  # one width for all batches
+        return StepOutputs(loss, counted, (answers, *scores))
+
+    def loss_and_states(self, model, inputs: dict, read: dict) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return the loss of a batch, None without labels, and the encoder's states, (batch, length, width)."""
+        if "labels" not in inputs:
+            return None, encoder_states(model, self.model, read)
+        loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return loss, outputs.encoder_last_hidden_state
+
+    def write_tokens(self, model, read: dict, states: torch.Tensor, ignore_keys) -> torch.Tensor:
+        """Return the tokens that the model writes for a batch, (batch, length), without the one that starts an answer."""
         most = self.args.generation_max_length
         settings = generation_settings(most, self.args.generation_num_beams, self.empty_answer)
         with self.compiled_generation():
-            _, tokens, _ = super().prediction_step(
-                model, read, prediction_loss_only=False, ignore_keys=ignore_keys, **settings
+            _, tokens, _ = self.library_step(
+                model,
+                read,
+                prediction_loss_only=False,
+                ignore_keys=ignore_keys,
+                **settings,
+                **encoded(self.model, states),
             )
-        # The libraries pad to the checkpoint's length, which may be 200. The start token is not part of an answer.
-        tokens = tokens[:, 1:most]
+        tokens = tokens[:, 1:most]  # the libraries pad to the checkpoint's length, which may be 200
         if self.args.use_habana:  # one shape for all batches; optimum-habana 1.21.2 returns beams on the host
             tokens = self._pad_tensors_to_max_len(tokens.to(self.args.device), most - 1)
-        padding = self.processing_class.pad_token_id
-        written = written_part(tokens, self.model.generation_config, padding)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs).detach() if "labels" in inputs else None
-            scores = written_scores(model, self.model, read, tokens, written, self.empty_answer)
-        # With --ignore_eos, the default on a Gaudi, the model goes on after the end of its answer.
-        answers = tokens.masked_fill(~written, padding)
-        self.keep(self._pad_tensors_to_max_len(answers, most), *scores)  # one width for all batches
-        return loss, None, None
+        return tokens
 
     def compiled_generation(self):
         """Return a context in which the model writes with compiled graphs, where flags compile for a Gaudi."""
@@ -86,16 +104,14 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
             return nullcontext()
         if self.generation is None:
             settings = self.accelerator.state.dynamo_plugin.to_kwargs()
-            self.generation = CompiledCalls(self.model, self.model.get_encoder(), **settings)
+            self.generation = CompiledCalls(self.model, **settings)
         return self.generation
 
     def loss_alone(self, model, inputs, ignore_keys) -> torch.Tensor | None:
         """Return the loss of a batch; None without labels, which some models need to run at all."""
-        if "labels" in inputs:
-            loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
-            return loss
-        self.begun.append(time.time())
-        return None
+        if "labels" not in inputs:
+            return None
+        return self.library_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)[0]
 
 
 def router_loss(outputs, config) -> torch.Tensor | float:

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from qa.windows import IGNORED, MODEL_INPUTS, Template, Texts
+from qa.windows import MODEL_INPUTS, Template, Texts
 
 
 LABELS = ("start_positions", "end_positions")
@@ -217,10 +217,3 @@ def ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
     [10, 11, 12, 30, 31]
     """
     return np.repeat(begin - (np.cumsum(length) - length), length) + np.arange(length.sum())
-
-
-def labelled_share(features) -> float:
-    """Return the share of features whose label counts in the loss."""
-    if isinstance(features, Features):
-        return 1.0 if features.labels is None else float((features.labels[:, 0] != IGNORED).mean())
-    return float(np.mean([feature.get("start_positions") != IGNORED for feature in features]))

@@ -1,7 +1,7 @@
 """Graphs that `torch.compile` makes for a Gaudi: static ones, one for each shape of each kind of call.
 
-A training has a forward and a backward for each shape, an evaluation a forward. A model that writes has three more for each
-shape: of its encoder, of the first step of a text, and of all others.
+A training has a forward and a backward for each shape, an evaluation a forward. A model that writes has two more for each
+shape: of the first step of a text, and of all others.
 """
 
 import numpy as np

@@ -3,7 +3,6 @@
 import inspect
 from functools import partial
 
-import numpy as np
 import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
@@ -21,35 +20,6 @@ def accepted(model, **arguments) -> dict:
     model = model.get_base_model() if has_adapters(model) else model
     known = inspect.signature(type(model).forward).parameters
     return {name: value for name, value in arguments.items() if name in known}
-
-
-class PreallocatedArrays:
-    """Arrays of at most `total` rows that are added in pieces, (batch, ...) each, to memory that is allocated once.
-
-    A list of the pieces would fragment the heap, since each step allocates and frees between them: a GB at 200,000
-    rows.
-    """
-
-    def __init__(self, total: int):
-        self.total, self.count, self.arrays = total, 0, []
-
-    def add(self, pieces: list[np.ndarray]) -> None:
-        """Add one piece to each array.
-
-        Raises:
-            ValueError: there are more rows than `total`.
-        """
-        if not self.arrays:
-            self.arrays = [np.empty((self.total, *piece.shape[1:]), piece.dtype) for piece in pieces]
-        before, self.count = self.count, self.count + len(pieces[0])
-        if self.count > self.total:
-            raise ValueError(f"got over {self.total} rows")
-        for array, piece in zip(self.arrays, pieces):
-            array[before : self.count] = piece
-
-    def tables(self) -> list[np.ndarray]:
-        """Return the rows of each array so far."""
-        return [array[: self.count] for array in self.arrays]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,28 +67,55 @@ def written_part(tokens: torch.Tensor, generation: GenerationConfig, padding: in
     return ~after_end & (end | (tokens != padding))
 
 
-def written_scores(
-    model, own, read: dict, tokens: torch.Tensor, written: torch.Tensor, empty_answer: list[int] | None
-) -> list[torch.Tensor]:
-    """Return the log-probability of the `written` ones of `tokens`, with an `empty_answer` also that of it; (batch,) each.
+def encoder_states(model, own, read: dict) -> torch.Tensor:
+    """Return the encoder's states of a batch, (batch, length, width), from a pass in which the decoder reads one token.
 
-    Router logits are not asked for: no answer needs them, and Switch would look for them in encoder states that
-    are passed to it. `input_ids` are always passed, since FSMT looks ahead without them.
+    A pass of the whole model is one that DDP, graphs, autocast and others wrap, its encoder's is not.
 
     Args:
-        model: computes the logits: `own`, or what DDP, graphs or others wrap around it.
+        model: computes the states: `own`, or what is wrapped around it.
         own: the model of transformers.
         read: input_ids and attention_mask, (batch, length) each.
     """
-    read = read | accepted(own, use_cache=False, output_router_logits=False)
+    start = torch.full_like(read["input_ids"][:, :1], own.generation_config.decoder_start_token_id)
+    settings = accepted(own, use_cache=False, output_router_logits=False)
+    return model(**read, **settings, decoder_input_ids=start).encoder_last_hidden_state
+
+
+def encoded(own, states: torch.Tensor) -> dict:
+    """Return the arguments with which a model or its `generate` reads the encoder's states instead of computing them.
+
+    Each call needs its own: `generate` with beams expands them in place. Router logits are not asked for: no answer needs
+    them, and Switch would look for them in the states. `input_ids` are passed as well, since FSMT looks ahead without them.
+    """
+    return {"encoder_outputs": BaseModelOutput(states)} | accepted(own, output_router_logits=False)
+
+
+def written_scores(
+    model,
+    own,
+    read: dict,
+    states: torch.Tensor,
+    tokens: torch.Tensor,
+    written: torch.Tensor,
+    empty_answer: list[int] | None,
+) -> list[torch.Tensor]:
+    """Return the log-probability of the `written` ones of `tokens`, with an `empty_answer` also that of it; (batch,) each.
+
+    Args:
+        model, own, read: as of `encoder_states`.
+        states: the encoder's, (batch, length, width).
+    """
     shifted = partial(shift_right, start=own.generation_config.decoder_start_token_id, padding=0)
-    output = model(**read, decoder_input_ids=shifted(tokens))
-    found = [log_probability(output.logits, tokens, written)]
+    scored = [(tokens, written)]
     if empty_answer is not None:
         empty = torch.tensor(empty_answer, device=tokens.device).expand(len(tokens), -1)
-        encoded = BaseModelOutput(output.encoder_last_hidden_state)  # ProphetNet takes no tuple
-        output = model(**read, encoder_outputs=encoded, decoder_input_ids=shifted(empty))
-        found.append(log_probability(output.logits, empty, torch.ones_like(empty)))
+        scored.append((empty, torch.ones_like(empty)))
+    found = []
+    for answers, counted in scored:
+        settings = accepted(own, use_cache=False) | encoded(own, states)
+        logits = model(**read, **settings, decoder_input_ids=shifted(answers)).logits
+        found.append(log_probability(logits, answers, counted))
     return found
 
 

@@ -31,6 +31,8 @@ from qa.outputs import (
     NOT_FOR_THE_MODEL,
     accepted,
     batch_candidates,
+    encoded,
+    encoder_states,
     generation_settings,
     written_part,
     written_scores,
@@ -146,9 +148,10 @@ class Writing(Reader):
                 "ignore_eos": True,
                 "hpu_graphs": False,
             }
-        tokens = self.model.generate(**read, **settings)[:, 1:longest].to(self.device)
+        states = encoder_states(self.model, self.model, read)
+        tokens = self.model.generate(**read, **settings, **encoded(self.model, states))[:, 1:longest].to(self.device)
         written = written_part(tokens, self.model.generation_config, padding)
-        scores = written_scores(self.model, self.model, read, tokens, written, self.empty_answer)
+        scores = written_scores(self.model, self.model, read, states, tokens, written, self.empty_answer)
         texts = self.tokenizer.batch_decode(tokens.masked_fill(~written, padding), skip_special_tokens=True)
         return [np.array(texts, dtype=object), *(score.cpu().numpy() for score in scores)]
 
