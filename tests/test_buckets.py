@@ -120,20 +120,6 @@ def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
     assert (qa.order.in_order(said[order], order, len(said)) == said).all()
 
 
-@examples(100)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 3))
-def test_rows_come_in_pieces(sizes, spare):
-    """No rows are invented for those that never came, and surplus rows are not dropped."""
-    said = np.random.default_rng(0).normal(size=(sum(sizes), 2))
-    kept = trainer_qa.PreallocatedArrays(len(said) + spare)
-    for piece in np.split(said, np.cumsum(sizes)[:-1]):
-        kept.add([piece, piece[:, 0]])
-    both = kept.tables()
-    assert both[0].tolist() == said.tolist() and both[1].tolist() == said[:, 0].tolist()
-    with pytest.raises(ValueError):
-        kept.add([said[:1].repeat(spare + 1, axis=0)] * 2)
-
-
 @pytest.mark.parametrize(
     "words, problem",
     [

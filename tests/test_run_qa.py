@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+import transformers.trainer_pt_utils
 from helpers import (
     CAUSAL_KINDS,
     check_results,
@@ -341,7 +342,7 @@ def test_the_best_score_of_questions_that_are_not_there(squad_files, tmp_path):
         run("no-such-model", tmp_path, *flags)
 
 
-def test_functions_of_the_references_script_are_called_as_there(trained, squad_files, tmp_path):
+def test_functions_of_the_references_script_are_called_as_there(trained, squad_files, tmp_path, monkeypatch):
     """Users build the trainer with their own `post_process_function` and `compute_metrics`."""
     rows = read_rows(squad_files / "dev.json")
     tokenizer = AutoTokenizer.from_pretrained(trained)
@@ -366,6 +367,9 @@ def test_functions_of_the_references_script_are_called_as_there(trained, squad_f
         compute_metrics=lambda p: metric.compute(predictions=p.predictions, references=p.label_ids),
     )
     expected = load(trained / "eval_results.json")
+    # The libraries' loops put the outputs of a step together with those of all steps before, and gather them each time.
+    monkeypatch.setattr(transformers.trainer_pt_utils, "nested_concat", None)
+    monkeypatch.setattr(trainer, "gather_function", None)
     assert trainer.evaluate()["eval_f1"] == pytest.approx(expected["eval_f1"])
     assert load(tmp_path / "eval_predictions.json") == load(trained / "eval_predictions.json")
     predicted = trainer.predict(trainer.eval_dataset, rows)

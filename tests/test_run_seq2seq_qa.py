@@ -11,6 +11,8 @@ from helpers import ROOT, check_results, golds_of, load, undescribed_files
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.models.bart.modeling_bart import BartEncoder
+from transformers.models.t5.modeling_t5 import T5Stack
 
 import qa.reading
 import run_seq2seq_qa
@@ -97,19 +99,39 @@ def test_the_results_of_a_run(writing_models, squad_files, kind):
     )
 
 
+@pytest.fixture
+def encoded():
+    """Return the encoders that have read a batch during a test, one for each batch."""
+    calls = []
+
+    def note(module, inputs):
+        if isinstance(module, BartEncoder) or (isinstance(module, T5Stack) and not module.is_decoder):
+            calls.append(module)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    yield calls
+    hook.remove()
+
+
 @pytest.mark.parametrize("kind, beams", [("t5", 1), ("t5", 3), ("bart", 1), ("bart", 3)])
-def test_short_contexts_are_answered_as_by_plain_generate(tiny_writers, squad_files, tmp_path, kind, beams):
-    """In prediction too, whichever runs first: optimum-habana's predict alone knows neither beams nor length."""
+def test_short_contexts_are_answered_as_by_plain_generate(
+    tiny_writers, squad_files, unknown_answers, tmp_path, encoded, kind, beams
+):
+    """In prediction too, whichever runs first: optimum-habana's predict alone knows neither beams nor length.
+
+    Answers may be unknown, and a batch is encoded once.
+    """
     flags = [
         "--do_predict",
         "--test_file",
-        squad_files / "dev.json",
+        unknown_answers if beams == 1 else squad_files / "dev.json",
         "--num_beams",
         beams,
         "--val_max_answer_length",
         7,
     ]
     run(tiny_writers[kind], tmp_path, *flags, "--pad_to_max_length", str(beams == 1))
+    assert len(encoded) == -(-load(tmp_path / "predict_results.json")["predict_samples"] // 8)
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_writers[kind]).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_writers[kind])
     found, nbest = load(tmp_path / "predict_predictions.json"), load(tmp_path / "predict_nbest_predictions.json")
@@ -163,11 +185,12 @@ def trained_on_negatives(tiny_writers, negatives, tmp_path_factory):
     return folder
 
 
-def test_questions_without_an_answer(trained_on_negatives, negatives, tmp_path):
+def test_questions_without_an_answer(trained_on_negatives, negatives, tmp_path, encoded):
     """Defect 6 for this script: null odds and probabilities are real, and the threshold counts as in run_qa.py."""
     flags = ["--version_2_with_negative", "--do_eval", "--validation_file", negatives, "--max_answer_length", 6]
     flags += ["--max_seq_length", "64"]
     run(trained_on_negatives, tmp_path / "0", *flags)
+    assert len(encoded) == -(-load(tmp_path / "0" / "eval_results.json")["eval_samples"] // 8)
     folder, golds = tmp_path / "0", golds_of(negatives)
     odds, texts, nbest = (
         load(folder / f"eval_{name}.json") for name in ("null_odds", "predictions", "nbest_predictions")
