@@ -14,7 +14,7 @@ import platform
 import sys
 
 
-TOPICS = ("processing", "start", "throughput", "shapes", "memory")
+TOPICS = ("processing", "start", "throughput", "shapes", "overlap", "memory")
 # With glibc's defaults every long batch's memory is given back and asked for again: padded runs look slower than they are.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 

@@ -28,7 +28,7 @@ from transformers import PretrainedConfig
 import qa.padding
 
 
-BATCHES = (8, 16, 32)
+BATCHES = (8, 32, 64)
 MILLISECONDS = (1.5, 3, 9)
 READS = {
     getattr(torch.Tensor, name) for name in ("cpu", "numpy", "item", "tolist", "__float__", "__int__", "__bool__")
