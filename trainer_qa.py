@@ -193,7 +193,7 @@ class AnswerEvaluation(FeatureOrder):
             scores = [self.answer_and_score(tables, examples, features, stage)]
         if self.args.world_size > 1:
             broadcast_object_list(scores)
-        answers = self.answered or EvalPrediction(None, None)
+        answers = EvalPrediction(None, None) if self.answered is None else self.answered
         answers = EvalPrediction(answers.predictions, answers.label_ids)
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores[0].items()}
 
