@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
-from test_buckets import BUCKETS, training_flags
+from helpers import ROOT, mixed_training
+from test_buckets import BUCKETS
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_gaudi_sees_a_shape_for_each_bucket_or_one_with_packing(
     """With generation in static shapes for the encoder-decoder; compiled, each shape has graphs of its own."""
     writes, compiles = script == "run_seq2seq_qa.py", cards > 1
     flags = [
-        *training_flags(mixed_lengths),
+        *mixed_training(mixed_lengths, 4),
         "--do_eval",
         "--validation_file",
         mixed_lengths / "dev.json",
