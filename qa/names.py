@@ -254,7 +254,10 @@ def wrong_settings(flag: str, settings: dict) -> list[str]:
     """Return the problems of settings that the libraries would end in a traceback for."""
     if flag == "accelerator_config":
         unknown = settings.keys() - {field.name for field in dataclasses.fields(AcceleratorConfig)}
-        return [f"there is no setting {short(name)}; omit it" for name in sorted(unknown)]
+        problems = [f"there is no setting {short(name)}; omit it" for name in sorted(unknown)]
+        if settings.get("split_batches"):
+            problems.append("split_batches would divide the batch of one rank among all; omit it")
+        return problems
     parts = ("bf16", "zero_optimization") if flag == "deepspeed" else ()
     return [
         f"its {name} is {short(settings[name])}; make it a JSON object"

@@ -35,9 +35,10 @@ def evaluation_order(features, training_args) -> np.ndarray | None:
 def fills_evaluation(training_args) -> bool:
     """Return whether the last batch of an evaluation is filled up, although features have neither buckets nor a packing.
 
-    A Gaudi would compile another graph for a short one.
+    A Gaudi would compile another graph for a short one. Of several ranks each knows the places of its rows in a full one,
+    however --accelerator_config shares them out.
     """
-    return training_args.dataloader_drop_last or training_args.use_habana
+    return training_args.dataloader_drop_last or training_args.use_habana or training_args.world_size > 1
 
 
 def in_order(predictions: np.ndarray, order: np.ndarray | None, number: int) -> np.ndarray:

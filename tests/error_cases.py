@@ -325,6 +325,7 @@ COMMAND_LINE = [
             --gradient_checkpointing_kwargs reentrant
             --accelerator_config nowhere.json
             --accelerator_config '{"batches": 3}'
+            --accelerator_config '{"split_batches": true}'
             --fsdp_config nowhere.json
             --deepspeed nowhere.json
             --deepspeed good.json
