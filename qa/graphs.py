@@ -42,7 +42,7 @@ def most_shapes(part, one_length: bool) -> int:
 
 
 class CompiledCalls:
-    """Modules whose calls within a `with` block are those of compiled graphs.
+    """A module whose calls within a `with` block are those of compiled graphs.
 
     `torch.compile` of a module makes another module. This is for code that calls the module itself, as `generate` does.
 
@@ -50,16 +50,15 @@ class CompiledCalls:
         settings: those of `torch.compile`.
     """
 
-    def __init__(self, *modules: torch.nn.Module, **settings):
-        self.calls = {module: torch.compile(module._call_impl, **settings) for module in modules}
+    def __init__(self, module: torch.nn.Module, **settings):
+        self.module, self.call = module, torch.compile(module._call_impl, **settings)
 
     def __enter__(self) -> None:
-        self.before = {module: module._compiled_call_impl for module in self.calls}
-        self.set(self.calls)
+        self.before = vars(self.module).get("_compiled_call_impl")
+        self.module._compiled_call_impl = self.call
 
     def __exit__(self, *error) -> None:
-        self.set(self.before)
-
-    def set(self, calls: dict) -> None:
-        for module, call in calls.items():
-            module._compiled_call_impl = call
+        if self.before is None:  # even None as its value would compile the graphs again that were made without one
+            del self.module._compiled_call_impl
+        else:
+            self.module._compiled_call_impl = self.before
