@@ -120,6 +120,13 @@ def test_evaluation_comes_back_in_the_order_of_the_features(lengths, group):
     assert (qa.order.in_order(said[order], order, len(said)) == said).all()
 
 
+def test_an_evaluation_on_several_ranks_has_no_short_batch():
+    """dispatch_batches of accelerate divides a short one among the ranks in another way than those before it."""
+    args = SimpleNamespace(eval_batch_size=4, world_size=2, dataloader_drop_last=False, use_habana=False)
+    order = qa.order.evaluation_order([{}] * 14, args)
+    assert order[:14].tolist() == list(range(14)) and len(order) == 16
+
+
 @pytest.mark.parametrize(
     "words, problem",
     [

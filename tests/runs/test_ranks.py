@@ -55,7 +55,7 @@ def jobs_of(
     clock, by a loss that is not finite, and by a signal in an evaluation.
 
     64 questions to train on, which the ranks divide, as one rank has no batch that repeats questions; 33 to score, which
-    they do not. The last batches of `writes` would be 3 and 1 questions of 10, which dispatch_batches divides in other ways.
+    they do not.
     """
     shared = ["--train_file", squad_files / "train.json", "--test_file", squad_files / "dev.json"]
     shared += ["--per_device_train_batch_size", BATCH // ranks, *SHARED_FLAGS.split()]
@@ -72,8 +72,6 @@ def jobs_of(
     ]
     writes = ["run_seq2seq_qa", "--model_name_or_path", still_models / "t5", *shared, "--validation_file", negatives]
     writes += [*WRITES_FLAGS.split(), "--output_dir", folder / "writes"]
-    if ranks > 1:
-        writes += ["--per_device_eval_batch_size", 5, "--accelerator_config", '{"dispatch_batches": true}']
     jobs = {
         "best": ["run_qa", *best, "--output_dir", folder / "best"],
         "checked": ["run_qa", *stopped, "--output_dir", folder / "checked", "--check", "--check_steps", "1"],
