@@ -194,7 +194,6 @@ class AnswerEvaluation(FeatureOrder):
         if self.args.world_size > 1:
             broadcast_object_list(scores)
         answers = EvalPrediction(None, None) if self.answered is None else self.answered
-        answers = EvalPrediction(answers.predictions, answers.label_ids)
         return answers, metrics | {f"{prefix}_{name}": value for name, value in scores[0].items()}
 
     def answer_only(self, features, examples) -> EvalPrediction | None:
