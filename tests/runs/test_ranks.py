@@ -130,6 +130,7 @@ def test_answers_scores_and_losses_are_those_of_one_rank(one, two, job):
         expected, found = (load(folder / job / f"{stage}_results.json") for folder in (one, two))
         scores = [name for name in expected if name.endswith(("exact", "exact_match", "f1"))]
         assert scores and {name: found[name] for name in scores} == {name: expected[name] for name in scores}
+        assert found[f"{prefix}_loss"] == pytest.approx(expected[f"{prefix}_loss"], abs=LOSS_TOLERANCE)
     expected, found = (history_of(folder / job, "loss") for folder in (one, two))
     assert len(found) == len(expected) and found == pytest.approx(expected, abs=LOSS_TOLERANCE)
     assert history_of(two / job, "eval_f1") == history_of(one / job, "eval_f1")
