@@ -104,7 +104,12 @@ def start_copies(tensors: tuple[torch.Tensor, ...]) -> Callable[[], list[torch.T
     if any(tensor.is_cuda for tensor in tensors):
         copies, copied = [tensor.to("cpu", non_blocking=True) for tensor in tensors], torch.cuda.Event()
         copied.record()
-        return lambda: copied.synchronize() or copies
+
+        def read() -> list[torch.Tensor]:
+            copied.synchronize()
+            return copies
+
+        return read
     copies = [tensor.clone() for tensor in tensors]
     return lambda: [copy.cpu() for copy in copies]
 
