@@ -1,8 +1,8 @@
-"""F1 after the same training, padded compared with length buckets, over three seeds; a run on each core at a time.
+"""F1 after the same training, padded, with length buckets and packed, over three seeds; a run on each core at a time.
 
     python -m benchmarks.f1 FOLDER_OF_A_PRETRAINED_BERT
 
-Random questions of SQuAD in ../shared/data, in bf16 where that is fast. docs/measurements.md names a package that
+Random questions of SQuAD in ../shared/data, more on a GPU; in bf16 where that is fast. docs/measurements.md names a package that
 contains a real BERT.
 """
 
@@ -14,14 +14,20 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from benchmarks.questions import fast_bf16, load_questions, run_process, write_rows
 
 
-SETTINGS = {"padded to 384": [], "--length_buckets 160 256 384": ["--length_buckets", "160", "256", "384"]}
+SETTINGS = {
+    "padded to 384": [],
+    "--length_buckets 160 256 384": ["--length_buckets", "160", "256", "384"],
+    "--pack": ["--pack"],
+}
 SEEDS = (0, 1, 2)
 FLAGS = """--do_train --do_eval --num_train_epochs 2 --per_device_train_batch_size 16 --per_device_eval_batch_size 16
     --learning_rate 3e-4 --warmup_ratio 0.1 --save_strategy no --report_to none --disable_tqdm True --log_level error"""
-QUESTIONS = {"train": 4000, "dev": 1000}
+QUESTIONS = {"train": 20_000, "dev": 5000} if torch.cuda.is_available() else {"train": 4000, "dev": 1000}
 
 
 def main(model: str) -> None:
@@ -29,8 +35,9 @@ def main(model: str) -> None:
         folder = Path(folder)
         flags = ["--model_name_or_path", Path(model).resolve(), *FLAGS.split()]
         flags += ["--bf16", "--bf16_full_eval"] if fast_bf16() else []
+        rows = {part: load_questions(part, number)[0] for part, number in QUESTIONS.items()}
         for flag, part in (("--train_file", "train"), ("--validation_file", "dev")):
-            flags += [flag, write_rows(load_questions(part, QUESTIONS[part])[0], folder / f"{part}.jsonl")]
+            flags += [flag, write_rows(rows[part], folder / f"{part}.jsonl")]
         runs = [(name, seed) for name in SETTINGS for seed in SEEDS]
         commands = [
             [
@@ -49,7 +56,7 @@ def main(model: str) -> None:
         results = {name: [] for name in SETTINGS}
         for name, seed in runs:
             results[name].append(json.loads((folder / name / str(seed) / "eval_results.json").read_text()))
-    train, dev = QUESTIONS.values()
+    train, dev = map(len, rows.values())
     precision = "bf16" if fast_bf16() else "fp32"
     print(f"{train} questions of SQuAD, 2 epochs, batches of 16, {precision}; {dev} of its dev part; seeds {SEEDS}\n")
     print("| setting | F1 of the seeds | mean F1 | mean EM |\n|---|---|---|---|")
