@@ -15,6 +15,7 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from qa.answers import Candidates
 from qa.arguments import TITLES
 from qa.buckets import eval_group
+from qa.copies import UnwaitedCopies
 from qa.device import trainer_class
 from qa.identity import RunRecord
 from qa.kept_rows import KeptRows, StepOutputs
@@ -258,10 +259,11 @@ class WholeTraining(
     BestCheckpoint,
     TrainingSpeed,
     ServedWorkers,
+    UnwaitedCopies,
     AnswerEvaluation,
     RunFiles,
 ):
-    """Mixin for a trainer: how both scripts' trainers stop, resume, count, choose, time, load, answer and save."""
+    """Mixin for a trainer: how both scripts' trainers stop, resume, count, choose, time, load, copy, answer and save."""
 
 
 class QuestionAnsweringTrainer(WholeTraining, trainer_class(False)):

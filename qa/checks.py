@@ -5,7 +5,6 @@ them later, since a library raises its own error there if the device does not fi
 """
 
 import os
-from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from qa.arguments import SPLITS, STAGES, DataArguments
 from qa.buckets import read_buckets
 from qa.device import runs_on_cpu, zero_stage
 from qa.errors import UserError
+from qa.files import read_settings
 from qa.folders import folder_problems, short_path
 from qa.gaudi_flags import gaudi_flag_problems
 from qa.limits import LIMITS, number_problems
 from qa.lora import lora_problems
 from qa.metrics import score_names
-from qa.names import name_problems, read_object
+from qa.names import name_problems
 from qa.preflight import gaudi_problems
 from qa.push import push_problems
 from qa.reading import READERS, kind_of
@@ -91,7 +91,7 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
     given = [name for name in others if getattr(training_args, name)]
     asked = ["length_buckets"] * (data_args.length_buckets is not None) + ["pack"] * data_args.pack
     problems = [f"--{flag} does not go with --{name}" for flag in asked for name in given]
-    if data_args.pack and dispatches_batches(training_args.accelerator_config):
+    if data_args.pack and read_settings(training_args.accelerator_config).get("dispatch_batches"):
         problems.append("--pack does not go with dispatch_batches of --accelerator_config; omit it")
     if len(asked) == 2:
         problems.append("--length_buckets and --pack both avoid padding; omit one of them")
@@ -107,15 +107,6 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
             "tokens: the last boundary must be that"
         )
     return problems
-
-
-def dispatches_batches(accelerator_config: str | dict | None) -> bool:
-    """Return whether rank 0 makes the batches of all ranks, and shares out rows and features in equal numbers."""
-    settings = accelerator_config or {}
-    with suppress(OSError, ValueError):  # of a bad file or JSON, which `name_problems` reports
-        settings = settings if isinstance(settings, dict) else read_object(settings, may_be_file=True)
-        return bool(settings.get("dispatch_batches"))
-    return False
 
 
 def file_problems(flag: str, path: str) -> list[str]:

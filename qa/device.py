@@ -9,14 +9,13 @@ import logging
 import os
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Optional
 
 import torch
 
 from qa.command_line import read_bool
 from qa.errors import UserError
-from qa.files import parse_json
+from qa.files import read_settings
 from qa.gaudi_flags import compiles, flags_without_effect
 from qa.meeting import meet
 from qa.preflight import (
@@ -76,7 +75,7 @@ GAUDI_FLAGS = {
 
 
 # Those with an effect on every device: see qa.speed and qa.attention.
-EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput", "attn_implementation")
+EVERYWHERE = ("throughput_warmup_steps", "adjust_throughput", "attn_implementation", "non_blocking_data_copy")
 
 
 # Defaults of TrainingArguments that optimum-habana changes; kept on every device, so that results are the same.
@@ -90,13 +89,18 @@ GAUDI_DEFAULTS = {
 }
 
 
-# The scripts' own flags of the training, and one of optimum-habana's with another default.
+# The scripts' own flags of the training, and two of optimum-habana's with other defaults.
 OWN_FLAGS = {
     "attn_implementation": (
         Optional[str],
         None,
         "How the model computes its attention. By default with the kernel for it where the model has one: sdpa, on a Gaudi "
         "Habana's for BERT and XLM-RoBERTa.",
+    ),
+    "non_blocking_data_copy": (
+        Optional[bool],
+        None,
+        "Copy batches to a Gaudi or a GPU without waiting for it (default: true, with --dataloader_pin_memory).",
     ),
     "early_stopping_patience": (
         Optional[int],
@@ -242,6 +246,8 @@ class DeviceChoice:
     def choose_defaults(self) -> None:
         """Set defaults of the libraries that suit nobody: every tracker, bars in files, one warning from each rank."""
         self.choose_intervals()
+        if self.non_blocking_data_copy is None:
+            self.non_blocking_data_copy = read_settings(self.accelerator_config).get("non_blocking")
         if self.compile_dynamic is None and self.use_habana and compiles(self):
             self.compile_dynamic = False  # PyTorch would make one symbolic graph for all shapes except the first
         if self.report_to is None:  # all that are installed: W&B without a login ends the run
@@ -319,12 +325,7 @@ def trainer_class(seq2seq: bool, /) -> type:
 
 def deepspeed_settings(given: str | dict | None) -> dict:
     """Return a DeepSpeed configuration, or that in a file; empty where it cannot be read, which transformers reports."""
-    try:
-        if isinstance(given, str):
-            given = parse_json(given if given.lstrip().startswith("{") else Path(given).read_text())
-    except (OSError, ValueError):
-        return {}
-    settings = given if isinstance(given, dict) else {}
+    settings = read_settings(given)
     return settings | {
         name: {} for name in ("bf16", "zero_optimization") if not isinstance(settings.get(name, {}), dict)
     }

@@ -130,6 +130,19 @@ def read_object(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+def read_settings(given: str | dict | None) -> dict:
+    """Return the settings that a flag holds as JSON, or in the file that it names; empty where they cannot be read.
+
+    `qa.names` reports those that cannot.
+    """
+    try:
+        if isinstance(given, str):
+            given = parse_json(given if given.lstrip().startswith("{") else Path(given).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
 def json_chunks(parts: Iterable[dict]) -> Iterable[bytes]:
     before = b"{\n"
     for part in filter(None, parts):

@@ -27,22 +27,29 @@ from qa.script import begin_script  # noqa: E402
 begin_script()
 
 import torch  # noqa: E402
-from torch.overrides import TorchFunctionMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import qa.stages  # noqa: E402
 from qa.errors import Stopped, UserError, problems_of  # noqa: E402
 
 
-class Copies(TorchFunctionMode):
-    """Count copies to the card that do not wait for their end."""
+class Copies(TorchDispatchMode):
+    """Count the copies of batches to the card: those that wait for their end, and those that do not."""
 
-    number = 0
+    def __init__(self):
+        super().__init__()
+        self.numbers = {"waiting": 0, "not waiting": 0}
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is torch.Tensor.to and kwargs.get("non_blocking") and "hpu" in str(kwargs.get("device")):
-            self.number += 1
+        if function is torch.ops.aten._to_copy.default and self.is_of_batch(args[0], kwargs.get("device")):
+            self.numbers["not waiting" if kwargs.get("non_blocking") else "waiting"] += 1
         return function(*args, **kwargs)
+
+    def is_of_batch(self, tensor: torch.Tensor, device) -> bool:
+        """Return whether a copy is that of numbers of several features; a model's numbers are weights, or one row of positions."""
+        on_host = tensor.device.type == "cpu" and "hpu" in str(device)
+        return on_host and tensor.dtype == torch.int64 and tensor.dim() > 0 and len(tensor) > 1
 
 
 class Lines(logging.Handler):
@@ -96,7 +103,7 @@ def run(script: str, flags: list[str], lazy: bool, memory: int | None) -> dict:
         torch.compiler.reset()
     torch._C._set_math_sdp_allow_fp16_bf16_reduction(False)
     problems = []
-    watch = copies if "--non_blocking_data_copy" in flags else nullcontext()  # a mode keeps graphs from being compiled
+    watch = nullcontext() if "--torch_compile" in flags else copies  # a mode keeps graphs from being compiled
     try:
         with watch, recorded(kernels.FusedSDPA, "apply", attended), recorded(hpu, "wrap_in_hpu_graph", wrapped):
             main.main(flags)
@@ -106,7 +113,7 @@ def run(script: str, flags: list[str], lazy: bool, memory: int | None) -> dict:
         pass
     logging.getLogger().removeHandler(lines)
     counts = {name: value - at_start[name] for name, value in counting.counts().items() if name in COUNTS}
-    seen = counts | {"problems": problems, "lines": lines.lines, "copies": copies.number}
+    seen = counts | {"problems": problems, "lines": lines.lines, "copies": copies.numbers}
     seen |= {"attended": attended[:1], "wrapped": wrapped, "generated": generated[:1]}
     seen |= settings_of(trainers[0]) if trainers else {}
     for name, value in dynamo.items():

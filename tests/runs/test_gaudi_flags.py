@@ -28,7 +28,7 @@ RUNS = {
         "bert",
         "lazy",
         [*EVALUATE, "--use_hpu_graphs", "--max_hpu_graphs", 1, "--disable_tensor_cache_hpu_graphs"]
-        + ["--non_blocking_data_copy", "--adjust_throughput", "--sdp_on_bf16", "--adam_epsilon", 1e-3]
+        + ["--non_blocking_data_copy", False, "--adjust_throughput", "--sdp_on_bf16", "--adam_epsilon", 1e-3]
         + ["--attn_implementation", "eager", "--profiling_warmup_steps", 1, "--profiling_steps", 1],
     ),
     "training": (
@@ -155,7 +155,10 @@ FLAGS = {
     "adjust_throughput": lambda seen: speeds(seen, "several") == 1 and speeds(seen, "plain") != 1,
     "pipelining_fwd_bwd": lambda seen: seen["training"]["mark_steps"] == seen["plain"]["mark_steps"] + 2,  # one a step
     "ignore_eos": lambda seen: seen["writes"]["generated"][0][1]["ignore_eos"] is False,
-    "non_blocking_data_copy": lambda seen: seen["several"]["copies"] > 0,
+    "non_blocking_data_copy": lambda seen: (
+        waits(seen, "plain") == {"waiting": False, "not waiting": True}
+        and waits(seen, "several") == {"waiting": True, "not waiting": False}
+    ),
     "profiling_warmup_steps": lambda seen: profiled_steps(seen, "several") == ["ProfilerStep#1"],
     "profiling_steps": lambda seen: profiled_steps(seen, "several") == ["ProfilerStep#1"],
     "profiling_warmup_steps_eval": lambda seen: profiled_steps(seen, "training") == ["ProfilerStep#1"],
@@ -182,6 +185,11 @@ FLAGS = {
     "sdp_on_bf16": lambda seen: (seen["several"]["sdp_on_bf16"], seen["plain"]["sdp_on_bf16"]) == (True, False),
     "fp8": None,
 }
+
+
+def waits(seen: dict, run: str) -> dict[str, bool]:
+    """Return whether a run has copies of batches to the card of each kind."""
+    return {kind: number > 0 for kind, number in seen[run]["copies"].items()}
 
 
 def speeds(seen: dict, run: str) -> float:
