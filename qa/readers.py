@@ -17,7 +17,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM
 
 from qa.answers import AnswerRules, Answers, Candidates, find_answers
 from qa.arguments import ModelArguments
-from qa.checkpoints import check_weights
+from qa.finite import check_weights
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.models import (
     check_model,

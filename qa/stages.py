@@ -12,12 +12,12 @@ from qa.answers import Answers, write_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths, train_group
 from qa.card import write_card
-from qa.checkpoints import check_weights
 from qa.data import gold_answers, load_rows
 from qa.earlier import remove_answers, remove_earlier_run, remove_report
 from qa.errors import UserError
 from qa.files import read_object, write_results
 from qa.finished import mark_unfinished, note_replaced
+from qa.finite import check_weights
 from qa.graphs import allow_graphs, forget_graphs
 from qa.identity import write_record
 from qa.locks import unlock

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from qa.checkpoints import weights_not_finite
 from qa.errors import Stopped
+from qa.finite import weights_not_finite
 from qa.process import CLOCK
 from qa.signals import REQUEST, STATUS, name_of
 
