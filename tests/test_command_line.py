@@ -294,3 +294,11 @@ def test_a_run_reports_to_no_tracker_and_draws_no_bar_into_a_file_unless_asked()
     assert training.report_to == [] and training.disable_tqdm
     _, _, training = parse(*DO, "--report_to", "all", "--disable_tqdm", "false")
     assert training.report_to == get_available_reporting_integrations() and not training.disable_tqdm
+
+
+def test_settings_of_the_accelerator_say_whether_copies_wait(tmp_path):
+    """Where the flag for it is not given; its default depends on the device."""
+    made, given = training_arguments(False), (None, {}, '{"non_blocking": false}', {"non_blocking": True})
+    asked = [made(str(tmp_path), use_cpu=True, accelerator_config=settings) for settings in given]
+    asked.append(made(str(tmp_path), use_cpu=True, accelerator_config=given[2], non_blocking_data_copy=True))
+    assert [args.non_blocking_data_copy for args in asked] == [None, None, False, True, True]
