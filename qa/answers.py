@@ -87,6 +87,17 @@ def decide(best_texts: dict[str, str], null_odds: dict[str, float], threshold: f
     return {name: "" if null_odds[name] > threshold else text for name, text in best_texts.items()}
 
 
+class SpansOfOthers:
+    """`Features` of other examples, or of the same ones in another order: `row` counts the examples `ids`."""
+
+    def __init__(self, features: Features, ids: list[str]):
+        number = {identity: index for index, identity in enumerate(ids)}
+        used = np.unique(features.row)
+        of_row = np.zeros(len(features.row_ids), dtype=np.int32)
+        of_row[used] = [number[features.row_ids[row]] for row in used]
+        self.row, self.cls_index, self.characters = of_row[features.row], features.cls_index, features.characters
+
+
 class SpansOfDicts:
     """The arrays of `Features` that answers need, taken from features in dicts."""
 
@@ -231,7 +242,8 @@ def find_answers(
     if rules.version_2_with_negative and (np.diff(bounds) == 0).any():
         raise ValueError(f"example {ids[np.flatnonzero(np.diff(bounds) == 0)[0]]!r} has no feature")
     answers = Answers()
-    for begin, end in cuts(bounds, max(1, PAIRS_AT_ONCE // rules.n_best_size**2)):
+    pairs = rules.n_best_size * min(rules.n_best_size, rules.max_answer_length)
+    for begin, end in cuts(bounds, max(1, PAIRS_AT_ONCE // pairs)):
         chosen = order[bounds[begin] : bounds[end]]
         best = candidates_of(predictions, features, chosen, rules.n_best_size)
         example = features.row[chosen] - begin
@@ -252,13 +264,11 @@ def find_answers(
     return answers
 
 
-def spans_of(features, ids: list[str]) -> "Features | SpansOfDicts":
+def spans_of(features, ids: list[str]) -> "Features | SpansOfOthers | SpansOfDicts":
     """Return features as arrays whose `row` counts the examples `ids`."""
-    if isinstance(features, Features):
-        if features.row_ids == ids:
-            return features
-        features = [features.as_dict(index) for index in range(len(features))]
-    return SpansOfDicts(features, ids)
+    if not isinstance(features, Features):
+        return SpansOfDicts(features, ids)
+    return features if features.row_ids == ids else SpansOfOthers(features, ids)
 
 
 def candidates_of(predictions, features, chosen: np.ndarray, n_best_size: int) -> Candidates:
@@ -289,17 +299,22 @@ def window_spans(features, chosen: np.ndarray, best: Candidates, rules: AnswerRu
     """
     start, end, start_logit, end_logit = best.starts, best.ends, best.start_logits, best.end_logits
     begin_char, end_char = features.characters(chosen, start)[0], features.characters(chosen, end)[1]
-    further = end[:, None, :] - start[:, :, None]
-    in_context = (begin_char >= 0)[:, :, None] & (end_char >= 0)[:, None, :]
-    allowed = (further >= 0) & (further < rules.max_answer_length) & in_context
+    ranks = ranks_of_ends(start, end, rules.max_answer_length)
+    missing = ((0, 0), (0, 1))  # of the rank after the last one
+    end, end_char = np.pad(end, missing, constant_values=-1), np.pad(end_char, missing, constant_values=-1)
+    end_logit, line = np.pad(end_logit, missing), np.arange(len(start))[:, None, None]
+    further = end[line, ranks] - start[:, :, None]
+    allowed = (further >= 0) & (further < rules.max_answer_length)
+    allowed &= (begin_char >= 0)[:, :, None] & (end_char[line, ranks] >= 0)
+    most, each = rules.n_best_size, ranks.shape[2]
     allowed = allowed.reshape(len(start), -1)
-    most = rules.n_best_size
     if most < allowed.shape[1]:  # a pair that is not among its window's best is not among its example's; ties are kept
-        score = (start_logit[:, :, None] + end_logit[:, None, :]).reshape(allowed.shape)
+        score = (start_logit[:, :, None] + end_logit[line, ranks]).reshape(allowed.shape)
         score[~allowed] = -np.inf
         allowed &= ~(score < np.partition(score, -most, axis=1)[:, -most, None])
     window, pair = np.divmod(np.flatnonzero(allowed), max(1, allowed.shape[1]))
-    row, column = np.divmod(pair, max(1, end.shape[1]))
+    row, place = np.divmod(pair, max(1, each))
+    column = np.broadcast_to(ranks, (len(start), start.shape[1], each))[window, row, place]
     start_logit, end_logit = start_logit[window, row], end_logit[window, column]
     return {
         "window": window,
@@ -309,6 +324,27 @@ def window_spans(features, chosen: np.ndarray, best: Candidates, rules: AnswerRu
         "end_logit": end_logit,
         "score": start_logit + end_logit,
     }
+
+
+def ranks_of_ends(start: np.ndarray, end: np.ndarray, max_answer_length: int) -> np.ndarray:
+    """Return the ranks of the ends that may belong to each start, in their order, (windows, starts, ends).
+
+    All of them, as (1, 1, ends), unless an answer has fewer places to end: then those of the nearest places from the
+    start on, and the number of ranks where there are fewer.
+
+    >>> ranks_of_ends(np.array([[4, 7, 5]]), np.array([[5, 4, 7]]), max_answer_length=2).tolist()
+    [[[0, 1], [2, 3], [0, 2]]]
+    """
+    windows, number = end.shape
+    if number <= max_answer_length:
+        return np.arange(number)[None, None]
+    by_place = np.argsort(end, axis=1)
+    above = np.arange(windows)[:, None] * (max(start.max(), end.max()) + 2)
+    places = (np.take_along_axis(end, by_place, axis=1) + above).ravel()
+    first = np.searchsorted(places, start + above) - np.arange(windows)[:, None] * number
+    nearest = first[:, :, None] + np.arange(max_answer_length)
+    ranks = by_place[np.arange(windows)[:, None, None], np.minimum(nearest, number - 1)]
+    return np.sort(np.where(nearest < number, ranks, number), axis=2)
 
 
 def null_spans(logits: np.ndarray, example: np.ndarray) -> dict[str, np.ndarray]:

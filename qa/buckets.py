@@ -58,22 +58,40 @@ def choose_boundaries(lengths: np.ndarray, number: int, longest: int) -> list[in
     """
     ends = np.array([*range(AUTO_MULTIPLE, longest, AUTO_MULTIPLE), longest])
     up_to = np.searchsorted(np.sort(lengths), ends, side="right")
-    between = (up_to[None, :] - up_to[:, None]) * ends.astype(
-        float
-    )  # cost of a bucket from a row's boundary to a column's
-    between[np.tril_indices(len(ends))] = np.inf
     cost, before = up_to * ends.astype(float), []
     for _ in range(min(number, len(ends)) - 1):
-        ways = cost[:, None] + between
-        ways[np.diag_indices(len(ends))] = cost  # one bucket fewer may do as well
-        before.append(ways.argmin(axis=0))
-        cost = ways.min(axis=0)
+        row, cost = best_before(cost, ends, up_to)
+        before.append(row)
     chosen = [len(ends) - 1]
     for row in reversed(before):
         chosen.append(int(row[chosen[-1]]))
     boundaries = np.unique(ends[chosen])
     filled = np.diff(np.searchsorted(np.sort(lengths), boundaries, side="right"), prepend=0) > 0
     return boundaries[filled | (boundaries == longest)].tolist()
+
+
+def best_before(cost: np.ndarray, ends: np.ndarray, up_to: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each boundary the best one for the bucket before its own, and the cost with both, (boundaries,) each.
+
+    That is itself where one bucket fewer does as well. The longer the boundary, the longer the one before: the best one
+    for the middle of a stretch halves both the stretch and where to search. So N boundaries take N log N steps.
+
+    Args:
+        cost: (boundaries,) the best cost of the features up to each.
+        up_to: (boundaries,) the number of these features.
+    """
+    best, least = np.zeros(len(ends), dtype=int), np.zeros(len(ends))
+    stretches = [(0, len(ends), 0, len(ends))]  # boundaries, and between which to search the one before
+    while stretches:
+        begin, end, low, high = stretches.pop()
+        if begin == end:
+            continue
+        middle = (begin + end) // 2
+        searched = slice(low, min(high, middle + 1))
+        ways = cost[searched] + (up_to[middle] - up_to[searched]) * float(ends[middle])
+        best[middle], least[middle] = low + ways.argmin(), ways.min()
+        stretches += [(begin, middle, low, best[middle] + 1), (middle + 1, end, best[middle], high)]
+    return best, least
 
 
 def set_widths(features: dict, words: Sequence[str] | None, longest: int, training_args) -> None:

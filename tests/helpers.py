@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,6 +273,16 @@ def rows_of(questions: list[str], contexts: list[str], answers: list[dict | None
         {"id": f"q{number}", "title": "", "context": context, "question": question, "answers": answer}
         for number, (question, context, answer) in enumerate(zip(questions, contexts, answers))
     ]
+
+
+def peak_memory(function: Callable) -> int:
+    """Return the bytes that Python and numpy hold at most while a function runs, beyond those before."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def as_dicts(features) -> list[dict]:

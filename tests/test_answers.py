@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import oracle
 import pytest
-from helpers import SHARED_DATA, as_dicts, examples, load, nbest_of, real_questions, rows_of
+from helpers import SHARED_DATA, as_dicts, examples, load, nbest_of, peak_memory, real_questions, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
@@ -131,6 +131,26 @@ def test_more_pairs_than_are_taken_at_once(windows, monkeypatch):
     logits = tuple(logits_of("integers", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
     found = find_answers(rows, features, logits, AnswerRules(True))
     assert (found.texts, nbest_of(found), found.null_odds) == oracle.answers(rows, listed, logits, True)
+
+
+def test_memory_grows_with_the_pairs_that_an_answer_may_have(windows):
+    """Not with the square of --n_best_size, nor with the tokens of all features where the examples have another order."""
+    rows, features, _ = windows
+    logits = tuple(logits_of("normal", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
+    bytes_of = {}
+    for n_best_size, max_answer_length in ((64, 4), (16, 16)):
+        rules = AnswerRules(n_best_size=n_best_size, max_answer_length=max_answer_length)
+        chosen = np.arange(len(features))
+        best = qa.answers.candidates_of(logits, features, chosen, n_best_size)
+        bytes_of[n_best_size] = peak_memory(lambda: qa.answers.window_spans(features, chosen, best, rules))
+    assert bytes_of[64] < 3 * bytes_of[16]
+    other = rows[::-1]
+    same, others = (peak_memory(lambda: find_answers(part, features, logits, AnswerRules())) for part in (rows, other))
+    assert others < 1.3 * same
+    assert (
+        find_answers(other, features, logits, AnswerRules()).texts
+        == find_answers(rows, features, logits, AnswerRules()).texts
+    )
 
 
 @examples(100)

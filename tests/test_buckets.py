@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
-from helpers import examples, load, mixed_training, read_rows, run_in_windows
+from helpers import examples, load, mixed_training, peak_memory, read_rows, run_in_windows
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
@@ -42,6 +42,12 @@ def test_no_other_boundaries_pad_less(lengths, number):
     assert len(chosen) <= number and chosen[-1] == 56 and chosen == sorted(set(chosen))
     others = [[*others, 56] for k in range(number) for others in combinations(range(8, 56, 8), k)]
     assert padded_tokens(lengths, chosen) == min(padded_tokens(lengths, other) for other in others)
+
+
+def test_the_memory_for_boundaries_grows_with_their_number():
+    """A model of 128k tokens has 16,000 boundaries to choose from; a table of pairs of them takes 2 GB."""
+    lengths = np.random.default_rng(0).integers(1, 2**17, 1000)
+    assert peak_memory(lambda: qa.buckets.choose_boundaries(lengths, 4, 2**17)) < 100 * 2**17 / 8
 
 
 @examples(100)
