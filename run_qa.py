@@ -30,6 +30,7 @@ from qa.files import read_object
 from qa.finished import finished_training, keep_only_missing
 from qa.identity import identify
 from qa.packing import PackingCollator
+from qa.preparation import prepare, read_rows
 from qa.process import run_of_its_own
 from qa.resume import checkpoint_to_resume
 from qa.room import check_room
@@ -38,7 +39,6 @@ from qa.stages import (
     ScoredForm,
     format_for_metric,
     lay_out,
-    read_rows,
     run,
     score_answers,
     trainer_data,
@@ -82,16 +82,17 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     )
     if finished and not keep_only_missing(model_args, data_args, training_args, rows, record, config):
         return None if data_args.check else read_object(Path(training_args.output_dir) / "all_results.json")
-    if training_args.do_train and checkpoint is None:
+    if training_args.do_train and checkpoint is None and training_args.process_index == 0:
         advise_start(config, model_args, rows["train"])
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
-    features = {
-        split: prepare_features(part, tokenizer, max_seq_length=length, doc_stride=data_args.doc_stride, causal=causal)
-        for split, part in rows.items()
-    }
+    features = prepare(
+        rows,
+        training_args,
+        lambda _, part: prepare_features(part, tokenizer, length, data_args.doc_stride, causal),
+        partial(report_spans, max_answer_length=data_args.max_answer_length, window=length),
+    )
     lay_out(features, data_args, training_args, length)
-    report_spans(rows, features, max_answer_length=data_args.max_answer_length, window=length)
     if form is not None:
         collator, weightless = PackingCollator(tokenizer, form.first_position), pack_model(weightless, form)
     else:

@@ -31,6 +31,7 @@ from qa.files import read_object
 from qa.finished import finished_training, keep_only_missing
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.identity import identify
+from qa.preparation import prepare, read_rows
 from qa.process import run_of_its_own
 from qa.resume import checkpoint_to_resume
 from qa.room import check_room
@@ -40,7 +41,6 @@ from qa.stages import (
     ScoredForm,
     format_for_metric,
     lay_out,
-    read_rows,
     run,
     score_answers,
     trainer_data,
@@ -86,8 +86,10 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     if finished and not keep_only_missing(model_args, data_args, training_args, rows, record, config):
         return None if data_args.check else read_object(Path(training_args.output_dir) / "all_results.json")
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
-    features = {
-        split: prepare_seq2seq_features(
+    features = prepare(
+        rows,
+        training_args,
+        lambda split, part: prepare_seq2seq_features(
             part,
             tokenizer,
             max_seq_length=length,
@@ -95,11 +97,10 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
             max_answer_length=data_args.max_answer_length,
             version_2_with_negative=data_args.version_2_with_negative,
             training=split == "train",
-        )
-        for split, part in rows.items()
-    }
+        ),
+        lambda rows, _: report_targets(rows, tokenizer, data_args, training_args),
+    )
     lay_out(features, data_args, training_args, length)
-    report_targets(rows, tokenizer, data_args, training_args)
     one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers
     collator = Seq2SeqCollator(
         tokenizer,

@@ -106,6 +106,7 @@ def read_questions(records: list[dict], source: str, data_args: DataArguments, s
     check_columns(records, source, data_args, needs_answers=split != "test", report_columns=report_columns)
     questions = [read_question(number, record, data_args) for number, record in enumerate(records, start=1)]
     good = [question for question in questions if question.problem is None]
+    share_texts([question.row for question in good])
     places, notes = place_answers([question.row for question in good])
     for question, of_row in zip(good, places):
         question.places = of_row
@@ -127,6 +128,14 @@ def read_question(number: int, record: dict, data_args: DataArguments) -> Questi
         row["columns"] = {name: column_text(record.get(name)) for name in data_args.report_columns}
     problem = record_problem(record, data_args) or text_problem(row)
     return Question(number, row, problem, answers_problem(record, data_args) if row["answers"] is None else None, [])
+
+
+def share_texts(rows: list[dict]) -> None:
+    """Let rows with the same context, or the same title, share one string, as a file has one for each."""
+    texts = {}
+    for row in rows:
+        for name in ("context", "title"):
+            row[name] = texts.setdefault(row[name], row[name])
 
 
 def gold_answers(row: dict) -> dict | None:

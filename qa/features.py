@@ -35,7 +35,7 @@ class Features(torch.utils.data.Dataset):
     - `width`, the length to pad to, with length buckets;
     - `packing`, the shape of batches, with packing.
 
-    `as_dict(i)` adds the example's id and the offsets, for people and for comparison.
+    `as_dict(i)` adds the example's id and the offsets, for people and for comparison, until `forget_rows`.
     """
 
     cls_index: np.ndarray | None = None  # (features,) position that means "no answer"
@@ -52,6 +52,11 @@ class Features(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def forget_rows(self) -> None:
+        """Free what answers need and training does not: the ids of the rows, and the characters of the tokens."""
+        self.row_ids = []
+        self.contexts.forget_offsets()
 
     def __getitem__(self, index: int) -> dict:
         (begin,), (length,) = self.pieces(np.array([index]))
@@ -137,12 +142,12 @@ class Tokens:
 
     @classmethod
     def of(cls, features: Features) -> "Tokens":
-        """Return the tokens of features, whose texts then share the array."""
+        """Return the tokens of features, whose texts then hold none."""
         template, questions, contexts = features.template, features.questions, features.contexts
         special = [*template.before, *template.between, *template.after]
         ids = np.concatenate([np.array(special, dtype=questions.ids.dtype), questions.ids, contexts.ids])
         middle = len(special) + len(questions.ids)
-        questions.ids, contexts.ids = ids[len(special) : middle], ids[middle:]
+        questions.ids = contexts.ids = None
         texts = [len(special), middle][:: -1 if template.context_first else 1]
         pieces, place, at = [], 0, []
         for part, kind in zip((template.before, texts[0], template.between, texts[1], template.after), template.types):

@@ -29,14 +29,13 @@ def load_named_dataset(data_args: DataArguments, model_args: ModelArguments, tra
         datasets.disable_progress_bars()
     name = data_args.dataset_name
     try:
-        with training_args.main_process_first():  # it downloads the files, the others find them in the cache
-            if (Path(name) / "dataset_dict.json").is_file():
-                return {split: part.to_list for split, part in datasets.load_from_disk(name).items()}
-            builder = dataset_builder(data_args, model_args)
-            if files := text_files(builder):
-                return {split: partial(read_files, paths) for split, paths in files.items()}
-            builder.download_and_prepare()
-            return {split: part.to_list for split, part in builder.as_dataset().items()}
+        if (Path(name) / "dataset_dict.json").is_file():
+            return {split: part.to_list for split, part in datasets.load_from_disk(name).items()}
+        builder = dataset_builder(data_args, model_args)
+        if files := text_files(builder):
+            return {split: partial(read_files, paths) for split, paths in files.items()}
+        builder.download_and_prepare()
+        return {split: part.to_list for split, part in builder.as_dataset().items()}
     except Exception as error:  # datasets raises a dozen kinds, and all of them mean: this cannot be loaded
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         failure = f"cannot be loaded: {reason_of(reason)}"

@@ -76,8 +76,17 @@ def prepare_seq2seq_features(
     questions, contexts = seq2seq_texts(rows, tokenizer, template)
     spec = WindowSpec(tokenizer, template, max_seq_length=max_seq_length, doc_stride=doc_stride)
     features = windows_of(Seq2SeqFeatures, rows, questions=questions, contexts=contexts, spec=spec)
-    if not (training or has_answers(rows)):
-        return features
+    if training or has_answers(rows):
+        set_targets(features, rows, tokenizer, max_answer_length, version_2_with_negative, training)
+    for texts in (questions, contexts):  # no written answer has a place
+        texts.forget_offsets()
+    return features
+
+
+def set_targets(
+    features: Seq2SeqFeatures, rows, tokenizer, max_answer_length: int, version_2_with_negative: bool, training: bool
+) -> None:
+    """Set the targets of features as `prepare_seq2seq_features` says, and omit windows without one from training."""
     # `seq2seq_texts` puts one space in place of the blanks before a context.
     cut = [len(row["context"]) - len(row["context"].lstrip()) - 1 for row in rows]
     begin, end = gold_spans(rows)
@@ -92,7 +101,6 @@ def prepare_seq2seq_features(
     if version_2_with_negative:
         of_window[~holds] = ""
     features.targets = tokenize_targets(of_window.tolist(), tokenizer, max_answer_length)
-    return features
 
 
 def read_seq2seq_template(tokenizer) -> Template:

@@ -1,4 +1,4 @@
-"""The stages of a run, the same for both scripts: read, train, evaluate, predict, report."""
+"""The stages of a run, the same for both scripts: train, evaluate, predict, report."""
 
 import logging
 from pathlib import Path
@@ -12,7 +12,7 @@ from qa.answers import Answers, write_answers
 from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths, train_group
 from qa.card import write_card
-from qa.data import gold_answers, load_rows
+from qa.data import gold_answers
 from qa.earlier import remove_answers, remove_earlier_run, remove_report
 from qa.errors import UserError
 from qa.files import read_object, write_results
@@ -23,14 +23,13 @@ from qa.identity import write_record
 from qa.locks import unlock
 from qa.lora import has_adapters, trained_parameters
 from qa.metrics import score, sigmoid
-from qa.mlqa import LANGUAGES, detect_language
 from qa.packing import set_packing
 from qa.push import push
 from qa.report import report_evaluation
 from qa.saving import begin, end
 from qa.screen import print_summary, report_features, report_stage
 from qa.signals import signals_can_wait
-from qa.tuning import check_tuning, tune
+from qa.tuning import tune
 from qa.watching import watched
 
 
@@ -81,47 +80,6 @@ def write_stage(output_dir: str, data_args: DataArguments, prediction: ScoredFor
     )
     write_answers(prediction.answers, output_dir, prefix=stage)
     write_table(Path(output_dir), stage, prediction.table)
-
-
-def read_rows(data_args: DataArguments, model_args: ModelArguments, training_args) -> tuple[dict, dict]:
-    """Return the rows and counts of `load_rows`; check that they can be scored as the flags say.
-
-    Raises:
-        UserError: `--answer_language auto` finds none of its languages, or `--metric_for_best_model` is a score of questions
-            that are not there, or no threshold can be tuned on the questions that are held out for it.
-    """
-    rows, counts = load_rows(data_args, model_args, training_args)
-    answered = [row for split in ("validation", "test") for row in rows.get(split, ())]
-    if data_args.answer_language == "auto" and answered:
-        data_args.answer_language = found_language(answered)
-    if "tuning" in rows:
-        check_tuning(rows["tuning"], data_args.tune_null_threshold)
-    if "train" in rows and "validation" in rows and training_args.metric_for_best_model is not None:
-        check_best_model(training_args.metric_for_best_model, rows["validation"])
-    return rows, counts
-
-
-def found_language(rows: list[dict]) -> str:
-    """Return the language of the rows' contexts."""
-    language = detect_language(dict.fromkeys(row["context"] for row in rows))
-    if language is None:
-        raise UserError(
-            f"--answer_language auto: the contexts are in none of {', '.join(LANGUAGES)}; name one of them, or omit it"
-        )
-    logger.info(f"--answer_language auto: the contexts are in {language}")
-    return language
-
-
-def check_best_model(best: str, rows: list[dict]) -> None:
-    """Raise a UserError for a score of the questions with, or without, an answer where there are none of them."""
-    answered = [bool((gold_answers(row) or {"text": []})["text"]) for row in rows]
-    name, lacking = best.removeprefix("eval_"), None
-    if name.startswith("HasAns_") and not any(answered):
-        lacking = "no validation question has an answer"
-    if name.startswith("NoAns_") and all(answered):
-        lacking = "every validation question has an answer"
-    if lacking is not None:
-        raise UserError(f"--metric_for_best_model {best}: {lacking}; use exact or f1")
 
 
 def lay_out(features: dict, data_args: DataArguments, training_args, length: int) -> None:

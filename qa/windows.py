@@ -74,12 +74,16 @@ class Texts:
 
     of_row: np.ndarray  # (rows,) the text of each row
     splits: np.ndarray  # (texts + 1,)
-    ids: np.ndarray  # (tokens,)
-    starts: np.ndarray  # (tokens,) first character of each token in its text
-    ends: np.ndarray  # (tokens,) the one after its last
+    ids: np.ndarray | None  # (tokens,); None once the `qa.features.Tokens` of features have them
+    starts: np.ndarray  # (tokens,) first character of each token in its text; (0,) where it is not needed
+    ends: np.ndarray  # (tokens,) the one after its last; likewise
 
     def __len__(self) -> int:
         return len(self.splits) - 1
+
+    def forget_offsets(self) -> None:
+        """Free the characters of the tokens."""
+        self.starts = self.ends = np.zeros(0, dtype=np.int32)
 
     def of(self, row: int) -> np.ndarray:
         """Return the ids of a row's text."""
@@ -184,7 +188,7 @@ def closing_token(tokenizer) -> int:
 def tokenize_distinct(texts: list[str], tokenizer, offsets: bool = True) -> Texts:
     """Tokenize each distinct text once, without special tokens.
 
-    Without `offsets` that takes half the time, and `starts` and `ends` are all 0.
+    Without `offsets` that takes half the time, and there are no `starts` and `ends`.
     """
     distinct = dict.fromkeys(texts)
     number = {text: index for index, text in enumerate(distinct)}
@@ -194,7 +198,7 @@ def tokenize_distinct(texts: list[str], tokenizer, offsets: bool = True) -> Text
     encode = encoded.encode_batch if offsets else encoded.encode_batch_fast
     once = list(distinct)
     batches = (once[begin : begin + TEXTS_AT_ONCE] for begin in range(0, max(len(once), 1), TEXTS_AT_ONCE))
-    arrays = (token_arrays(encode(batch, add_special_tokens=False)) for batch in batches)
+    arrays = (token_arrays(encode(batch, add_special_tokens=False), offsets) for batch in batches)
     lengths, ids, spans = map(np.concatenate, zip(*arrays))
     return Texts(
         of_row=np.array([number[text] for text in texts], dtype=np.int32),
@@ -205,13 +209,13 @@ def tokenize_distinct(texts: list[str], tokenizer, offsets: bool = True) -> Text
     )
 
 
-def token_arrays(encodings: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the number of tokens of each text; the ids of all tokens; start and end of each token, in turn."""
+def token_arrays(encodings: list, offsets: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the number of tokens of each text; the ids of all tokens; with `offsets` start and end of each, in turn."""
     lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
     total = int(lengths.sum())
     ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, total)
-    spans = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
-    return lengths, ids, np.fromiter(spans, np.int32, 2 * total)
+    spans = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings if offsets))
+    return lengths, ids, np.fromiter(spans, np.int32, 2 * total * offsets)
 
 
 def trim_questions(questions: np.ndarray, contexts: np.ndarray, room: int, doc_stride: int) -> np.ndarray:
