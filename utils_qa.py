@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from qa.answers import AnswerRules, Candidates, find_answers, write_answers
-from qa.fallback import ListedFeatures, own_features
+from qa.fallback import OwnFeatures, own_features
 from qa.features import Features
 from qa.padding import PaddingCollator
 from qa.windows import (
@@ -43,12 +43,12 @@ def prepare_features(
     max_seq_length: int,
     doc_stride: int,
     causal: bool = False,
-) -> "Features | ListedFeatures":
+) -> Features:
     """Return the windows of all rows, with labels where the answer of any row is known.
 
     Windows, ids, masks, types and offsets are those of the tokenizer's own `return_overflowing_tokens`. Where a check
     on the first rows finds a difference (a tokenizer whose tokens depend on the other text of the pair), the tokenizer
-    builds the features, as dicts with the same content.
+    builds the features, whose content is the same.
 
     Texts are read literally: the name of a special token in one, as in `<s>20 euros</s>`, does not become that token.
 
@@ -79,11 +79,11 @@ def prepare_features(
         logger.warning(
             "This tokenizer treats pairs in a way of its own; it builds every feature itself, which is slower"
         )
-        return ListedFeatures(own_features(rows, spec, has_labels(rows)))
+        return OwnFeatures(rows, own_features(rows, spec, has_labels(rows)))
     return features
 
 
-def array_features(rows, spec: WindowSpec) -> "Features | None":
+def array_features(rows, spec: WindowSpec) -> Features | None:
     """Return what `prepare_features` does, by index arithmetic; None for tokenizers and texts it cannot describe."""
     tokenizer = spec.tokenizer
     if tokenizer.truncation_side != "right":
@@ -140,7 +140,7 @@ def same_features(features: Features, rows, spec: WindowSpec) -> bool:
     checked = np.flatnonzero(whole)[:CHECKED_ROWS]
     if not len(checked):
         return True
-    own = own_features([rows[index] for index in checked], spec, labelled=features.labels is not None)
+    own = list(own_features([rows[index] for index in checked], spec, labelled=features.labels is not None))
     mine = np.flatnonzero(np.isin(features.row, checked))
     return len(own) == len(mine) and all(features.as_dict(index) == other for index, other in zip(mine, own))
 

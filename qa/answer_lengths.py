@@ -32,23 +32,16 @@ def span_lengths(rows: list[dict], features, window: int) -> np.ndarray:
     ]
     lengths = np.full(len(rows), window)
     if any(placed):
-        row, start, end, held = labelled_windows(rows, features)
+        row, start, end, held = labelled_windows(features)
         lengths[row[held]] = (end - start + 1)[held]
     return lengths[placed]
 
 
-def labelled_windows(rows: list[dict], features) -> tuple[np.ndarray, ...]:
+def labelled_windows(features) -> tuple[np.ndarray, ...]:
     """Return four arrays (features,): row, first and last token of the label, and whether that label is an answer."""
-    if isinstance(features, list):
-        number = {row["id"]: index for index, row in enumerate(rows)}
-        names = ("start_positions", "end_positions", "cls_index")
-        columns = [[feature[name] for feature in features] for name in names]
-        row, (start, end, cls_index) = [number[feature["example_id"]] for feature in features], columns
-        row, start, end, cls_index = map(np.array, (row, start, end, cls_index))
-    else:
-        row, (start, end), cls_index = features.row, features.labels.T, features.cls_index
+    (start, end), cls_index = features.labels.T, features.cls_index
     no_answer = (start == cls_index) & (end == cls_index)
-    return row, start, end, ~no_answer & (end < features.lengths())
+    return features.row, start, end, ~no_answer & (end < features.lengths())
 
 
 def report_targets(rows: dict, tokenizer, data_args, training_args) -> None:

@@ -1,12 +1,17 @@
 """Features that the tokenizer builds, for tokenizers that index arithmetic cannot describe."""
 
+from array import array
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
+from qa.features import LABELS, Features, ranges
 from qa.windows import (
     IGNORED,
     MODEL_INPUTS,
     UNKNOWN_SPAN,
     Template,
+    Texts,
     WindowSpec,
     gold_span,
     lengths_of_rows,
@@ -16,38 +21,59 @@ from qa.windows import (
 )
 
 
-def own_features(rows, spec: WindowSpec, labelled: bool) -> list[dict]:
-    """Return what `prepare_features` does, by the tokenizer's own `return_overflowing_tokens`, one row at a time."""
+def own_features(rows, spec: WindowSpec, labelled: bool) -> Iterator[dict]:
+    """Yield what `prepare_features` returns, by the tokenizer's own `return_overflowing_tokens`, one row at a time."""
     tokenizer = spec.tokenizer
     questions = tokenize_distinct([row["question"].lstrip() for row in rows], tokenizer)
     contexts = tokenize_distinct([row["context"] for row in rows], tokenizer)
     lengths = lengths_of_rows(questions)
     room = spec.max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - spec.template.appended
     kept = trim_questions(lengths, lengths_of_rows(contexts), room=room, doc_stride=spec.doc_stride)
-    features = []
     for index, row in enumerate(rows):
         question = row["question"].lstrip()
         if kept[index] < lengths[index]:
             question = question[: questions.ends[questions.splits[questions.of_row[index]] + kept[index] - 1]]
-        features += own_windows(row, question, spec, labelled)
-    return features
+        yield from own_windows(row, question, spec, labelled)
 
 
-class ListedFeatures(list):
-    """Features that the tokenizer built, as dicts, with the widths and lengths that a trainer reads of `Features`."""
+class OwnFeatures(Features):
+    """Features of which every token is kept: arrays of all windows one after the other, which count as their contexts.
 
-    widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
-    packing = None  # of batches, a `qa.packing.Packing`
+    Args:
+        windows: each with `input_ids`, `cls_index`, `example_id`, `offset_mapping` and, in all or none of them, labels.
+    """
 
-    def __getitem__(self, index: int) -> dict:
-        item = super().__getitem__(index)
-        if self.packing is not None:
-            item = item | {"packing": self.packing}
-        return item if self.widths is None else item | {"width": self.widths[index]}
+    def __init__(self, rows, windows: Iterable[dict]):
+        number = {row["id"]: index for index, row in enumerate(rows)}
+        columns = {name: array("i") for name in (*MODEL_INPUTS, "starts", "ends", "row", "last", "cls_index", *LABELS)}
+        for window in windows:
+            for name in MODEL_INPUTS:
+                columns[name].extend(window.get(name, ()))
+            for place, name in enumerate(("starts", "ends")):
+                columns[name].extend(-1 if span is None else span[place] for span in window["offset_mapping"])
+            columns["row"].append(number[window["example_id"]])
+            columns["last"].append(len(columns["input_ids"]))
+            for name in {"cls_index", *LABELS} & window.keys():
+                columns[name].append(window[name])
+        columns = {name: np.array(column, dtype=np.int32) for name, column in columns.items()}
+        last, nothing = columns["last"], np.zeros(0, dtype=np.int32)
+        super().__init__(
+            rows,
+            questions=Texts(np.zeros(len(rows), dtype=np.int32), np.zeros(2, dtype=int), nothing, nothing, nothing),
+            contexts=Texts(columns["row"], last, columns["input_ids"], columns["starts"], columns["ends"]),
+            template=Template(before=[], between=[], after=[], types=(0,) * 5),
+            names=[name for name in MODEL_INPUTS[1:] if len(columns[name])],
+            row=columns["row"],
+            first=np.concatenate([[0], last[:-1]]).astype(np.int32),
+            last=last,
+            question_length=np.zeros(len(rows), dtype=np.int32),
+        )
+        self.types, self.cls_index = columns["token_type_ids"].astype(np.int8), columns["cls_index"]
+        if len(columns[LABELS[0]]):
+            self.labels = np.stack([columns[name] for name in LABELS], axis=1)
 
-    def lengths(self) -> np.ndarray:
-        """Return the number of tokens of each feature, (features,)."""
-        return np.array([len(feature["input_ids"]) for feature in self])
+    def token_types(self, begin: np.ndarray, length: np.ndarray) -> np.ndarray:
+        return self.types[ranges(begin.ravel(), length.ravel())]
 
 
 def own_windows(row: dict, question: str, spec: WindowSpec, labelled: bool) -> list[dict]:

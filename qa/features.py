@@ -59,12 +59,12 @@ class Features(torch.utils.data.Dataset):
         self.contexts.forget_offsets()
 
     def __getitem__(self, index: int) -> dict:
-        (begin,), (length,) = self.pieces(np.array([index]))
-        item = {"input_ids": self.tokens.ids[ranges(begin, length)].astype(np.int64)}
+        begin, length = self.pieces(np.array([index]))
+        item = {"input_ids": self.tokens.ids[ranges(begin.ravel(), length.ravel())].astype(np.int64)}
         if "attention_mask" in self.names:
             item["attention_mask"] = np.ones(length.sum(), dtype=np.int64)
         if "token_type_ids" in self.names:
-            item["token_type_ids"] = np.repeat(self.tokens.types, length)
+            item["token_type_ids"] = self.token_types(begin, length).astype(np.int64)
         if self.labels is not None:
             item["start_positions"], item["end_positions"] = self.labels[index]
         if self.cls_index is not None:
@@ -84,7 +84,8 @@ class Features(torch.utils.data.Dataset):
         item = {name: value.tolist() for name, value in self[index].items() if name != "packing"}
         begin, length = self.context_begin()[index], len(item["input_ids"])
         tokens = slice(self.first[index], self.last[index])
-        spans = list(zip(self.contexts.starts[tokens].tolist(), self.contexts.ends[tokens].tolist()))
+        places = zip(self.contexts.starts[tokens].tolist(), self.contexts.ends[tokens].tolist())
+        spans = [(start, end) if start >= 0 else None for start, end in places]
         offsets = [None] * begin + spans + [None] * (length - begin - len(spans))
         identity = self.row_ids[self.row[index]]
         return item | {"example_id": identity, "offset_mapping": offsets}
@@ -106,6 +107,10 @@ class Features(torch.utils.data.Dataset):
         begin[:, tokens.context] += self.first[chosen]
         length[:, tokens.context] = self.last[chosen] - self.first[chosen]
         return begin, length
+
+    def token_types(self, begin: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Return the types of all tokens of some features, whose `pieces` are given."""
+        return np.repeat(np.tile(self.tokens.types, len(length)), length.ravel())
 
     def context_begin(self) -> np.ndarray:
         """Return the position of the first context token of each feature, (features,)."""
@@ -211,8 +216,7 @@ class FeatureBatch(Sequence):
         if "attention_mask" in tables:
             tables["attention_mask"][places] = 1
         if "token_type_ids" in tables:
-            types = np.tile(self.features.tokens.types, len(self))
-            tables["token_type_ids"][places] = np.repeat(types, length)
+            tables["token_type_ids"][places] = self.features.token_types(self.begin, self.length)
 
 
 def ranges(begin: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def prepare(rows: dict, training_args, of_split: Callable, report: Callable) -> 
     def build() -> dict:
         features = {split: of_split(split, part) for split, part in rows.items()}
         report(rows, features)
-        if hasattr(features.get("train"), "forget_rows"):
+        if "train" in features:
             features["train"].forget_rows()
         return features
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import corpus
+import numpy as np
 import oracle
 import pytest
 from hypothesis import settings
@@ -283,6 +284,15 @@ def peak_memory(function: Callable) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def bytes_of(value) -> int:
+    """Return the bytes of the arrays and ids that features hold, each array counted once."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, list):
+        return sum(len(entry) for entry in value if isinstance(entry, str))
+    return sum(map(bytes_of, vars(value).values())) if type(value).__module__.startswith("qa.") else 0
 
 
 def as_dicts(features) -> list[dict]:

@@ -13,7 +13,7 @@ import qa.answer_lengths
 import run_qa
 import run_seq2seq_qa
 import utils_qa
-from qa.fallback import ListedFeatures
+from qa.fallback import OwnFeatures
 
 
 @pytest.mark.parametrize("kind", ["bert", "xlnet"])
@@ -28,7 +28,7 @@ def test_lengths_of_spans(tokenizers, kind):
         if row["answers"]["text"]
     ]
     features = utils_qa.prepare_features(rows, tokenizers[kind], 64, 16)
-    for form in (features, ListedFeatures(as_dicts(features))):
+    for form in (features, OwnFeatures(rows, as_dicts(features))):
         found = qa.answer_lengths.span_lengths(rows, form, 64)
         assert found.tolist() == [
             length if length <= 16 or other < 64 else 64 for length, other in zip(expected, found)

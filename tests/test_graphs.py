@@ -7,7 +7,7 @@ import torch
 import qa.graphs
 from qa.arguments import DataArguments
 from qa.device import training_arguments
-from qa.fallback import ListedFeatures
+from qa.fallback import OwnFeatures
 from qa.seq2seq import tokenize_targets
 from qa.stages import lay_out
 
@@ -15,8 +15,10 @@ from qa.stages import lay_out
 LENGTHS = range(8, 28)  # more than PyTorch's own limit, which is 8
 
 
-def features_of(lengths) -> ListedFeatures:
-    return ListedFeatures({"input_ids": [1] * length} for length in lengths)
+def features_of(lengths) -> OwnFeatures:
+    plain = {"cls_index": 0, "example_id": "a"}
+    windows = (plain | {"input_ids": [1] * length, "offset_mapping": [None] * length} for length in lengths)
+    return OwnFeatures([{"id": "a"}], windows)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import rows_of
+from helpers import bytes_of, rows_of
 from small_tokenizers import make_rows
 
 import qa.node
@@ -128,12 +128,3 @@ def test_nothing_is_kept_that_training_does_not_read(tokenizers):
     assert sizes["train"] < 1.1 * (tokens.nbytes + 32 * len(features["train"]) + 12 * 2 * 80)
     assert sizes["train"] < 0.6 * sizes["validation"]
     assert "offset_mapping" in features["validation"].as_dict(0)
-
-
-def bytes_of(value) -> int:
-    """Return the bytes of the arrays and ids that features hold, each array counted once."""
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    if isinstance(value, list):
-        return sum(len(entry) for entry in value if isinstance(entry, str))
-    return sum(map(bytes_of, vars(value).values())) if type(value).__module__.startswith("qa.") else 0

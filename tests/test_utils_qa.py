@@ -7,7 +7,7 @@ import logging
 import oracle
 import pytest
 import torch
-from helpers import SHARED_DATA, as_dicts, examples, real_questions, rows_of
+from helpers import SHARED_DATA, as_dicts, bytes_of, examples, real_questions, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
@@ -17,6 +17,7 @@ import qa.padding
 import qa.reading
 import qa.windows
 import utils_qa
+from qa.fallback import OwnFeatures
 
 
 KINDS = ("bert", "bert_left", "distilbert", "roberta", "albert", "xlnet", "llama", "llama_legacy", "qwen2")
@@ -98,8 +99,8 @@ def test_a_tokenizer_with_ways_of_its_own_builds_every_feature_itself(caplog, si
     )
     with caplog.at_level(logging.WARNING):
         features = utils_qa.prepare_features(rows, tokenizer, 16, 4, causal)
-    assert isinstance(features, list) and "a way of its own" in caplog.text
-    assert features == expected(tokenizer, rows, 16, 4, causal)
+    assert isinstance(features, OwnFeatures) and "a way of its own" in caplog.text
+    assert as_dicts(features) == expected(tokenizer, rows, 16, 4, causal)
 
 
 def test_a_disagreement_on_the_first_rows_is_noticed(tokenizers, monkeypatch):
@@ -109,8 +110,13 @@ def test_a_disagreement_on_the_first_rows_is_noticed(tokenizers, monkeypatch):
     template.between = [*template.between, template.between[0]]
     monkeypatch.setattr(utils_qa, "read_template", lambda *_: template)
     features = utils_qa.prepare_features(rows, tokenizer, 384, 128)
-    assert isinstance(features, list)
-    assert features == expected(tokenizer, rows, 384, 128)
+    assert isinstance(features, OwnFeatures)
+    assert as_dicts(features) == expected(tokenizer, rows, 384, 128)
+    assert bytes_of(features) < 20 * features.lengths().sum()
+    items = [features[index] for index in range(len(features))]
+    collate = qa.padding.PaddingCollator(tokenizer)
+    one_by_one, at_once = collate(items), collate(features.__getitems__(range(len(features))))
+    assert all(torch.equal(one_by_one[name], at_once[name]) for name in one_by_one | at_once)
 
 
 @pytest.mark.parametrize("kind, causal", [("bert", False), ("bert_left", False), ("llama", False), ("llama", True)])
@@ -139,7 +145,7 @@ def test_long_questions_are_trimmed_and_counted(tokenizers, kind, causal, words,
         covered = {place for begin, end in spans for place in range(begin, end)}
         assert {place for place, char in enumerate(context) if char != " "} <= covered
     spec = qa.windows.WindowSpec(tokenizer, qa.windows.read_template(tokenizer, causal), 64, 16)
-    assert utils_qa.own_features(rows, spec, labelled=True) == dicts
+    assert list(utils_qa.own_features(rows, spec, labelled=True)) == dicts
 
 
 @pytest.mark.parametrize("unknown", [None, {"text": ["elsewhere"], "answer_start": [-1]}])

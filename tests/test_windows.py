@@ -50,7 +50,7 @@ def test_names_of_special_tokens_in_a_text_are_text(all_tokenizers, kind):
     literal = qa.windows.literal_tokenizer(tokenizer)
     spec = qa.windows.WindowSpec(literal, features.template, 384, 0)
     dicts = as_dicts(features)
-    assert dicts == utils_qa.own_features(rows, spec, labelled=True)
+    assert dicts == list(utils_qa.own_features(rows, spec, labelled=True))
     for feature in dicts:
         special = [token for token in feature["input_ids"] if token in special_ids(tokenizer)]
         assert len(special) == features.template.special_tokens

@@ -4,7 +4,8 @@
 
 `JOBS_JSON` is {name: [script, argument, ...]}. The first run that fails ends the process, as it would end the script.
 In a run whose name begins with one of STOPS, something happens to rank 1 in a step, and all ranks have to end with that.
-Next to it, `written_by_{rank}.json` holds {name: {file: how often this rank opened it for writing}}, and `workers.json` whether
+Next to it, `written_by_{rank}.json` holds {name: {file: how often this rank opened it for writing}}, `read_by_{rank}.json` how
+often it opened the files of questions, and `workers.json` whether
 rank 0 was ever forked, and whether a server started its data loader workers.
 """
 
@@ -25,14 +26,16 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "quickstart")]
 
-OPENED = Counter()
+OPENED, READ = Counter(), Counter()
 FORKS = []
 os.register_at_fork(after_in_parent=lambda: FORKS.append("fork"))
 
 
 def note_opened(event: str, arguments: tuple) -> None:
     """Count the files that Python opens for writing, by their last names (not what the libraries' C++ and Rust write)."""
-    if event == "open" and isinstance(arguments[1], str) and not arguments[1].startswith("r"):
+    if event == "open" and str(arguments[0]).endswith(("train.json", "dev.json")):
+        READ[Path(arguments[0]).name] += 1
+    elif event == "open" and isinstance(arguments[1], str) and not arguments[1].startswith("r"):
         if not isinstance(arguments[0], int):  # a descriptor: a pipe, or memory that processes share
             OPENED[str(arguments[0])] += 1
     elif event == "os.rename":
@@ -130,6 +133,7 @@ def main() -> None:
         workers = {"forked": bool(FORKS), "served": forkserver._forkserver._forkserver_pid is not None}
         (jobs.parent / "workers.json").write_text(json.dumps(workers))
         (jobs.parent / "listening.json").write_text(json.dumps(addresses_listening(int(os.environ["MASTER_PORT"]))))
+    (jobs.parent / f"read_by_{os.environ['RANK']}.json").write_text(json.dumps(READ))
     (jobs.parent / f"written_by_{os.environ['RANK']}.json").write_text(json.dumps(written))
 
 

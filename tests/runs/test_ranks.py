@@ -220,6 +220,10 @@ def test_files_are_written_once_by_rank_0(engine, two):
         assert counts == {file: often.get(file, 1) for file in counts}
 
 
+def test_one_rank_of_a_node_reads_the_questions(two):
+    assert load(two / "read_by_0.json").keys() >= {"train.json", "dev.json"} and not load(two / "read_by_1.json")
+
+
 def test_no_other_machine_reaches_the_store_of_the_ranks(two):
     assert load(two / "listening.json") == ["0100007F"]  # 127.0.0.1
 
