@@ -88,7 +88,9 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
     features = prepare(
         rows,
+        data_args,
         training_args,
+        length,
         lambda _, part: prepare_features(part, tokenizer, length, data_args.doc_stride, causal),
         partial(report_spans, max_answer_length=data_args.max_answer_length, window=length),
     )

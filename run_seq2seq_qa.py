@@ -88,7 +88,9 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     length = sequence_limit(data_args, weightless, tokenizer, template=read_seq2seq_template(tokenizer))
     features = prepare(
         rows,
+        data_args,
         training_args,
+        length,
         lambda split, part: prepare_seq2seq_features(
             part,
             tokenizer,

@@ -4,10 +4,12 @@ import logging
 from collections.abc import Callable
 
 from qa.arguments import DataArguments, ModelArguments
+from qa.buckets import set_widths
 from qa.data import gold_answers, load_rows
 from qa.errors import UserError
 from qa.mlqa import LANGUAGES, detect_language
 from qa.node import once_a_node
+from qa.packing import set_packing
 from qa.tuning import check_tuning
 
 
@@ -58,20 +60,30 @@ def scorable_rows(data_args: DataArguments, model_args: ModelArguments, training
     return rows, counts
 
 
-def prepare(rows: dict, training_args, of_split: Callable, report: Callable) -> dict:
+def prepare(
+    rows: dict, data_args: DataArguments, training_args, length: int, of_split: Callable, report: Callable
+) -> dict:
     """Return the features of each split, which the first rank of each node builds; free the rows that are for training.
+
+    Features have the widths or the packing that the flags ask for.
 
     Args:
         rows: by split.
+        length: tokens of a feature at most.
         of_split: `(split, rows)` -> features.
         report: `(rows, features)`, both by split, writes lines to the log.
     """
 
     def build() -> dict:
         features = {split: of_split(split, part) for split, part in rows.items()}
+        set_widths(features, data_args.length_buckets, length, training_args)
+        if data_args.pack:
+            set_packing(features, length, training_args)
         report(rows, features)
         if "train" in features:
             features["train"].forget_rows()
+        for part in features.values():
+            part.tokens  # noqa: B018  made here, not by each rank
         return features
 
     features = once_a_node(training_args, build)

@@ -10,7 +10,7 @@ from qa.answer_files import write_table
 from qa.answer_table import AnswerTable, make_table, window_counts
 from qa.answers import Answers, write_answers
 from qa.arguments import DataArguments, ModelArguments
-from qa.buckets import set_widths, train_group
+from qa.buckets import train_group
 from qa.card import write_card
 from qa.data import gold_answers
 from qa.earlier import remove_answers, remove_earlier_run, remove_report
@@ -23,7 +23,6 @@ from qa.identity import write_record
 from qa.locks import unlock
 from qa.lora import has_adapters, trained_parameters
 from qa.metrics import score, sigmoid
-from qa.packing import set_packing
 from qa.push import push
 from qa.report import report_evaluation
 from qa.saving import begin, end
@@ -83,14 +82,14 @@ def write_stage(output_dir: str, data_args: DataArguments, prediction: ScoredFor
 
 
 def lay_out(features: dict, data_args: DataArguments, training_args, length: int) -> None:
-    """Set to which widths features of at most `length` tokens are padded, and log how many there are and the padding.
+    """Allow the graphs of all shapes of features, and log how many features there are and their padding.
+
+    Args:
+        length: tokens of a feature at most.
 
     Raises:
         UserError: dropping the last batch leaves no batch to train on.
     """
-    set_widths(features, data_args.length_buckets, length, training_args)
-    if data_args.pack:
-        set_packing(features, length, training_args)
     if training_args.torch_compile:
         forget_graphs()
     if training_args.use_habana and training_args.torch_compile and training_args.cache_size_limit is None:

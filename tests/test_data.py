@@ -93,7 +93,8 @@ def test_every_layout_is_read_as_the_same_rows(tmp_path, layout, packed):
     if packed:
         (tmp_path / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path = tmp_path / f"{path.name}.gz"
-    assert load(train_file=str(path)) == ROWS
+    rows = load(train_file=str(path))
+    assert rows == ROWS and rows[0]["context"] is rows[1]["context"]
 
 
 def test_json_lines_may_be_called_json(tmp_path):

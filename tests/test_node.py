@@ -13,6 +13,7 @@ from small_tokenizers import make_rows
 
 import qa.node
 import utils_qa
+from qa.arguments import DataArguments
 from qa.errors import UserError
 from qa.node import SharedFile, once_a_node
 from qa.preparation import prepare
@@ -118,7 +119,9 @@ def test_nothing_is_kept_that_training_does_not_read(tokenizers):
     rows = {split: rows_of(*make_rows(80, seed=3)) for split in ("train", "validation")}
     features = prepare(
         rows,
+        DataArguments(),
         SimpleNamespace(world_size=1),
+        64,
         lambda _, part: utils_qa.prepare_features(part, tokenizers["bert"], 64, 16),
         lambda *_: None,
     )

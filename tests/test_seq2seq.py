@@ -49,6 +49,7 @@ def test_windows_and_targets(writers, kind, max_seq_length, doc_stride):
         targets.append(reader(answers[0] if held else "")["input_ids"])
     assert [found[index]["labels"].tolist() for index in range(len(found))] == targets
     assert found.lengths().tolist() == [len(row["input_ids"]) for row in expected]
+    assert not len(found.contexts.starts) and not len(found.questions.ends)  # nobody reads them
 
 
 def test_a_context_that_fits_is_the_references_text(writers):
