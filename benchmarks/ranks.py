@@ -38,6 +38,7 @@ RUNS = {
 }
 FLAGS = """--do_train --do_eval --learning_rate 1.5e-3 --warmup_ratio 0.1 --num_train_epochs 1 --max_seq_length 192
     --doc_stride 64 --logging_steps 1 --save_strategy no --report_to none --disable_tqdm True"""
+START_FLAGS = "--do_train --max_seq_length 384 --doc_stride 128 --overwrite_output_dir --report_to none"
 
 
 def make_inputs(folder: Path, questions: int) -> None:
@@ -75,16 +76,8 @@ def run(folder: Path, ranks: int, engine: list[str], questions: int, gaudi: bool
 
 def measure_start(folder: Path, ranks: int, rows: Path) -> dict[str, float]:
     """Return seconds and MB of all ranks together before the first step, see `rank_start`."""
-    flags = ["--model_name_or_path", folder / "model", "--train_file", rows, "--do_train", "--report_to", "none"]
-    flags += [
-        "--output_dir",
-        folder / "out",
-        "--overwrite_output_dir",
-        "--max_seq_length",
-        "384",
-        "--doc_stride",
-        "128",
-    ]
+    flags = ["--model_name_or_path", folder / "model", "--train_file", rows, "--output_dir", folder / "out"]
+    flags += START_FLAGS.split()
     launcher = [ROOT / "gaudi_spawn.py", "--world_size", ranks] if ranks > 1 else []
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     run_process([sys.executable, *launcher, ROOT / "benchmarks" / "rank_start.py", folder, *flags], env=environment)

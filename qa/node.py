@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from qa.errors import UserError, problems_of
+from qa.errors import Stopped, UserError, problems_of
 from qa.meeting import machine
 
 
@@ -30,14 +30,13 @@ def once_a_node(training_args, function: Callable):
 
     Raises:
         UserError: that of the function, on all ranks.
-        RuntimeError: on the other ranks, where the function of one fails otherwise.
+        Stopped: on the other ranks, where the function of one fails otherwise; with that rank's line.
     """
     if training_args.world_size == 1:
         return function()
     rank = training_args.process_index
-    machines = exchange(
-        training_args, machine() if hasattr(os, "memfd_create") else f"{socket.gethostname()} {os.getpid()}"
-    )
+    shares = hasattr(os, "memfd_create")  # on Linux; elsewhere each rank prepares
+    machines = exchange(training_args, machine() if shares else f"{machine()} {os.getpid()}")
     first, file = machines.index(machines[rank]), None
     with failing_together(training_args):
         if rank == first:
@@ -46,7 +45,7 @@ def once_a_node(training_args, function: Callable):
     with failing_together(training_args):
         try:
             result = files[first].read()
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             logger.warning(f"Rank {rank} prepares the data too, since it cannot read that of rank {first}: {error}")
             result = function()
     if file is not None:
@@ -77,7 +76,7 @@ def failing_together(training_args) -> Iterator[None]:
         problems = [f"rank {rank} on {host}: {problem}" if rank else problem for problem in problems]
         if by_user:
             raise UserError(*problems) from failure
-        raise failure or RuntimeError("; ".join(problems))
+        raise failure or Stopped(1, f"error: {problems[0]}")
 
 
 class SharedFile:
@@ -107,7 +106,7 @@ class SharedFile:
         """Return the object; its arrays are the content of the file until they are changed.
 
         Raises:
-            OSError: the process of the file cannot be seen.
+            FileNotFoundError, PermissionError: the process of the file cannot be seen.
         """
         with open(f"/proc/{self.process}/fd/{self.descriptor}", "rb") as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))

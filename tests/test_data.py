@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import logging
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import datasets
@@ -27,7 +26,7 @@ ROWS = [
 def load_counted(split="train", seed=42, **flags) -> tuple[list[dict], dict[str, int]]:
     """Return the rows of one split, as the script would load them, and their counts."""
     stages = {f"do_{stage}": name == split for name, stage in STAGES.items()}
-    training = SimpleNamespace(**stages, main_process_first=nullcontext, seed=seed, data_seed=None)
+    training = SimpleNamespace(**stages, seed=seed, data_seed=None)
     training.disable_tqdm = training.should_log = True
     rows, counts = load_rows(DataArguments(**flags), ModelArguments("model"), training)
     return rows[split], counts[split]

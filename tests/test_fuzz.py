@@ -73,7 +73,7 @@ def questions(draw) -> dict:
 def load(path, split: str, **flags) -> tuple[list[dict], int]:
     """Return the rows of a split and the number of those that were omitted."""
     stages = {f"do_{stage}": name == split for name, stage in STAGES.items()}
-    training_args = SimpleNamespace(**stages, main_process_first=contextlib.nullcontext, seed=0, data_seed=None)
+    training_args = SimpleNamespace(**stages, seed=0, data_seed=None)
     flags |= {f"{split}_file": str(path)}
     rows, counts = load_rows(DataArguments(**flags), ModelArguments("model"), training_args)
     return rows[split], counts[split].get("skipped_rows", 0)

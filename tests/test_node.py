@@ -97,7 +97,7 @@ def test_an_error_of_one_rank_is_one_of_all(outcomes):
     assert [found["mistake"] for found in outcomes] == ["UserError: first\nsecond"] * RANKS
     assert [found["bug"].partition(" (at")[0] for found in outcomes] == [
         "KeyError: 'id'",
-        *["RuntimeError: KeyError: 'id'"] * 2,
+        *["Stopped: error: KeyError: 'id'"] * 2,
     ]
     (message,) = {found["mistake of the second machine"] for found in outcomes}
     assert message.startswith("UserError: rank 1 on ") and message.endswith(": no file")

@@ -11,7 +11,6 @@ import logging
 import sys
 import threading
 from collections import defaultdict
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +27,7 @@ from qa.errors import UserError  # noqa: E402
 from qa.models import check_model, load_config_and_tokenizer  # noqa: E402
 
 
-STAGES = SimpleNamespace(do_train=False, do_eval=True, do_predict=False, main_process_first=nullcontext)
+STAGES = SimpleNamespace(do_train=False, do_eval=True, do_predict=False)
 STAGES.disable_tqdm = STAGES.should_log = True
 
 
