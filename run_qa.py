@@ -91,8 +91,10 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
         data_args,
         training_args,
         length,
-        lambda _, part: prepare_features(part, tokenizer, length, data_args.doc_stride, causal),
-        partial(report_spans, max_answer_length=data_args.max_answer_length, window=length),
+        of_split=lambda _, part: prepare_features(
+            part, tokenizer, max_seq_length=length, doc_stride=data_args.doc_stride, causal=causal
+        ),
+        report=partial(report_spans, max_answer_length=data_args.max_answer_length, window=length),
     )
     lay_out(features, data_args, training_args, length)
     if form is not None:

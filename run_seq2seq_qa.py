@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
         data_args,
         training_args,
         length,
-        lambda split, part: prepare_seq2seq_features(
+        of_split=lambda split, part: prepare_seq2seq_features(
             part,
             tokenizer,
             max_seq_length=length,
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
             version_2_with_negative=data_args.version_2_with_negative,
             training=split == "train",
         ),
-        lambda rows, _: report_targets(rows, tokenizer, data_args, training_args),
+        report=lambda rows, _: report_targets(rows, tokenizer, data_args, training_args),
     )
     lay_out(features, data_args, training_args, length)
     one_shape = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the answers

@@ -1,4 +1,4 @@
-"""What a run reads and tokenizes before it trains, once on each node: rows by split, then their features."""
+"""Reading and tokenizing before a training, once on each node: rows by split, then their features."""
 
 import logging
 from collections.abc import Callable

@@ -122,8 +122,8 @@ def test_nothing_is_kept_that_training_does_not_read(tokenizers):
         DataArguments(),
         SimpleNamespace(world_size=1),
         64,
-        lambda _, part: utils_qa.prepare_features(part, tokenizers["bert"], 64, 16),
-        lambda *_: None,
+        of_split=lambda _, part: utils_qa.prepare_features(part, tokenizers["bert"], 64, 16),
+        report=lambda *_: None,
     )
     assert list(rows) == ["validation"]
     sizes = {split: bytes_of(part) for split, part in features.items()}
