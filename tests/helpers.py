@@ -296,7 +296,7 @@ def bytes_of(value) -> int:
 
 
 def as_dicts(features) -> list[dict]:
-    return features if isinstance(features, list) else [features.as_dict(index) for index in range(len(features))]
+    return [features.as_dict(index) for index in range(len(features))]
 
 
 def nbest_of(answers) -> dict[str, list[dict]]:
