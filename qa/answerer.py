@@ -34,6 +34,7 @@ from qa.models import load_config_and_tokenizer
 from qa.names import why_no_source
 from qa.padding import PaddingCollator
 from qa.readers import READERS, Reader
+from qa.recipe_cache import set_recipe_cache
 from qa.settings import SETTINGS_FILE, Settings, read_settings
 
 
@@ -230,10 +231,13 @@ def find_device(name: str | None) -> torch.device:
 def start_gaudi() -> None:
     """Load Habana's plugin, in lazy mode unless PT_HPU_LAZY_MODE says otherwise, and optimum-habana's models.
 
+    Compiled graphs are kept as in the scripts, see `qa.recipe_cache`.
+
     Raises:
         UserError: this machine has no Gaudi that can be used.
     """
     os.environ.setdefault("PT_HPU_LAZY_MODE", "1")
+    set_recipe_cache()
     if reason := importlib.import_module("qa.preflight").why_no_gaudi():
         raise UserError(f"--device hpu cannot be used: {reason}; name another, or omit it")
     from optimum.habana.transformers.modeling_utils import adapt_transformers_to_gaudi

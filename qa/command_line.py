@@ -40,7 +40,7 @@ HELP = {
     "gradient_checkpointing deepspeed",
     "The model card and the hub": "language license push_to_hub hub_model_id hub_private_repo",
     "Gaudi": "use_habana gaudi_config_name use_lazy_mode use_hpu_graphs_for_inference torch_compile "
-    "torch_compile_backend throughput_warmup_steps",
+    "torch_compile_backend throughput_warmup_steps recipe_cache",
 }
 # One line for each flag of the libraries that `--help` lists; their own texts take up to twelve.
 LIBRARY_HELP = {

@@ -3,7 +3,6 @@
 The same command line parses in both cases: where optimum-habana cannot be used, its flags are declared with its defaults.
 """
 
-import argparse
 import dataclasses
 import logging
 import os
@@ -13,7 +12,6 @@ from typing import Optional
 
 import torch
 
-from qa.command_line import read_bool
 from qa.errors import UserError
 from qa.files import read_settings
 from qa.gaudi_flags import compiles, flags_without_effect
@@ -126,40 +124,15 @@ OWN_FLAGS = {
         "Add the adapters to the weights at the end: --output_dir then holds a whole model, which every tool loads.",
     ),
     "nan_patience": (int, 3, "End training after N steps in a row whose loss is NaN or infinite, with exit status 1."),
+    "recipe_cache": (
+        Optional[str],
+        None,
+        "Folder on a local disk where a Gaudi keeps compiled graphs for other runs, or none (default: in the user's cache).",
+    ),
 }
 LOGGED_SHARE = 0.01  # of the steps: the default of --logging_steps
 EVAL_STEPS = 500  # the libraries' default of --logging_steps, which is also that of --eval_steps
 CHOICES = {"attn_implementation": ["eager", "sdpa", "gaudi_fused_sdpa"]}
-
-
-class QuietParser(argparse.ArgumentParser):
-    """A parser that never prints and exits: not for an ambiguous option either, which `exit_on_error` leaves as it is."""
-
-    def error(self, message: str):
-        raise argparse.ArgumentError(None, message)
-
-
-def resolve_lazy_mode(argv: list[str]) -> list[str]:
-    """Set PT_HPU_LAZY_MODE by the command line, before the plugin reads it, or --use_lazy_mode by the variable.
-
-    The variable's default was 1 up to SynapseAI 1.18 and is 0 since. optimum-habana 1.21.2 assumes 1, and lazy mode as
-    the flag's default. Here, where one of the two is given the other follows. Without either, a run is lazy unless it
-    compiles. `lazy_problems` reports a contradiction.
-    """
-    parser = QuietParser(add_help=False, exit_on_error=False)
-    for flag in ("use_habana", "use_lazy_mode", "torch_compile"):
-        parser.add_argument(f"--{flag}", type=read_bool, nargs="?", const=True)
-    for flag in ("torch_compile_backend", "torch_compile_mode"):
-        parser.add_argument(f"--{flag}")
-    try:
-        given, _ = parser.parse_known_args(argv)
-    except argparse.ArgumentError:
-        return argv  # the script's own parser reports it
-    if not given.use_habana:
-        return argv
-    lazy = not compiles(given) if given.use_lazy_mode is None else given.use_lazy_mode
-    variable = os.environ.setdefault("PT_HPU_LAZY_MODE", str(int(lazy)))
-    return argv if given.use_lazy_mode is not None else [*argv, f"--use_lazy_mode={variable != '0'}"]
 
 
 @cache
@@ -298,6 +271,7 @@ class DeviceChoice:
         if self.attn_implementation == "gaudi_fused_sdpa":
             given.append("attn_implementation")
             self.attn_implementation = None
+        given += ["recipe_cache"] * (self.recipe_cache is not None)
         self.use_lazy_mode = False  # GaudiTrainingArguments refuses its own default without use_habana
         if self.half_precision_backend == "hpu_amp":
             self.half_precision_backend = "cpu_amp" if gaudi_is_usable() else "auto"

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 WITHOUT_EFFECT = frozenset(
     "output_dir overwrite_output_dir resume_from_checkpoint resume_anyway logging_dir logging_steps logging_strategy "
     "logging_first_step log_level log_level_replica log_on_each_node disable_tqdm report_to run_name local_rank "
-    "max_train_minutes nan_patience debug_traceback check check_steps language license push_to_hub hub_model_id "
+    "max_train_minutes nan_patience recipe_cache debug_traceback check check_steps language license push_to_hub hub_model_id "
     "hub_private_repo hub_strategy hub_always_push hub_revision do_train do_eval do_predict train_file "
     "validation_file test_file max_train_samples max_eval_samples max_predict_samples".split()
 )

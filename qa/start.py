@@ -11,8 +11,9 @@ import transformers
 from qa.argument_file import expand_file
 from qa.checks import find_problems
 from qa.command_line import build, read_command_line
-from qa.device import resolve_lazy_mode, training_arguments
+from qa.device import training_arguments
 from qa.errors import UserError, on_rank_0, reason_of, show_tracebacks
+from qa.gaudi_variables import set_gaudi_variables
 from qa.hub import report_shadowing
 from qa.locks import lock
 from qa.push import check_account
@@ -38,7 +39,7 @@ def start(
         UserError: with every problem that shows without reading data or a model.
     """
     place_process()  # again, for those who call a script's `main` themselves
-    argv = resolve_lazy_mode(expand_file(take_words() if argv is None else argv))
+    argv, graphs = set_gaudi_variables(expand_file(take_words() if argv is None else argv))
     training_type = training_arguments(seq2seq)
     values, problems = read_command_line(argv, (model_type, data_type, training_type), description)
     line = None
@@ -62,6 +63,8 @@ def start(
     if problems:
         raise UserError(*problems)
     start_logging(training_args)
+    if graphs is not None:
+        logger.log(*graphs)
     if line is not None:
         logger.info(line)
     if (line := doubt_of_threshold(values)) is not None:

@@ -77,7 +77,7 @@ FREE = """
     inline_inbuilt_nn_modules allow_unspec_int_on_nn_module cache_size_limit use_lazy_mode use_hpu_graphs
     use_hpu_graphs_for_inference use_hpu_graphs_for_training disable_tensor_cache_hpu_graphs max_hpu_graphs
     pipelining_fwd_bwd use_zero3_leaf_promotion attn_implementation flash_attention_recompute flash_attention_fast_softmax
-    flash_attention_causal_mask use_liger_kernel liger_kernel_config past_index label_names remove_unused_columns
+    flash_attention_causal_mask recipe_cache use_liger_kernel liger_kernel_config past_index label_names remove_unused_columns
 """.split()
 SOMETIMES = {"max_answer_length"}  # for models that write, and where evaluations choose the model
 

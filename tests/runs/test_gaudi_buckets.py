@@ -34,14 +34,22 @@ def test_a_gaudi_sees_a_shape_for_each_bucket_or_one_with_packing(
     launched = ["gaudi_spawn.py", "--world_size", "2", "--use_mpi", script]
     command = [sys.executable, *(launched if cards > 1 else [script]), *flags]
     command += ["--pack"] if shapes == 1 else ["--length_buckets", *(["48", "64", "96"] if writes else BUCKETS)]
+    # Where compiled graphs are kept, by the flag or by the user's own variable.
+    recipes = f"{tmp_path}/graphs,false,4096" if writes else f"{tmp_path}/own,True,7"
+    command += ["--recipe_cache", tmp_path / "graphs"]
     environment = simulated_gaudi.environment(lazy=not compiles, counts_file=tmp_path / "counts") | {
-        "OMP_NUM_THREADS": "1"
+        "OMP_NUM_THREADS": "1",
+        "PT_HPU_RECIPE_CACHE_CONFIG": recipes,
     }
+    if writes:
+        del environment["PT_HPU_RECIPE_CACHE_CONFIG"]
     done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     counts = [json.loads(line) for line in (tmp_path / "counts").read_text().splitlines()]
     assert len(counts) == cards
+    assert (tmp_path / "graphs").is_dir() == writes
     for rank in counts:
+        assert rank["recipe_cache"] == recipes
         calls = 2 if writes else 1  # in evaluation: for the loss, and for the score of what was written
         assert (rank["input_shapes"]["train"], rank["input_shapes"]["eval"]) == (shapes, shapes * calls)
         # Forward and backward in training, forward in evaluation.

@@ -9,18 +9,23 @@ from types import SimpleNamespace
 import pytest
 from helpers import ROOT
 
-import qa.device
+import qa.gaudi_variables
 import qa.preflight
 
 
 LAZY = "PT_HPU_LAZY_MODE"
+NO_FOLDER = ["--recipe_cache", f"{ROOT}/README.md/recipes"]
 # Nodes and command lines: options of its `environment`, further variables, flags, messages, exit status.
 NODES = {
     "in order, lazy without the variable": (
         {},
         {},
-        ["--use_lazy_mode", "--use_hpu_graphs_for_inference", "--bf16", "--check_steps", "1"],
-        ["checked, a run could start: 34 validation features", "MB of device memory in these steps"],
+        ["--use_lazy_mode", "--use_hpu_graphs_for_inference", "--bf16", "--check_steps", "1", *NO_FOLDER],
+        [
+            "checked, a run could start: 34 validation features",
+            "MB of device memory in these steps",
+            f"Compiled graphs are not kept for other runs: '{NO_FOLDER[1]}' cannot be written to (Not a directory)",
+        ],
         0,
     ),
     "no card": (
@@ -73,6 +78,8 @@ def check(env: dict, tiny_model, squad_files, folder, *flags: str) -> subprocess
 def test_a_gaudi_run_is_checked_before_anything_slow(simulated_gaudi, tiny_model, squad_files, tmp_path, node):
     options, variables, flags, said, status = NODES[node]
     env = simulated_gaudi.environment(**options, counts_file=tmp_path / "counts") | variables
+    if NO_FOLDER[0] in flags:
+        del env["PT_HPU_RECIPE_CACHE_CONFIG"]
     if "TRANSFORMERS" in variables:  # installed elsewhere in another version, which comes first on the path
         info = tmp_path / "transformers-9.9.9.dist-info"
         info.mkdir()
@@ -125,14 +132,15 @@ def test_the_variable_and_the_flag_of_lazy_mode(monkeypatch, flags, variable, se
     if variable is not None:
         monkeypatch.setenv(LAZY, variable)
     argv = ["--use_habana", *flags]
-    assert qa.device.resolve_lazy_mode(argv) == argv + ([] if lazy is None else [f"--use_lazy_mode={lazy}"])
+    found, _ = qa.gaudi_variables.set_gaudi_variables(argv)
+    assert found == argv + ([] if lazy is None else [f"--use_lazy_mode={lazy}"])
     assert os.environ[LAZY] == settled
 
 
 def test_lazy_mode_without_a_gaudi_is_left_alone(monkeypatch):
     monkeypatch.delenv(LAZY, raising=False)
     for argv in (["--use_lazy_mode"], ["--use_habana", "False"], ["--use_habana", "perhaps"]):
-        assert qa.device.resolve_lazy_mode(argv) == argv and LAZY not in os.environ
+        assert qa.gaudi_variables.set_gaudi_variables(argv) == (argv, None) and LAZY not in os.environ
 
 
 @pytest.mark.parametrize(

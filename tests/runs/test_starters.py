@@ -1,5 +1,6 @@
 """Ranks that something else than the launcher starts; tests/test_rank_variables.py has all of their variables."""
 
+import json
 import os
 import subprocess
 import sys
@@ -36,9 +37,11 @@ def test_the_users_own_mpirun_on_two_cards(simulated_gaudi, still_models, squad_
     skip_without("mpi")
     start = [find_mpirun(), *["--allow-run-as-root"] * (os.geteuid() == 0), "--bind-to", "none"]
     start += ["--map-by", "slot:OVERSUBSCRIBE", "-n", "2", *command(still_models, squad_files, tmp_path / "out")]
+    environment = without_ranks(simulated_gaudi.environment(counts_file=tmp_path / "counts"))
+    del environment["PT_HPU_RECIPE_CACHE_CONFIG"]
     done = subprocess.run(
         [*start, "--use_habana", "--use_lazy_mode"],
-        env=without_ranks(simulated_gaudi.environment()),
+        env=environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
         timeout=SECONDS,
@@ -46,6 +49,8 @@ def test_the_users_own_mpirun_on_two_cards(simulated_gaudi, still_models, squad_
     assert done.returncode == 0, done.stderr[-6000:]
     check_one_job(done.stdout, tmp_path / "out")
     assert "on hpu: 2 steps" in done.stdout
+    kept = [json.loads(line)["recipe_cache"] for line in (tmp_path / "counts").read_text().splitlines()]
+    assert kept == 2 * [f"{tmp_path}/cache/gaudi-question-answering/recipes,false,4096"]
 
 
 def test_two_tasks_of_slurm(still_models, squad_files, tmp_path):

@@ -12,6 +12,7 @@ import torch
 counters = Counter()  # how often what happened: the names of `counts`
 shapes = {"train": set(), "eval": set(), "generate": set()}  # what the model was called with
 call_module = torch.nn.Module.__call__
+RECIPE_CACHE = os.environ.get("PT_HPU_RECIPE_CACHE_CONFIG")  # when the plugin is loaded
 
 
 class Calls:
@@ -33,6 +34,7 @@ def counts() -> dict:
         "pid": os.getpid(),
         "rank": int(os.environ.get("RANK", 0)),
         "lazy": is_lazy(),
+        "recipe_cache": RECIPE_CACHE,
         "ops": torch.ops.simulated_gaudi.operations(),
         "mark_steps": counters["mark_steps"],
         "mark_steps_ignored": counters["mark_steps_ignored"],
