@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from qa.answer_files import first_rows, table_name
+from qa.arguments import TITLES
 from qa.buckets import padding_share, train_group
 from qa.errors import printable
 from qa.metrics import sigmoid
@@ -28,6 +29,7 @@ SUMMARY_SCORES = {
 }
 
 FIRST_ANSWERS = 5  # that the summary shows
+SHAPES = 12  # whose first steps a line has at most
 SHOWN = {"question": 60, "predicted": 30, "gold": 30}  # columns of the table, and how many characters of each
 
 
@@ -107,8 +109,18 @@ def report_features(features: dict, training_args, pad_to_max_length: bool, leng
 def report_stage(stage: str, metrics: dict) -> None:
     """Log the scores and the time of a finished stage (train, eval or predict) in one line."""
     prefix = {"predict": "test"}.get(stage, stage)
-    title = {"train": "Training", "eval": "Evaluation", "predict": "Prediction"}[stage]
+    title = TITLES[stage].capitalize()
     logger.info(f"{title}: {scores_of(metrics, prefix)} in {metrics[f'{prefix}_runtime']:,.1f} s")
+
+
+def report_shapes(stage: str, report: dict) -> None:
+    """Log the first steps of the new shapes of a stage in one line, see `qa.first_steps.FirstSteps.report`."""
+    slowest = sorted(report["first_steps"].items(), key=lambda item: -item[1])[:SHAPES]
+    listed = ", ".join(f"{shape} {seconds:,.1f} s" for shape, seconds in slowest)
+    logger.info(
+        f"{TITLES[stage].capitalize()}: {report['shapes']} new shapes, at most {report['compiling_at_most']:,.1f} s to compile; "
+        f"first steps: {listed}; a later step {report['later_step']:.3g} s"
+    )
 
 
 def scores_of(metrics: dict, prefix: str) -> str:

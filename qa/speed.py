@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from qa.buckets import padding_share
+from qa.first_steps import FirstSteps
 
 
 STEPS_BETWEEN_READS = 1000
@@ -37,19 +38,27 @@ class TrainingSpeed:
 
     Attributes:
         paused: seconds of each evaluation and of each checkpoint in this training.
+        trained_shapes, evaluated_shapes: the first steps of shapes in training, and in all evaluations and predictions.
     """
 
     paused = {"evaluation": [], "saving": []}
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.trained_shapes = FirstSteps(self.args.device)
+        self.evaluated_shapes = FirstSteps(self.args.device)
 
     def _inner_training_loop(self, *args, **kwargs):
         """Train; --auto_find_batch_size calls this for each batch size that it tries."""
         self.now, self.marks, self.real, self.steps = Mark(0, 0, 0, 0, 0, 0), [], [], 0
         self.paused, self.logged = {"evaluation": [], "saving": []}, None
+        self.trained_shapes = FirstSteps(self.args.device, self.seconds_paused)
         return super()._inner_training_loop(*args, **kwargs)
 
     def log(self, logs: dict, *args, **kwargs) -> None:
         """Log as the base does, with the speed: of the last steps, or in the training's own metrics of all of it."""
         if "train_runtime" in logs:
+            self.trained_shapes.end()
             self.mark()
             logs.update(self.training_speed())
         elif "loss" in logs:
@@ -60,6 +69,7 @@ class TrainingSpeed:
         warmup = self.args.throughput_warmup_steps * self.args.gradient_accumulation_steps
         if self.steps in (0, warmup):
             self.mark()
+        self.trained_shapes.begin_step(inputs)
         self.steps += 1
         self.now.samples += len(inputs.get("places", inputs["input_ids"]))
         self.now.tokens += inputs["input_ids"].numel()
@@ -68,6 +78,15 @@ class TrainingSpeed:
         if self.steps % STEPS_BETWEEN_READS == 0:
             self.read_device()
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        self.evaluated_shapes.begin_step(inputs)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def run_model(self, *args, **kwargs):
+        output = super().run_model(*args, **kwargs)
+        self.evaluated_shapes.end()
+        return output
 
     def evaluate(self, *args, **kwargs) -> dict:
         with self.pause("evaluation"):
@@ -102,8 +121,11 @@ class TrainingSpeed:
     def progress(self) -> Mark:
         """Return how far the training has come, once the device has done its work."""
         self.read_device()
-        paused, now = sum(map(sum, self.paused.values())), self.now
+        paused, now = self.seconds_paused(), self.now
         return Mark(time.time(), self.state.global_step, now.samples, now.tokens, now.real, paused)
+
+    def seconds_paused(self) -> float:
+        return sum(map(sum, self.paused.values()))
 
     def recent_speed(self) -> dict[str, float]:
         """Return speed and padding of all ranks since the last entry of the log; the first one includes the first steps.

@@ -26,7 +26,7 @@ from qa.metrics import score, sigmoid
 from qa.push import push
 from qa.report import report_evaluation
 from qa.saving import begin, end
-from qa.screen import print_summary, report_features, report_stage
+from qa.screen import print_summary, report_features, report_shapes, report_stage
 from qa.signals import signals_can_wait
 from qa.tuning import tune
 from qa.watching import watched
@@ -151,9 +151,14 @@ def save_results(trainer, stage: str, metrics: dict, features, most: int | None,
     """Write the metrics of a stage to `{stage}_results.json` and `all_results.json`, and log them in a line."""
     metrics[f"{stage}_samples"] = min(most or len(features), len(features))
     metrics |= {f"{stage}_{name}": count for name, count in counts.items()}
+    prefix = {"predict": "test"}.get(stage, stage)
+    if shapes := (trainer.trained_shapes if stage == "train" else trainer.evaluated_shapes).report():
+        metrics[f"{prefix}_shapes_runtime"] = shapes
     report_stage(stage, metrics)
+    if shapes and trainer.args.use_habana:
+        report_shapes(stage, shapes)
     if trainer.is_world_process_zero():
-        folder, prefix = Path(trainer.args.output_dir), {"predict": "test"}.get(stage, stage)
+        folder = Path(trainer.args.output_dir)
         write_results(folder, stage, metrics)
         if f"{prefix}_postprocess_runtime" not in metrics:  # there are no answers
             remove_answers(folder, stage)

@@ -316,3 +316,6 @@ def test_tokens_and_padding_are_counted(tiny_model, mixed_lengths, tmp_path):
     first = features.lengths()[orders[0][: 6 * 4]].sum()
     assert results["train_tokens_per_second"] * steady == pytest.approx(real - first, rel=0.01)
     assert evaluated["eval_postprocess_runtime"] > 0 and evaluated["eval_first_steps_runtime"] > 0
+    for shapes, batch in ((results["train_shapes_runtime"], 4), (evaluated["eval_shapes_runtime"], 8)):
+        assert list(shapes["first_steps"]) == [f"{batch} x {width}" for width in reversed(BUCKETS)]
+        assert shapes["shapes"] == 3 and min(shapes["first_steps"].values()) > 0 < shapes["later_step"]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, mixed_training
+from helpers import ROOT, load, mixed_training
 from test_buckets import BUCKETS
 
 
@@ -48,6 +48,9 @@ def test_a_gaudi_sees_a_shape_for_each_bucket_or_one_with_packing(
     counts = [json.loads(line) for line in (tmp_path / "counts").read_text().splitlines()]
     assert len(counts) == cards
     assert (tmp_path / "graphs").is_dir() == writes
+    for stage, title in (("train", "Training"), ("eval", "Evaluation")):
+        assert load(tmp_path / "out" / f"{stage}_results.json")[f"{stage}_shapes_runtime"]["shapes"] == shapes
+        assert f"{title}: {shapes} new shapes, at most " in done.stdout
     for rank in counts:
         assert rank["recipe_cache"] == recipes
         calls = 2 if writes else 1  # in evaluation: for the loss, and for the score of what was written
