@@ -115,8 +115,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Pad the features of a batch to the first of these lengths that holds them, as in `160 256 384` (the last "
-            "is `max_seq_length`), instead of all to the last: few shapes, little padding. `auto` chooses four lengths "
-            "by the data, `auto 6` six."
+            "is `max_seq_length`), instead of all to the last: few shapes, little padding. `auto` chooses lengths by the "
+            "data, four on a Gaudi and twelve elsewhere, `auto 6` six."
         },
     )
     max_train_samples: Optional[int] = field(

@@ -20,15 +20,25 @@ from qa.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SHAPES = 4  # of `--length_buckets auto`
+GAUDI_SHAPES = 4  # of `--length_buckets auto` on a Gaudi, which compiles for each
+OTHER_SHAPES = 12  # of the same elsewhere, where one more costs nothing
 AUTO_MULTIPLE = 8  # of the boundaries that `auto` chooses; matrix units prefer it
+
+
+def with_number(words: Sequence[str], on_gaudi: bool) -> list[str]:
+    """Return the value of `--length_buckets` with the number of boundaries that `auto` chooses on a device.
+
+    >>> with_number(["auto"], on_gaudi=True), with_number(["auto"], on_gaudi=False), with_number(["64", "96"], on_gaudi=False)
+    (['auto', '4'], ['auto', '12'], ['64', '96'])
+    """
+    return ["auto", str(GAUDI_SHAPES if on_gaudi else OTHER_SHAPES)] if [*words] == ["auto"] else [*words]
 
 
 def read_buckets(words: Sequence[str]) -> list[int] | int:
     """Return the value of `--length_buckets`: boundaries, or for `auto` the number of them to choose.
 
     Args:
-        words: as given, `["160", "256", "384"]`, `["auto"]` or `["auto", "6"]`.
+        words: `["160", "256", "384"]`, `["auto", "6"]`, or `["auto"]` before `with_number`.
 
     Raises:
         UserError: anything else, or boundaries that do not rise.
@@ -41,7 +51,7 @@ def read_buckets(words: Sequence[str]) -> list[int] | int:
             "`auto 6` for six of them"
         )
     if auto:
-        return numbers[0] if numbers else DEFAULT_SHAPES
+        return numbers[0] if numbers else OTHER_SHAPES
     if numbers != sorted(set(numbers)):
         raise UserError(f"--length_buckets {' '.join(words)}: boundaries must rise")
     return numbers

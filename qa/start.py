@@ -9,6 +9,7 @@ from pathlib import Path
 import transformers
 
 from qa.argument_file import expand_file
+from qa.buckets import with_number
 from qa.checks import find_problems
 from qa.command_line import build, read_command_line
 from qa.device import training_arguments
@@ -62,6 +63,8 @@ def start(
         problems.append(reason_of(error))
     if problems:
         raise UserError(*problems)
+    if data_args.length_buckets is not None:  # the record of the run has the number, which depends on the device
+        data_args.length_buckets = with_number(data_args.length_buckets, training_args.use_habana)
     start_logging(training_args)
     if graphs is not None:
         logger.log(*graphs)

@@ -167,7 +167,7 @@ def test_the_last_boundary_of_auto_is_a_multiple_of_8_where_there_is_room():
 
 
 def test_the_numbers_of_auto():
-    assert [qa.buckets.read_buckets(words) for words in (["auto"], ["auto", "6"], ["7", "9"])] == [4, 6, [7, 9]]
+    assert [qa.buckets.read_buckets(words) for words in (["auto"], ["auto", "6"], ["7", "9"])] == [12, 6, [7, 9]]
 
 
 # The scripts
