@@ -42,7 +42,7 @@ SIZES = {
 }
 MADE_UP_FLAGS = """--num_train_epochs 3 --learning_rate 4e-3 --warmup_ratio 0.05 --lr_scheduler_type cosine
     --per_device_train_batch_size 64"""
-SQUAD_FLAGS = "--per_device_train_batch_size 16 --num_train_epochs 1 --warmup_ratio 0.1 --length_buckets auto"
+SQUAD_FLAGS = "--per_device_train_batch_size 16 --num_train_epochs 1 --warmup_ratio 0.1 --length_buckets auto 4"
 SCORED_ARTICLES = 3
 NAMES = "Anna Bert Carl Dora Emil Fred".split()
 THINGS = "boat lamp car coat bag hat bike book".split()

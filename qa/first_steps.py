@@ -54,18 +54,17 @@ class FirstSteps:
             self.total, self.start = self.total + now - self.start, None
 
     def report(self) -> dict:
-        """Return what the new shapes took since the last report; empty without any.
+        """Return what the new shapes took since the last report, in seconds; empty without any.
 
-        `compiling_at_most` are the seconds by which their first steps were longer than as many later ones. These are unknown
-        without a later step, and then count nothing.
+        No compilation of their graphs took more than `all_first_steps`. `later_step` is the mean of all other steps, None
+        without one.
         """
-        first, count, later = sum(self.seconds.values()), len(self.seconds), 0.0
-        if self.steps > count:
-            later = max(self.total - first, 0) / (self.steps - count)
+        first, count = sum(self.seconds.values()), len(self.seconds)
+        later = max(self.total - first, 0) / (self.steps - count) if self.steps > count else None
         found = {
             "shapes": count,
-            "compiling_at_most": round(max(first - count * later, 0), 3),
-            "later_step": round(later, 4),
+            "all_first_steps": round(first, 3),
+            "later_step": later if later is None else round(later, 4),
             "first_steps": {shape: round(seconds, 3) for shape, seconds in self.seconds.items()},
         }
         self.seconds, self.steps, self.total = {}, 0, 0.0

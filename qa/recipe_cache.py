@@ -38,7 +38,10 @@ def set_recipe_cache(named: str | None = None) -> tuple[int, str]:
     """
     if VARIABLE in os.environ:
         ignored = "" if named is None else f"; --recipe_cache {named} is ignored"
-        return logging.INFO, f"The environment decides where graphs are kept: {VARIABLE}={os.environ[VARIABLE]}{ignored}"
+        return (
+            logging.INFO,
+            f"The environment decides where graphs are kept: {VARIABLE}={os.environ[VARIABLE]}{ignored}",
+        )
     if named == OFF:
         return logging.INFO, f"Compiled graphs are not kept for other runs (--recipe_cache {OFF})"
     for folder in default_folders() if named is None else [os.path.expanduser(named)]:
@@ -47,7 +50,10 @@ def set_recipe_cache(named: str | None = None) -> tuple[int, str]:
         if problem is None:
             os.environ[VARIABLE] = f"{place},false,{MEGABYTES}"
             return logging.INFO, f"Compiled graphs are kept for other runs in {place} (--recipe_cache)"
-    return logging.WARNING, f"Compiled graphs are not kept for other runs: {place!r} {problem}; name another --recipe_cache"
+    return (
+        logging.WARNING,
+        f"Compiled graphs are not kept for other runs: {place!r} {problem}; name another --recipe_cache",
+    )
 
 
 def default_folders() -> list[str]:

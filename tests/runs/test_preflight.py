@@ -20,8 +20,10 @@ NODES = {
     "in order, lazy without the variable": (
         {},
         {},
-        ["--use_lazy_mode", "--use_hpu_graphs_for_inference", "--bf16", "--check_steps", "1", *NO_FOLDER],
+        ["--use_lazy_mode", "--use_hpu_graphs_for_inference", "--bf16", "--check_steps", "1", *NO_FOLDER]
+        + ["--length_buckets", "auto"],
         [
+            "eval batches  5, of 4 shapes: ",
             "checked, a run could start: 34 validation features",
             "MB of device memory in these steps",
             f"Compiled graphs are not kept for other runs: '{NO_FOLDER[1]}' cannot be written to (Not a directory)",
