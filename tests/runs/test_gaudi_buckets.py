@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, load, mixed_training
+from helpers import ROOT, mixed_training
 from test_buckets import BUCKETS
 
 
@@ -49,7 +49,8 @@ def test_a_gaudi_sees_a_shape_for_each_bucket_or_one_with_packing(
     assert len(counts) == cards
     assert (tmp_path / "graphs").is_dir() == writes
     for stage, title in (("train", "Training"), ("eval", "Evaluation")):
-        assert load(tmp_path / "out" / f"{stage}_results.json")[f"{stage}_shapes_runtime"]["shapes"] == shapes
+        results = json.loads((tmp_path / "out" / f"{stage}_results.json").read_text())
+        assert results[f"{stage}_shapes_runtime"]["shapes"] == shapes
         assert f"{title}: the first steps of {shapes} new shapes took " in done.stdout
     for rank in counts:
         assert rank["recipe_cache"] == recipes

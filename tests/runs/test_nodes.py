@@ -25,6 +25,7 @@ from test_gaudi_spawn import (
 
 
 SENT = {"PYTHONPATH": "/a b:/c;$HOME", "PT_HPU_LAZY_MODE": "1", "HABANA_LOGS": "/100%n", "HF_HOME": "/hub 'of' mine"}
+SENT["PT_HPU_RECIPE_CACHE_CONFIG"] = "/recipes,false,9"
 SECRET = "hf_thesecret"
 
 
