@@ -21,9 +21,9 @@ NODES = {
         {},
         {},
         ["--use_lazy_mode", "--use_hpu_graphs_for_inference", "--bf16", "--check_steps", "1", *NO_FOLDER]
-        + ["--length_buckets", "auto"],
+        + ["--length_buckets", "auto", "--per_device_eval_batch_size", "2"],
         [
-            "eval batches  5, of 4 shapes: ",
+            "eval batches  17, of 4 shapes: ",
             "checked, a run could start: 34 validation features",
             "MB of device memory in these steps",
             f"Compiled graphs are not kept for other runs: '{NO_FOLDER[1]}' cannot be written to (Not a directory)",
