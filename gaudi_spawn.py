@@ -129,7 +129,7 @@ def read_number(name: str, text: str) -> int:
     least, largest = FLAGS[name][1], 65535 if name == "--master_port" else 1 << 20
     if not re.fullmatch(r"\+?[0-9]{1,9}", text) or not least <= int(text) <= largest:
         shown = without_tokens(text) or repr(text)
-        raise UserError(f"{name} is {shown}, give a whole number from {least} to {largest}")
+        raise UserError(f"{name} is {shown}; give a whole number from {least} to {largest}")
     return int(text)
 
 

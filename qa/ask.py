@@ -280,6 +280,7 @@ def load(arguments: argparse.Namespace):
     """
     from qa.answerer import Answerer
 
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own handler would print everything twice
     names = f"device batch_size num_beams language_code {SETTINGS} {LOADING}".split()
     given = {name: value for name, value in vars(arguments).items() if name in names}
     if "num_beams" in given:

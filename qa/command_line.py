@@ -81,12 +81,12 @@ LIBRARY_HELP = {
     "throughput_warmup_steps": "First steps to leave out of the reported throughput.",
 }
 
-# Flags that run_seq2seq_qa.py alone has.
-FLAGS_OF_WRITERS = [
-    f"--{name}"
+# Flags that one of the scripts alone has, and that script.
+FLAGS_OF_ONE_SCRIPT = {
+    f"--{name}": "run_seq2seq_qa.py"
     for name in "val_max_answer_length language_code num_beams ignore_pad_token_for_loss use_fast_tokenizer sortish_sampler "
     "predict_with_generate generation_max_length generation_num_beams generation_config".split()
-]
+} | {"--pack": "run_qa.py"}
 
 
 def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], description: str | None = None) -> tuple:
@@ -247,8 +247,8 @@ def unknown_argument(word: str, known: list[str]) -> str:
     if is_argument_file(word):
         return misplaced_file(word)
     name = short_word(word.split("=")[0])
-    if name in FLAGS_OF_WRITERS:
-        return f"{name} is a flag of run_seq2seq_qa.py; omit it"
+    if name in FLAGS_OF_ONE_SCRIPT:
+        return f"{name} is a flag of {FLAGS_OF_ONE_SCRIPT[name]}; omit it"
     nearest = get_close_matches(name, known, n=1, cutoff=0.7)
     return f"unknown argument {name}" + (f" (did you mean {nearest[0]}?)" if nearest else " (see --help)")
 

@@ -46,14 +46,20 @@ def divide(questions: list, source: str, data_args: DataArguments, training_args
     contexts = {context_key(question) for question in questions if question.problem is None}
     held = held_out(contexts, share, seed)
     if len(held) == len(contexts):
-        raise UserError(
-            f"--{flag} {share} of the {len(contexts)} contexts of {source} leaves none to train on; lower it, or add "
-            "contexts"
-        )
+        raise UserError(why_none_is_left(questions, source, f"--{flag} {share}", len(contexts)))
     parts = [], []
     for question in questions:
         parts[context_key(question) not in held].append(question)
     return parts
+
+
+def why_none_is_left(questions: list, source: str, flag: str, contexts: int) -> str:
+    """Return why a share of so few contexts cannot be held out, with the first bad row, which may be the reason."""
+    bad = [question for question in questions if question.problem is not None]
+    advice = "lower it, or add contexts" if contexts > 1 else "add contexts"
+    if bad:
+        advice = f"{len(bad)} of its rows cannot be read, such as row {bad[0].number}: {bad[0].problem}"
+    return f"{flag} of {contexts} context{'s' * (contexts != 1)} leaves nothing of {source} to train on; {advice}"
 
 
 def context_key(question) -> str:

@@ -13,6 +13,7 @@ from qa.answer_files import first_rows, table_name
 from qa.arguments import TITLES
 from qa.buckets import padding_share, train_group
 from qa.errors import printable
+from qa.lora import trained_parameters
 from qa.metrics import sigmoid
 from qa.steps import warmup_steps
 from qa.thresholds import to_paste
@@ -60,11 +61,10 @@ class StageLines(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         self.training = True
         batch = train_group(args) * args.gradient_accumulation_steps
-        parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        parameters, _ = trained_parameters(model)
         done = f", {state.global_step:,} of them done" if state.global_step else ""
         logger.info(
-            f"Training {parameters / 1e6:,.1f} million parameters on {args.device.type}: {state.max_steps:,} steps of "
-            f"{batch} features{done}"
+            f"Training {parameters:,} parameters on {args.device.type}: {state.max_steps:,} steps of {batch} features{done}"
         )
         warmup = warmup_steps(args, state.max_steps)
         if warmup > state.max_steps:
@@ -156,7 +156,8 @@ def summary(training_args, state, metrics: dict, script: str) -> list[str]:
         lines += [(title, str(path)) for path in paths if path.is_file()]
     if training_args.do_train:
         command = ["python", script, "--model_name_or_path", training_args.output_dir, "--test_file", "QUESTIONS.json"]
-        lines.append(("next", shlex.join([*command, "--do_predict", "--output_dir", "ANSWERS"])))
+        writes = ["--predict_with_generate"] * hasattr(training_args, "predict_with_generate")
+        lines.append(("next", shlex.join([*command, "--do_predict", *writes, "--output_dir", "ANSWERS"])))
     width = max(len(title) for title, _ in lines)
     tables = [first_answers(Path(training_args.output_dir), stage) for stage in stages]
     return [f"{title:<{width}}  {value}" for title, value in lines] + [line for table in tables for line in table]

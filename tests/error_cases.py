@@ -242,6 +242,7 @@ COMMAND_LINE = [
             --max_target_length 30
             --source_prefix question:
             --do_trian --predict_with_generate
+            --do_train --pack
             --token hf_secret1 hf_secret2
         """),
     ),

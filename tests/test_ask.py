@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -47,10 +48,12 @@ class Terminal(io.StringIO):
 
 
 def test_answers_are_printed_with_probability_place_and_context(folder, capsys):
-    """Flags may come before or after the questions."""
+    """Flags may come before or after the questions. The hub's lines are printed once, not by its own handler too."""
+    logging.getLogger("huggingface_hub").addHandler(logging.StreamHandler())
     questions = ["What colour is the boat?", "When was the boat built?"]
     ask.main(["out", questions[0], "--context", "boats.txt", questions[1], "--device", "cpu"])
     assert capsys.readouterr().out == COLOUR + BUILT
+    assert not logging.getLogger("huggingface_hub").handlers
 
 
 def test_the_context_comes_from_the_standard_input(folder, capsys, monkeypatch):

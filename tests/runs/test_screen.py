@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState
 
 import run_qa
 from qa.device import training_arguments
-from qa.screen import StageLines
+from qa.screen import StageLines, summary
 
 
 NUMBERS = r"loss \d\.\d+, learning rate \S+, gradient norm \d\S*, \d\S* features/s, \d\S* tokens/s, \d+% padding"
@@ -20,7 +20,7 @@ NUMBERS = r"loss \d\.\d+, learning rate \S+, gradient norm \d\S*, \d\S* features
 LINES = r"""
     \d+ train features of at most 256 tokens
     \d+ validation features of at most 256 tokens
-    Training \d+\.\d million parameters on cpu: 4 steps of 8 features
+    Training \d+,\d+ parameters on cpu: 4 steps of 8 features
     Step 2 of 4: {numbers}, \S+ s plus 2 evaluations and 2 checkpoints left
     Step 4 of 4: {numbers}, \S+ s left
     Training: loss \d\.\d+ in \S+ s
@@ -92,3 +92,22 @@ def test_a_warm_up_longer_than_the_training_is_reported(schedule, steps, warns, 
     args, state = training_arguments(False)(**flags), TrainerState(max_steps=steps)
     StageLines().on_train_begin(args, state, TrainerControl(), model=torch.nn.Linear(2, 2))
     assert ("--warmup_steps 100 is more than the 2 steps of the training" in caplog.text) == warns
+
+
+@pytest.mark.parametrize("script, writes", [("run_qa.py", False), ("run_seq2seq_qa.py", True)])
+def test_the_next_command_of_a_training_answers_questions(script, writes, tmp_path):
+    """A model that writes would end well without it, and write no answer."""
+    args = training_arguments(writes)(output_dir=str(tmp_path), do_train=True)
+    line = summary(args, TrainerState(), {}, script)[-1]
+    flags = "--do_predict --predict_with_generate" if writes else "--do_predict"
+    assert line.startswith(f"next     python {script} ") and f" {flags} --output_dir " in line
+
+
+def test_few_trained_parameters_are_counted(tmp_path, caplog):
+    """Adapters of a small model are not 0.0 million."""
+    caplog.set_level("INFO")
+    model = torch.nn.Linear(2, 2)
+    model.bias.requires_grad = False
+    args = training_arguments(False)(output_dir=str(tmp_path), use_cpu=True)
+    StageLines().on_train_begin(args, TrainerState(max_steps=3), TrainerControl(), model=model)
+    assert "Training 4 parameters on cpu: 3 steps" in caplog.text
