@@ -41,12 +41,18 @@ def check_columns(
     named += [("report_columns", name) for name in report_columns]
     missing = [(flag, name) for flag, name in named if name not in columns]
     if records and missing:
-        there = ", ".join(" ".join(name.split())[:40] for name in itertools.islice(filter(None, columns), 20))
+        there = ", ".join(shortened(name) for name in itertools.islice(filter(None, columns), 20))
         names, flags = ", ".join(f"`{name}`" for _, name in missing), dict.fromkeys(f"--{flag}" for flag, _ in missing)
         one = "one" if len(missing) == 1 else "ones"
         raise UserError(
             f"{source}: no column {names}; there are: {there}; name the right {one} with {', '.join(flags)}"
         )
+
+
+def shortened(name: str) -> str:
+    """Return the name of a column on one line; the first row of a file without a header may be long texts."""
+    line = " ".join(name.split())
+    return line if len(line) <= 40 else f"{line[:40]}..."
 
 
 def common_shape(record: dict, number: int, data_args) -> dict:
@@ -73,7 +79,7 @@ def record_problem(record: dict, data_args) -> str | None:
     if None in record:
         surplus = record[None]
         return (
-            f"it has {len(surplus)} fields more than the header, from {short(surplus[0])} on; "
+            f"it has more fields than the header ({len(surplus)}, from {short(surplus[0])} on); "
             "quote fields that contain the delimiter"
         )
     identity = record.get(data_args.id_column or "id")

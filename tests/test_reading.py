@@ -142,8 +142,8 @@ REFUSED = {
     "a cell cut short": ("csv", table(PLAIN[0][:4], ["a", NILE, WHICH, "{'text': ['Cairo'], 'answer_st"]), "{'text': ['Cairo'], 'answer_st\" is neither JSON nor"),
     "impossible in part": ("json", [record(is_impossible="maybe")], "is_impossible is 'maybe'; write true or false"),
     "an object as id": ("json", [record(id={"$oid": "7"})], "its id {'$oid': '7'} is neither"),
-    "surplus fields": ("csv", "context,question,answers\nThe Nile, far away,Where?,away\n", "it has 1 fields more than the header, from 'away' on"),
-    "surplus empty fields": ("csv", "context,question,answers\nThe Nile, far away,Where?,\n", "it has 1 fields more than the header, from '' on"),
+    "surplus fields": ("csv", "context,question,answers\nThe Nile, far away,Where?,away\n", "it has more fields than the header (1, from 'away' on"),
+    "surplus empty fields": ("csv", "context,question,answers\nThe Nile, far away,Where?,\n", "it has more fields than the header (1, from '' on"),
     "open quote": ("csv", 'context,question,answers\na,b,c\nd,"e,f\n', "row 2, from line 3 on: unexpected end of data"),
     "two columns of a name": ("csv", "context,question,context\na,b,c\n", "the column 'context' more than once"),
     "JSON in CSV": ("csv", [record()], "it holds JSON; rename it to end in .json"),
@@ -196,11 +196,19 @@ def test_files_that_fill_the_memory_are_refused_and_rows_that_repeat_are_not(tmp
 
 def test_columns_that_no_row_has_are_named_with_those_that_are_there(tmp_path):
     path = tmp_path / "x.json"
-    path.write_text(json.dumps([{"context": NILE, "id": 1, "key": None}, {"answer": "Cairo"}]))
+    path.write_text(
+        json.dumps(
+            [
+                {"context": NILE, "id": 1, "key": None},
+                {"answer": "Cairo", "The Nile passes Cairo, and then it reaches the sea.": "?"},
+            ]
+        )
+    )
     with pytest.raises(UserError) as caught:
         read_rows(path, id_column="key")
     assert caught.value.problems == (
-        "x.json: no column `question`, `key`, `answers`; there are: context, id, answer; name the right ones with "
+        "x.json: no column `question`, `key`, `answers`; there are: context, id, answer, The Nile passes Cairo, and then it reach...; "
+        "name the right ones with "
         "--question_column, --id_column, --answer_column",
     )
     path.write_text(json.dumps([record(key="k"), record()]))
