@@ -1,9 +1,9 @@
 """F1 with the threshold of `--tune_null_threshold`, compared with threshold 0, over three seeds.
 
-    python -m benchmarks.tuning FOLDER_OF_A_PRETRAINED_BERT
+    python -m benchmarks.tuning FOLDER_OF_A_MODEL_FINE_TUNED_ON_SQUAD_1.1
 
-The model learns to mark answers on random questions of SQuAD 1.1. Then each seed trains it on half of the articles of
-`squad-v2.0-dev.json.gz`, with a fifth of their contexts held out to tune, and scores it on the other half.
+Each seed trains the model on half of the articles of `squad-v2.0-dev.json.gz`, with a fifth of their contexts held out to
+tune, and scores it on the other half. docs/measurements.md has the command that fine-tunes such a model.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.questions import SHARED, fast_bf16, load_questions, write_rows
+from benchmarks.questions import SHARED, fast_bf16, write_rows
 
 
 # isort: split
@@ -29,7 +29,6 @@ from qa.settings import read_settings
 
 
 SEEDS = (0, 1, 2)
-FIRST = 8000  # questions of SQuAD 1.1
 SHARE = 0.2
 FLAGS = """--do_train --per_device_train_batch_size 16 --per_device_eval_batch_size 32 --warmup_ratio 0.1 --learning_rate 1e-4
     --max_seq_length 256 --doc_stride 64 --pack --save_strategy no --eval_report false --report_to none --disable_tqdm True
@@ -42,8 +41,6 @@ def main(model: str) -> None:
 
 
 def measure(folder: Path, model: str) -> None:
-    rows, source = load_questions("train", FIRST)
-    train(model, folder / "first", "--train_file", write_rows(rows, folder / "first.jsonl"), "--num_train_epochs", 1)
     parts = halves()
     files = {part: write_rows(rows, folder / f"{part}.jsonl") for part, rows in parts.items()}
     data = [
@@ -55,14 +52,14 @@ def measure(folder: Path, model: str) -> None:
         "--do_eval",
     ]
     print(
-        f"{len(rows)} questions of {source}, then {len(parts['train'])} of SQuAD 2.0; scored on {len(parts['dev'])}\n\n"
+        f"{len(parts['train'])} questions of SQuAD 2.0; scored on {len(parts['dev'])}\n\n"
         "| seed | held out | threshold | temperature | F1 | F1 with threshold 0 | best F1 |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
     found = []
     for seed in SEEDS:
         output = folder / f"seed_{seed}"
-        train(folder / "first", output, *data, "--seed", seed, "--num_train_epochs", 2, "--tune_null_threshold", SHARE)
+        train(model, output, *data, "--seed", seed, "--num_train_epochs", 3, "--tune_null_threshold", SHARE)
         found.append(scores_of(output))
         settings, numbers = read_settings(output), " | ".join(f"{value:.2f}" for value in found[-1])
         threshold, temperature = settings.null_score_diff_threshold, settings.temperature
