@@ -59,7 +59,8 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
             inputs = inputs | {"labels": inputs["labels"].masked_fill(~first[:, None], -100)}
             counted = first.sum()
         if prediction_loss_only or not self.args.predict_with_generate:
-            return StepOutputs(self.loss_alone(model, inputs, ignore_keys), counted)
+            loss, _, _ = self.library_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
+            return StepOutputs(loss, counted)
         read = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, states = self.loss_and_states(model, inputs, read)
@@ -106,12 +107,6 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
             settings = self.accelerator.state.dynamo_plugin.to_kwargs()
             self.generation = CompiledCalls(self.model, **settings)
         return self.generation
-
-    def loss_alone(self, model, inputs, ignore_keys) -> torch.Tensor | None:
-        """Return the loss of a batch; None without labels, which some models need to run at all."""
-        if "labels" not in inputs:
-            return None
-        return self.library_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)[0]
 
 
 def router_loss(outputs, config) -> torch.Tensor | float:

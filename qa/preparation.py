@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths
+from qa.checks import writes_answers
 from qa.data import gold_answers, load_rows
 from qa.errors import UserError
 from qa.mlqa import LANGUAGES, detect_language
@@ -47,12 +48,16 @@ def scorable_rows(data_args: DataArguments, model_args: ModelArguments, training
 
     Raises:
         UserError: `--answer_language auto` finds none of its languages, or `--metric_for_best_model` is a score of questions
-            that are not there, or no threshold can be tuned on the questions that are held out for it.
+            that are not there, or no threshold can be tuned on the questions that are held out for it, or a prediction would
+            neither answer its questions nor have a loss.
     """
     rows, counts = load_rows(data_args, model_args, training_args)
     answered = [row for split in ("validation", "test") for row in rows.get(split, ())]
     if data_args.answer_language == "auto" and answered:
         data_args.answer_language = found_language(answered)
+    if "test" in rows and not writes_answers(training_args) and gold_answers(rows["test"][0]) is None:
+        way = "omit --prediction_loss_only" if training_args.prediction_loss_only else "add --predict_with_generate"
+        raise UserError(f"--do_predict has nothing to compute: no answers are known, and none are asked for; {way}")
     if "tuning" in rows:
         check_tuning(rows["tuning"], data_args.tune_null_threshold)
     if "train" in rows and "validation" in rows and training_args.metric_for_best_model is not None:

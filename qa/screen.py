@@ -156,8 +156,10 @@ def summary(training_args, state, metrics: dict, script: str) -> list[str]:
         lines += [(title, str(path)) for path in paths if path.is_file()]
     if training_args.do_train:
         command = ["python", script, "--model_name_or_path", training_args.output_dir, "--test_file", "QUESTIONS.json"]
-        writes = ["--predict_with_generate"] * hasattr(training_args, "predict_with_generate")
-        lines.append(("next", shlex.join([*command, "--do_predict", *writes, "--output_dir", "ANSWERS"])))
+        command += ["--do_predict", "--output_dir", "ANSWERS"]
+        command += ["--predict_with_generate"] * hasattr(training_args, "predict_with_generate")
+        command += ["--use_habana"] * training_args.use_habana
+        lines.append(("next", shlex.join(command)))
     width = max(len(title) for title, _ in lines)
     tables = [first_answers(Path(training_args.output_dir), stage) for stage in stages]
     return [f"{title:<{width}}  {value}" for title, value in lines] + [line for table in tables for line in table]

@@ -286,8 +286,13 @@ def test_predicting_questions_whose_answers_nobody_knows(writing_models, unknown
     )
     results = load(tmp_path / "out" / "predict_results.json")
     assert "test_f1" not in results and "test_loss" not in results and results["predict_samples"] > 0
-    run(writing_models["t5"], tmp_path / "x", "--do_predict", "--test_file", unknown_answers, generate=False)
-    assert "test_loss" not in load(tmp_path / "x" / "predict_results.json")
+    for more, generate, advice in (
+        ([], False, "add --predict_with_generate"),
+        (["--prediction_loss_only"], True, "omit --prediction_loss_only"),
+    ):
+        flags = ["--do_predict", "--test_file", unknown_answers, *more]
+        with pytest.raises(UserError, match=f"--do_predict has nothing to compute: .*; {advice}"):
+            run(writing_models["t5"], tmp_path / "x", *flags, generate=generate)
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(tiny_writers, squad_files, writing_models, tmp_path):

@@ -96,11 +96,13 @@ def test_a_warm_up_longer_than_the_training_is_reported(schedule, steps, warns, 
 
 @pytest.mark.parametrize("script, writes", [("run_qa.py", False), ("run_seq2seq_qa.py", True)])
 def test_the_next_command_of_a_training_answers_questions(script, writes, tmp_path):
-    """A model that writes would end well without it, and write no answer."""
+    """On the device of the training."""
     args = training_arguments(writes)(output_dir=str(tmp_path), do_train=True)
-    line = summary(args, TrainerState(), {}, script)[-1]
-    flags = "--do_predict --predict_with_generate" if writes else "--do_predict"
-    assert line.startswith(f"next     python {script} ") and f" {flags} --output_dir " in line
+    for on_gaudi in (False, True):
+        args.use_habana = on_gaudi
+        line = summary(args, TrainerState(), {}, script)[-1]
+        flags = " --predict_with_generate" * writes + " --use_habana" * on_gaudi
+        assert line.startswith(f"next     python {script} ") and line.endswith(f" --output_dir ANSWERS{flags}")
 
 
 def test_few_trained_parameters_are_counted(tmp_path, caplog):
