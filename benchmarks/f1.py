@@ -27,7 +27,7 @@ SETTINGS = {
 SEEDS = (0, 1, 2)
 FLAGS = """--do_train --do_eval --num_train_epochs 2 --per_device_train_batch_size 16 --per_device_eval_batch_size 16
     --learning_rate 3e-4 --warmup_ratio 0.1 --save_strategy no --report_to none --disable_tqdm True --log_level error"""
-QUESTIONS = {"train": 20_000, "dev": 5000} if torch.cuda.is_available() else {"train": 4000, "dev": 1000}
+QUESTIONS = {"train": 4000, "dev": 5000 if torch.cuda.is_available() else 1000}
 
 
 def main(model: str) -> None:

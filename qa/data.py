@@ -185,7 +185,8 @@ def checked_rows(
         else:
             bad[policy].append(f"row {question.number}, id {short(question.row['id'])}: {reason}")
     if bad["stop"]:
-        total = f"{source}: {len(bad['stop'])} of {len(questions)} rows are bad"
+        are = "is" if len(bad["stop"]) == 1 else "are"
+        total = f"{source}: {len(bad['stop'])} of {len(questions)} rows {are} bad"
         first = (f"{source}, {line}" for line in bad["stop"][:5])
         raise UserError(*first, f"{total}; fix them, or skip them with --on_bad_rows skip")
     if not good:

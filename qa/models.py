@@ -326,11 +326,11 @@ def why_unreadable(folder: Path, auto_class: type) -> str | None:
         try:
             content = parse_json(file.read_bytes())
             if not isinstance(content, dict):
-                return f"its {file.name} is no JSON object"
+                return f"its {file.name} is not a JSON object"
             if file.name == "config.json" and "model_type" not in content:
                 return "its config.json has no model_type"
         except (OSError, ValueError) as error:
-            return f"its {file.name} is no JSON: {in_one_line(error)}"
+            return f"its {file.name} is not JSON: {in_one_line(error)}"
     vocabularies = [file for kind in ("tokenizer.*", "vocab*", "*.model", "*.spm") for file in folder.glob(kind)]
     if auto_class is AutoTokenizer and folder.is_dir() and not vocabularies:
         return "it has no tokenizer (tokenizer.json); name another with --tokenizer_name"

@@ -226,7 +226,7 @@ def json_problems(flag: str, given: str | dict | None) -> list[str]:
     try:
         wrong = wrong_settings(flag, read_object(given, JSON_FLAGS[flag]))
     except json.JSONDecodeError as error:
-        wrong = [f"it is no JSON: {in_one_line(error)}"]
+        wrong = [f"it is not JSON: {in_one_line(error)}"]
     except OSError as error:
         wrong = [f"cannot be read: {error.strerror}"]
     except ValueError as error:

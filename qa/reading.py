@@ -241,7 +241,7 @@ def json_documents(text: str) -> Iterator:
         except json.JSONDecodeError as error:
             found = short(text[error.pos : error.pos + 40])
             raise ValueError(
-                f"line {error.lineno} is no JSON: {error.msg} (column {error.colno}), at {found}"
+                f"line {error.lineno} is not JSON: {error.msg} (column {error.colno}), at {found}"
             ) from error
         except ValueError as error:  # Python converts no more digits to a number
             line = text.count("\n", 0, start) + 1

@@ -249,7 +249,7 @@ def test_bad_rows_stop_the_run_or_are_left_out(tmp_path, caplog, reason):
         load(train_file=str(path))
     first, total = caught.value.problems
     assert first.startswith(f"{path}, row 3, id {str(BAD_ROWS[reason]['id'])!r}: ") and reason in first
-    assert f"{path}: 1 of 3 rows are bad" in total and "--on_bad_rows skip" in total
+    assert f"{path}: 1 of 3 rows is bad" in total and "--on_bad_rows skip" in total
     assert load_counted(train_file=str(path), on_bad_rows="skip") == (ROWS, {"skipped_rows": 1})
     assert "skipped 1 of 3 rows" in caplog.text and reason in caplog.text
 
