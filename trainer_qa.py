@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from qa.answers import Candidates
 from qa.arguments import TITLES
 from qa.buckets import eval_group
-from qa.copies import UnwaitedCopies
+from qa.copies import WAITING, UnwaitedCopies
 from qa.device import trainer_class
 from qa.identity import RunRecord
 from qa.kept_rows import KeptRows, StepOutputs
@@ -137,7 +137,7 @@ class AnswerEvaluation(FeatureOrder):
         """
         place = (len(self.begun) - 1) * eval_group(self.args) + self.args.process_index * self.args.eval_batch_size
         first = torch.arange(place, place + len(labels)) < self.features_asked
-        return first.to(labels.device, non_blocking=True)
+        return first.to(labels.device, non_blocking=labels.device.type not in WAITING)
 
     def evaluate(
         self, eval_dataset=None, eval_examples=None, ignore_keys=None, metric_key_prefix: str = "eval"

@@ -1,4 +1,4 @@
-"""What a rank keeps of an evaluation: the sum of its losses, and the rows from which answers are found.
+"""The results of an evaluation that a rank keeps: the sum of its losses, and the rows from which answers are found.
 
 A device computes a step while the host sorts and stores the rows of the step before. Each rank keeps its own rows, in memory
 that is allocated once. They are exchanged once, at the end, and nothing on a device grows from step to step.
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 
-CHUNK = 2**26  # bytes of a rank that are exchanged at once
+CHUNK = 2**28  # bytes of all ranks that are exchanged at once, which each of them receives on its device
 
 
 def plain_rows(*tensors: torch.Tensor) -> list[np.ndarray]:
@@ -20,7 +20,7 @@ def plain_rows(*tensors: torch.Tensor) -> list[np.ndarray]:
 
 @dataclass
 class StepOutputs:
-    """What is kept of a step of one rank.
+    """The outputs of a step of one rank that are kept.
 
     Args:
         loss: the mean loss of the samples that count, None where labels are not known.
@@ -97,8 +97,8 @@ class KeptRows:
 def start_copies(tensors: tuple[torch.Tensor, ...]) -> Callable[[], list[torch.Tensor]]:
     """Begin to copy tensors to the host; return a function that waits for the copies and returns them.
 
-    A GPU does what is asked of it in turns: a copy that is asked for after the next step would wait for that step.
-    Elsewhere a copy on the device is read later, as the next replay of a graph overwrites its outputs.
+    A GPU works through its queue in order, and a copy that is queued after the next step would wait for that step.
+    Elsewhere the outputs are copied on the device first, since the next replay of a graph overwrites them.
     """
     tensors = [tensor.detach() for tensor in tensors]
     if any(tensor.is_cuda for tensor in tensors):
@@ -123,8 +123,9 @@ def of_all_ranks(table: np.ndarray, accelerator, wanted: bool) -> np.ndarray | N
         return table[None]
     sent = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
     found = np.empty((accelerator.num_processes, len(sent)), np.uint8) if wanted else None
-    for begin in range(0, len(sent), CHUNK):
-        part = slice(begin, begin + CHUNK)
+    size = max(1, CHUNK // accelerator.num_processes)
+    for begin in range(0, len(sent), size):
+        part = slice(begin, begin + size)
         parts = accelerator.gather(torch.from_numpy(sent[part]).to(accelerator.device))
         if wanted:
             found[:, part] = parts.cpu().numpy().reshape(len(found), -1)

@@ -1,4 +1,4 @@
-"""What ranks keep of an evaluation: rows in the order of the samples, losses, and when outputs are read."""
+"""The results of an evaluation that ranks keep: rows in the order of the samples, losses, and when outputs are read."""
 
 from types import SimpleNamespace
 
