@@ -38,19 +38,22 @@ def once_a_node(training_args, function: Callable):
     shares = hasattr(os, "memfd_create")  # on Linux; elsewhere each rank prepares
     machines = exchange(training_args, machine() if shares else f"{machine()} {os.getpid()}")
     first, file = machines.index(machines[rank]), None
-    with failing_together(training_args):
-        if rank == first:
-            file = SharedFile.of(function())
-    files = exchange(training_args, file)
-    with failing_together(training_args):
-        try:
-            result = files[first].read()
-        except (FileNotFoundError, PermissionError) as error:
-            logger.warning(f"Rank {rank} prepares the data too, since it cannot read that of rank {first}: {error}")
-            result = function()
-    if file is not None:
-        os.close(file.descriptor)
-    return result
+    try:
+        with failing_together(training_args):
+            if rank == first:
+                file = SharedFile.of(function())
+        files = exchange(training_args, file)
+        with failing_together(training_args):
+            try:
+                return files[first].read()
+            except (FileNotFoundError, PermissionError) as error:
+                logger.warning(
+                    f"Rank {rank} prepares the data too, since it cannot read that of rank {first}: {error}"
+                )
+                return function()
+    finally:
+        if file is not None:
+            os.close(file.descriptor)
 
 
 def exchange(training_args, value) -> list:
