@@ -117,10 +117,12 @@ def report_shapes(stage: str, report: dict) -> None:
     """Log the first steps of the new shapes of a stage in one line, see `qa.first_steps.FirstSteps.report`."""
     slowest = sorted(report["first_steps"].items(), key=lambda item: -item[1])[:SHAPES]
     listed = ", ".join(f"{shape} {seconds:,.1f} s" for shape, seconds in slowest)
+    listed += ", ..." * (report["shapes"] > SHAPES)
+    steps = "step of 1 new shape" if report["shapes"] == 1 else f"steps of {report['shapes']} new shapes"
     later = "" if report["later_step"] is None else f"; a later step takes {report['later_step']:.3g} s"
     logger.info(
-        f"{TITLES[stage].capitalize()}: the first steps of {report['shapes']} new shapes took {report['all_first_steps']:,.1f} s, "
-        f"compilation included: {listed}{later}"
+        f"{TITLES[stage].capitalize()}: the first {steps} took {report['all_first_steps']:,.1f} s, compilation included: "
+        f"{listed}{later}"
     )
 
 

@@ -51,7 +51,8 @@ def test_a_gaudi_sees_a_shape_for_each_bucket_or_one_with_packing(
     for stage, title in (("train", "Training"), ("eval", "Evaluation")):
         results = json.loads((tmp_path / "out" / f"{stage}_results.json").read_text())
         assert results[f"{stage}_shapes_runtime"]["shapes"] == shapes
-        assert f"{title}: the first steps of {shapes} new shapes took " in done.stdout
+        steps = "step of 1 new shape" if shapes == 1 else f"steps of {shapes} new shapes"
+        assert f"{title}: the first {steps} took " in done.stdout
     for rank in counts:
         assert rank["recipe_cache"] == recipes
         calls = 2 if writes else 1  # in evaluation: for the loss, and for the score of what was written
