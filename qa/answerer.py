@@ -10,6 +10,7 @@
 """
 
 import importlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -37,6 +38,8 @@ from qa.readers import READERS, Reader
 from qa.recipe_cache import set_recipe_cache
 from qa.settings import SETTINGS_FILE, Settings, read_settings
 
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_FLAGS = {entry.name for entry in fields(Settings)} - {"kind", "columns", "tuned_on", "language"}
 WRITING_FLAGS = {  # and their names in `qa.ask`
@@ -237,7 +240,7 @@ def start_gaudi() -> None:
         UserError: this machine has no Gaudi that can be used.
     """
     os.environ.setdefault("PT_HPU_LAZY_MODE", "1")
-    set_recipe_cache()
+    logger.log(*set_recipe_cache())
     if reason := importlib.import_module("qa.preflight").why_no_gaudi():
         raise UserError(f"--device hpu cannot be used: {reason}; name another, or omit it")
     from optimum.habana.transformers.modeling_utils import adapt_transformers_to_gaudi
