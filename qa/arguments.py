@@ -205,7 +205,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Share of the contexts of the training data that is held out of training, with all their questions. After "
-            "the training the threshold that raises F1 and the temperature are found on them, and saved with the model."
+            "the training the no-answer threshold and the temperature are found on them, and saved with the model."
         },
     )
     check: bool = field(

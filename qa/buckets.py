@@ -21,7 +21,7 @@ from qa.errors import UserError
 logger = logging.getLogger(__name__)
 
 GAUDI_SHAPES = 4  # of `--length_buckets auto` on a Gaudi, which compiles for each
-OTHER_SHAPES = 12  # of the same elsewhere, where one more costs nothing
+OTHER_SHAPES = 12  # of the same elsewhere, where one more costs next to nothing
 AUTO_MULTIPLE = 8  # of the boundaries that `auto` chooses; matrix units prefer it
 
 

@@ -12,7 +12,7 @@ from qa.arguments import SPLITS, STAGES, DataArguments
 from qa.buckets import read_buckets
 from qa.device import runs_on_cpu, zero_stage
 from qa.errors import UserError
-from qa.files import read_settings
+from qa.files import json_settings
 from qa.folders import folder_problems, short_path
 from qa.gaudi_flags import gaudi_flag_problems
 from qa.limits import LIMITS, number_problems
@@ -91,7 +91,7 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
     given = [name for name in others if getattr(training_args, name)]
     asked = ["length_buckets"] * (data_args.length_buckets is not None) + ["pack"] * data_args.pack
     problems = [f"--{flag} does not go with --{name}" for flag in asked for name in given]
-    if data_args.pack and read_settings(training_args.accelerator_config).get("dispatch_batches"):
+    if data_args.pack and json_settings(training_args.accelerator_config).get("dispatch_batches"):
         problems.append("--pack does not go with dispatch_batches of --accelerator_config; omit it")
     if len(asked) == 2:
         problems.append("--length_buckets and --pack both avoid padding; omit one of them")

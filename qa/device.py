@@ -13,7 +13,7 @@ from typing import Optional
 import torch
 
 from qa.errors import UserError
-from qa.files import read_settings
+from qa.files import json_settings
 from qa.gaudi_flags import compiles, flags_without_effect
 from qa.meeting import meet
 from qa.preflight import (
@@ -220,7 +220,7 @@ class DeviceChoice:
         """Set defaults of the libraries that suit nobody: every tracker, bars in files, one warning from each rank."""
         self.choose_intervals()
         if self.non_blocking_data_copy is None:
-            self.non_blocking_data_copy = read_settings(self.accelerator_config).get("non_blocking")
+            self.non_blocking_data_copy = json_settings(self.accelerator_config).get("non_blocking")
         if self.compile_dynamic is None and self.use_habana and compiles(self):
             self.compile_dynamic = False  # PyTorch would make one symbolic graph for all shapes except the first
         if self.report_to is None:  # all that are installed: W&B without a login ends the run
@@ -299,7 +299,7 @@ def trainer_class(seq2seq: bool, /) -> type:
 
 def deepspeed_settings(given: str | dict | None) -> dict:
     """Return a DeepSpeed configuration, or that in a file; empty where it cannot be read, which transformers reports."""
-    settings = read_settings(given)
+    settings = json_settings(given)
     return settings | {
         name: {} for name in ("bf16", "zero_optimization") if not isinstance(settings.get(name, {}), dict)
     }

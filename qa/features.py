@@ -35,7 +35,7 @@ class Features(torch.utils.data.Dataset):
     - `width`, the length to pad to, with length buckets;
     - `packing`, the shape of batches, with packing.
 
-    `as_dict(i)` adds the example's id and the offsets, for people and for comparison, until `forget_rows`.
+    `as_dict(i)` adds the example's id and the offsets, for people and for comparison, as long as the features have them.
     """
 
     cls_index: np.ndarray | None = None  # (features,) position that means "no answer"

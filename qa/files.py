@@ -130,7 +130,7 @@ def read_object(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def read_settings(given: str | dict | None) -> dict:
+def json_settings(given: str | dict | None) -> dict:
     """Return the settings that a flag holds as JSON, or in the file that it names; empty where they cannot be read.
 
     `qa.names` reports those that cannot.
