@@ -35,8 +35,8 @@ def evaluation_order(features, training_args) -> np.ndarray | None:
 def fills_evaluation(training_args) -> bool:
     """Return whether the last batch of an evaluation is filled up, although features have neither buckets nor a packing.
 
-    A Gaudi would compile another graph for a short one. Of several ranks each knows the places of its rows in a full one,
-    however --accelerator_config shares them out.
+    A Gaudi would compile another graph for a short one. With several ranks, each one knows the places of its rows in a full
+    batch, however --accelerator_config shares batches out.
     """
     return training_args.dataloader_drop_last or training_args.use_habana or training_args.world_size > 1
 

@@ -57,7 +57,7 @@ def set_recipe_cache(named: str | None = None) -> tuple[int, str]:
 
 
 def default_folders() -> list[str]:
-    """Return the folders for recipes in the order in which they are tried: for a home on a network, there is a temporary one."""
+    """Return the folders for recipes in the order in which they are tried: where a home is on a network, a temporary one is used."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return [
         os.path.join(cache, "gaudi-question-answering", "recipes"),
