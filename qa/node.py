@@ -34,9 +34,10 @@ def once_a_node(training_args, function: Callable):
     """
     if training_args.world_size == 1:
         return function()
-    rank = training_args.process_index
-    shares = hasattr(os, "memfd_create")  # on Linux; elsewhere each rank prepares
-    machines = exchange(training_args, machine() if shares else f"{machine()} {os.getpid()}")
+    if not hasattr(os, "memfd_create"):  # Linux has it; elsewhere each rank prepares
+        with failing_together(training_args):
+            return function()
+    rank, machines = training_args.process_index, exchange(training_args, machine())
     first, file = machines.index(machines[rank]), None
     try:
         with failing_together(training_args):

@@ -69,6 +69,8 @@ def run_rank(rank: int, folder) -> None:
         ),
     }
     outcomes["shared"]["array"][0] = rank  # on this rank alone
+    del os.memfd_create  # as on other systems than Linux
+    outcomes["no shared memory"] = outcome(args, lambda: rank)
     torch.save(outcomes, folder / f"{rank}.pt")
     os._exit(0)
 
@@ -106,6 +108,7 @@ def test_an_error_of_one_rank_is_one_of_all(outcomes):
 def test_ranks_that_do_not_see_each_other_prepare_on_their_own(outcomes):
     assert sorted(found["unseen"] for found in outcomes) == [0, 1, 2]
     assert [found["two machines"] for found in outcomes] == [0, 1, 1]
+    assert [found["no shared memory"] for found in outcomes] == [0, 1, 2]
 
 
 def test_a_kill_leaves_no_file():
