@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 
-# Graphs of a model for each shape, at most: a training has two, an evaluation that writes answers six, with two for their
-# scores. All modules share PyTorch's limit, because it counts the graphs of `Module.__call__`.
+# Graphs of a model for each shape, with some to spare. A training has two; an evaluation that writes answers has five: for the loss
+# or the encoder's states, two for scores, two to write. All modules share PyTorch's limit, because it counts the graphs of
+# `Module.__call__`.
 CALLS = 8
 
 

@@ -1,4 +1,4 @@
-"""Reading and tokenizing before a training, once on each node: rows by split, then their features."""
+"""Reading and tokenizing, once on each node: rows by split, then their features."""
 
 import logging
 from collections.abc import Callable
