@@ -58,7 +58,7 @@ def why_none_is_left(questions: list, source: str, flag: str, contexts: int) -> 
     bad = [question for question in questions if question.problem is not None]
     advice = "lower it, or add contexts" if contexts > 1 else "add contexts"
     if bad:
-        advice = f"{len(bad)} of its rows cannot be read, such as row {bad[0].number}: {bad[0].problem}"
+        advice += f", or fix its bad rows, {len(bad)} in all, such as row {bad[0].number}: {bad[0].problem}"
     return f"{flag} of {contexts} context{'s' * (contexts != 1)} leaves nothing of {source} to train on; {advice}"
 
 

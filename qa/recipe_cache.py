@@ -25,6 +25,7 @@ OFF = "none"  # value of --recipe_cache
 MEGABYTES = 4096  # at most; the plugin then deletes the oldest recipes
 REFUSED = re.compile(r"[\s,\"'\\<>|&;$%*?\[\]{}^~`]")  # in a path, by the plugin
 MOUNTS = Path("/proc/self/mounts")
+OWN = set()  # values that an earlier run of this process has set; the plugin keeps to the first one
 NETWORK = re.compile(r"nfs|cifs|smb|lustre|gpfs|beegfs|ceph|afs|panfs|wekafs|fuse\.(?!fuse-overlayfs)")
 
 
@@ -37,11 +38,9 @@ def set_recipe_cache(named: str | None = None) -> tuple[int, str]:
         named: the value of --recipe_cache: a folder, "none", or None for the default.
     """
     if VARIABLE in os.environ:
+        who = "An earlier run of this process" if os.environ[VARIABLE] in OWN else "The environment"
         ignored = "" if named is None else f"; --recipe_cache {named} is ignored"
-        return (
-            logging.INFO,
-            f"The environment decides where graphs are kept: {VARIABLE}={os.environ[VARIABLE]}{ignored}",
-        )
+        return logging.INFO, f"{who} decides where graphs are kept: {VARIABLE}={os.environ[VARIABLE]}{ignored}"
     if named == OFF:
         return logging.INFO, f"Compiled graphs are not kept for other runs (--recipe_cache {OFF})"
     for folder in default_folders() if named is None else [os.path.expanduser(named)]:
@@ -49,6 +48,7 @@ def set_recipe_cache(named: str | None = None) -> tuple[int, str]:
         problem = why_unusable(place, of_this_user=named is None)
         if problem is None:
             os.environ[VARIABLE] = f"{place},false,{MEGABYTES}"
+            OWN.add(os.environ[VARIABLE])
             return logging.INFO, f"Compiled graphs are kept for other runs in {place} (--recipe_cache)"
     return (
         logging.WARNING,
@@ -77,7 +77,8 @@ def why_unusable(place: str, of_this_user: bool) -> str | None:
     try:
         if (kind := file_system(place)) and NETWORK.match(kind):
             return f"is on a network ({kind}), and recipes need a local disk"
-        if shutil.disk_usage(nearest_existing(Path(place))).free < MEGABYTES << 20:
+        kept = sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())
+        if shutil.disk_usage(nearest_existing(Path(place))).free + kept < MEGABYTES << 20:
             return f"has less than {MEGABYTES:,} MB of free space"
         os.makedirs(place, mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):

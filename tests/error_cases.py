@@ -846,6 +846,15 @@ MODELS = [
         },
     ),
     Group(
+        "Predictions that would compute nothing",
+        "run_seq2seq_qa.py --check --model_name_or_path t5-small --test_file questions.json --do_predict {}",
+        lines("""
+            --report_to none
+            --predict_with_generate --prediction_loss_only
+        """),
+        needed={"questions.json": '[{"id": "1", "context": "Ada signed.", "question": "Who signed?"}]'},
+    ),
+    Group(
         "Models that mark answers, in the script for those that write",
         "run_seq2seq_qa.py --check --validation_file good.json --do_eval {}",
         lines(f"""

@@ -538,7 +538,7 @@ def test_too_few_contexts_to_hold_some_out(tmp_path):
         load(train_file=path, validation_split=0.1)
     write_rows(tmp_path / "x.jsonl", {"answers": "north", "question": 7}, {"answers": "north", "context": ""})
     with pytest.raises(
-        UserError, match=f"0 contexts {none}; 2 of its rows cannot be read, such as row 1: the question"
+        UserError, match=f"0 contexts {none}; add contexts, or fix its bad rows, 2 in all, such as row 1: the question"
     ):
         load(train_file=path, validation_split=0.1)
     path = write_rows(tmp_path / "x.jsonl", {"answers": "north"}, {"answers": "north", "context": "It lies north."})

@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,6 +73,25 @@ def test_a_folder_that_cannot_be_used_is_one_line(places, monkeypatch, name, pro
     level, line = set_recipe_cache(str(places / name))
     assert VARIABLE not in os.environ and level == logging.WARNING
     assert problem in line and repr(f"{places}/{name}") in line and "\n" not in line
+
+
+def test_what_a_full_cache_holds_counts_as_room(places, monkeypatch):
+    """A later run needs no more than the first one."""
+    (places / "kept" / "part").mkdir(parents=True)
+    (places / "kept" / "part" / "recipe").write_bytes(b"x" * (2 << 20))
+    monkeypatch.setattr(qa.recipe_cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=(4096 << 20) - 100))
+    assert "has less than 4,096 MB" in set_recipe_cache(str(places / "other"))[1] and VARIABLE not in os.environ
+    set_recipe_cache(str(places / "kept"))
+    assert os.environ[VARIABLE] == f"{places}/kept,false,4096"
+
+
+def test_a_second_run_of_a_process_keeps_to_the_folder_of_the_first(places):
+    """The plugin is loaded once. The user has set no variable."""
+    set_recipe_cache(str(places / "first"))
+    line = set_recipe_cache(str(places / "second"))[1]
+    assert line.startswith("An earlier run of this process decides") and line.endswith("second is ignored")
+    os.environ[VARIABLE] = "elsewhere,true,9"
+    assert set_recipe_cache()[1].startswith("The environment decides")
 
 
 def test_a_home_on_a_network_leaves_a_private_temporary_folder(places, monkeypatch):
