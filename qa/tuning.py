@@ -96,7 +96,11 @@ def find_threshold(best_texts: dict[str, str], golds: dict[str, list[str]], null
     names, scores = list(golds), score_each(best_texts, golds, version_2=True)
     # of answering over refusing a question; without an answer, F1 is 1 if there is none
     gains = np.array([scores[name][1] - float(not golds[name]) for name in names])
-    odds = np.array([null_odds[name] for name in names])
+    return better_threshold(np.array([null_odds[name] for name in names]), gains)
+
+
+def better_threshold(odds: np.ndarray, gains: np.ndarray) -> float:
+    """Return `crossing` of the odds and gains of questions if the answers up to there gain more than those up to 0, else 0."""
     threshold = crossing(odds, gains)
     gained = [gains[~(odds > value)].sum() for value in (0.0, threshold)]
     return threshold if gained[1] > gained[0] else 0.0
