@@ -36,7 +36,7 @@ def sizes(precision: str, full: bool) -> tuple[int, int, int, int]:
     and keep a GPU waiting for its next kernel.
     """
     if torch.cuda.is_available():
-        return (12_800, 4800, 128, 1) if precision == "bf16" else (1920, 3200, 32, 1)
+        return (25_600, 9600, 128, 1) if precision == "bf16" else (1920, 3200, 32, 1)
     if precision == "bf16" and not fast_bf16():  # it takes ten times as long
         return 40, 40, 2, 1
     return (480, 576, 24, 2) if full else (96, 96, 8, 1)
