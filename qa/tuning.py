@@ -87,7 +87,7 @@ def find_threshold(best_texts: dict[str, str], golds: dict[str, list[str]], null
     """Return the threshold on the null odds at which answering and refusing have the same expected F1.
 
     It is 0, the default, unless F1 is higher with it. The threshold with the highest F1 of a few hundred questions
-    follows the chance of a few of them, and has a lower F1 on others (docs/measurements.md#tuned-thresholds).
+    follows the chance of a few of them, and lowers F1 on others more often (docs/measurements.md#tuned-thresholds).
 
     >>> texts, golds = {"a": "Cairo", "b": "Giza"}, {"a": ["Cairo"], "b": []}
     >>> find_threshold(texts, golds, {"a": -3.5, "b": 1.0}), find_threshold(texts, golds, {"a": 2.0, "b": 5.0})
