@@ -22,8 +22,9 @@ import qa.upstream  # noqa: F401  before anything that imports PyTorch
 
 # isort: split
 from qa.answer_lengths import report_spans
-from qa.answers import AnswerRules, Candidates, find_answers
+from qa.answers import AnswerRules, find_answers
 from qa.arguments import ModelArguments, SpanDataArguments
+from qa.candidates import Candidates
 from qa.device import trainer_extras
 from qa.errors import run_or_exit
 from qa.files import read_object

@@ -12,9 +12,9 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
-from qa.answers import Candidates
 from qa.arguments import TITLES
 from qa.buckets import eval_group
+from qa.candidates import Candidates
 from qa.copies import WAITING, UnwaitedCopies
 from qa.device import trainer_class
 from qa.identity import RunRecord
@@ -80,7 +80,7 @@ class AnswerEvaluation(FeatureOrder):
         eval_examples: the rows that `eval_dataset` holds the features of.
         post_process_function: `(examples, features, predictions, stage)` -> `EvalPrediction` of answers and references;
             `stage` is "eval", "predict" or "tuning". References are None where the data has no answers. `predictions` are the
-            `qa.answers.Candidates` of the features; for models that write see `QuestionAnsweringSeq2SeqTrainer`.
+            `qa.candidates.Candidates` of the features; for models that write see `QuestionAnsweringSeq2SeqTrainer`.
         compute_metrics: `EvalPrediction` of answers and references -> {name: value}.
         write_answers: `(answers, stage)`; writes the files of a stage from the result of `post_process_function`.
         make_settings: returns the `qa.settings.Settings` that each saved model gets; without it none.

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from qa.answers import AnswerRules, Candidates, find_answers, write_answers
+from qa.answers import AnswerRules, find_answers, write_answers
+from qa.candidates import Candidates
 from qa.fallback import OwnFeatures, own_features
 from qa.features import Features
 from qa.padding import PaddingCollator

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from qa.answers import Answers, RankedSpans, spans_of
+from qa.answers import Answers, RankedSpans
 from qa.metrics import mlqa_scores_of_each, normalize_all, score_each
+from qa.spans import spans_of
 
 
 CONTEXT_AROUND = 200  # characters of the context that the table shows before and after the answers

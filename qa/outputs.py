@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from qa.answers import Candidates, best_positions
+from qa.candidates import Candidates, best_positions
 from qa.generation import end_tokens, shift_right
 from qa.lora import has_adapters
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoModelForSeq2SeqLM
 
-from qa.answers import AnswerRules, Answers, Candidates, find_answers
+from qa.answers import AnswerRules, Answers, find_answers
 from qa.arguments import ModelArguments
+from qa.candidates import Candidates
 from qa.finite import check_weights
 from qa.generation import empty_answer, read_generation_config, set_generation_config, set_language
 from qa.models import (

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from qa.answers import EXAMPLES_AT_ONCE, Answers, column_of, decide, softmax_of_groups
+from qa.answers import Answers, decide, softmax_of_groups
 from qa.errors import UserError
 from qa.features import Features
 from qa.generation import answer_marks, shift_right, special_tokens_around
 from qa.padding import PaddingCollator, as_batch
+from qa.spans import EXAMPLES_AT_ONCE, column_of
 from qa.windows import (
     CHECKED_ROWS,
     UNKNOWN_SPAN,

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
 
 import qa.answers
+import qa.candidates
+import qa.spans
 import utils_qa
 from qa.answers import AnswerRules, find_answers
 
@@ -139,10 +141,11 @@ def test_memory_grows_with_the_pairs_that_an_answer_may_have(windows):
     logits = tuple(logits_of("normal", np.random.default_rng(seed), (len(features), 64)) for seed in (0, 1))
     bytes_of = {}
     for n_best_size, max_answer_length in ((64, 4), (16, 16)):
-        rules = AnswerRules(n_best_size=n_best_size, max_answer_length=max_answer_length)
         chosen = np.arange(len(features))
         best = qa.answers.candidates_of(logits, features, chosen, n_best_size)
-        bytes_of[n_best_size] = peak_memory(lambda: qa.answers.window_spans(features, chosen, best, rules))
+        bytes_of[n_best_size] = peak_memory(
+            lambda: qa.spans.window_spans(features, chosen, best, n_best_size, max_answer_length)
+        )
     assert bytes_of[64] < 3 * bytes_of[16]
     other = rows[::-1]
     same, others = (peak_memory(lambda: find_answers(part, features, logits, AnswerRules())) for part in (rows, other))
@@ -242,9 +245,9 @@ def test_padding_is_never_among_the_best_positions(kind):
     for padding in (100, -100, np.nan):
         padded = np.pad(np.where(where, padding, logits), ((0, 0), (0, 64)), constant_values=padding)
         for sides in ((padded[:, :64],) * 2, (padded,) * 2):
-            results.append(qa.answers.best_positions(sides, cls_index, 20, lengths).packed())
+            results.append(qa.candidates.best_positions(sides, cls_index, 20, lengths).packed())
     assert all(np.array_equal(result, results[0]) for result in results)
-    best = qa.answers.Candidates.unpacked(results[0])
+    best = qa.candidates.Candidates.unpacked(results[0])
     for row, length in enumerate(lengths):
         found = best.starts[row][best.starts[row] >= 0]
         assert len(found) == min(20, length) and found.max() < length and (best.starts[row][length:] == -1).all()
