@@ -21,6 +21,7 @@ from qa.calibration import FEWEST, calibration, top_n
 from qa.comparison import compare, comparison_lines
 from qa.curves import (
     LOGGED,
+    below,
     chosen_and_best,
     odds_histogram,
     precision_recall,
@@ -35,6 +36,7 @@ from qa.identity import RUN_FILE
 from qa.intervals import with_intervals
 from qa.numbers import duration, fixed, probability, significant
 from qa.plots import draw_plots
+from qa.settings import Settings, read_settings
 from qa.speed import evaluation_resources
 from qa.thresholds import to_paste
 from qa.worst import worst_examples
@@ -185,13 +187,24 @@ def remake(folder: Path) -> dict:
     old, record = read_object(folder / "eval_report.json"), read_object(folder / RUN_FILE)
     arguments = record.get("arguments", {})
     run = old.get("run") or (run_facts(arguments) if arguments else {})
-    threshold = old.get("threshold", arguments.get("null_score_diff_threshold", 0.0))
+    threshold = old.get("threshold", chosen_threshold(table, read_settings(folder)))
     numbers = {part["name"]: part["measured"] for part in old.get("speed", ())}
     results, history = training_of(folder) if not old or old.get("training") else ({}, [])
     results = numbers | results | read_object(folder / "eval_results.json")
     report = build_report(table, run, threshold=threshold, results=results, history=history)
     write_report(folder, report)
     return report
+
+
+def chosen_threshold(table: AnswerTable, saved: Settings | None) -> float:
+    """Return a threshold on the null odds that chooses the answers of a table: the saved one, or the closest to that."""
+    threshold = saved.null_score_diff_threshold if saved else 0.0
+    if "null_odds" not in table.columns:
+        return threshold
+    odds, answered = table.numbers("null_odds"), np.array([bool(text) for text in table.columns["predicted"]])
+    refused = ~answered & np.array([bool(text) for text in table.columns["best_text"]])
+    lowest = np.fmax.reduce(odds[answered], initial=-np.inf)
+    return float(np.clip(threshold, lowest, below(np.fmin.reduce(odds[refused], initial=np.inf))))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

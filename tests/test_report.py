@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from helpers import load
 from made_up_answers import COUNT, answers_and_golds, table_of
 
 from qa.answer_files import write_table
-from qa.answers import write_answers
+from qa.answers import decide, write_answers
+from qa.arguments import DataArguments
 from qa.comparison import compare, comparison_lines
 from qa.errors import UserError
 from qa.files import write_json
 from qa.report import build_report, main, run_facts, write_report
+from qa.settings import make_settings, write_settings
 
 
 HISTORY = [{"loss": 3 - step / 100, "learning_rate": 1e-5, "step": step} for step in range(0, 200, 20)]
@@ -167,6 +170,29 @@ def test_the_report_is_made_again_from_the_files(folder, tmp_path, capsys):
     assert same_but_digits(report["groups"], load(folder / "eval_report.json")["groups"])
     with pytest.raises(UserError, match="no answers of an evaluation"):
         main([str(tmp_path)])
+
+
+def test_a_report_made_again_marks_the_threshold_that_chose_the_answers(tmp_path):
+    """As after `--tune_null_threshold` with `--eval_report false`: exactly where the settings have it, else nearly."""
+    answers, rows, golds = answers_and_golds(True)
+    answers.texts = decide(answers.best_texts, answers.null_odds, -1.25)
+    write_table(tmp_path, "eval", table_of(answers, rows, golds))
+    for saved, threshold in (
+        (None, pytest.approx(-1.25, abs=0.1)),
+        (-1.25, -1.25),
+        (9.0, pytest.approx(-1.25, abs=0.1)),
+    ):
+        if saved is not None:
+            write_settings(
+                tmp_path, replace(make_settings(DataArguments(), "span", 384), null_score_diff_threshold=saved)
+            )
+        (tmp_path / "eval_report.json").unlink(missing_ok=True)
+        main([str(tmp_path)])
+        report = load(tmp_path / "eval_report.json")
+        chosen = report["no_answer"]["thresholds"][0]
+        assert chosen["threshold"] == threshold and chosen["exact_match"] == pytest.approx(
+            report["scores"][0]["value"]
+        )
 
 
 def same_but_digits(first, second) -> bool:
