@@ -84,7 +84,11 @@ def doubt(threshold: float, folders: list[str]) -> str | None:
         instead = f"give its log odds: {to_paste(math.log(threshold / (1 - threshold)))}"
     line = f"{FLAG} {threshold:g} is in logits; if it is a probability, as best_f1_thresh is, {instead}"
     for path in [Path(folder) / "eval_results.json" for folder in folders]:
-        for metric, _, logits, probability in best_thresholds(read_object(path), "eval"):
+        metrics = read_object(path)
+        suggested = metrics.get("eval_suggested_null_score_diff_threshold")
+        if isinstance(suggested, float) and is_same(threshold, suggested):
+            return None
+        for metric, _, logits, probability in best_thresholds(metrics, "eval"):
             if is_same(threshold, logits):
                 return None
             if is_same(threshold, probability):

@@ -388,9 +388,10 @@ def test_a_threshold_to_paste_has_the_answers_of_the_exact_one():
 
 def test_a_threshold_that_may_be_a_probability_is_questioned(tmp_path):
     results = {"eval_best_f1": 70.0, "eval_best_f1_thresh": 0.6064, "eval_best_f1_null_score_diff_threshold": 0.4321}
+    results["eval_suggested_null_score_diff_threshold"] = 0.25
     (tmp_path / "eval_results.json").write_text(json.dumps(results))
     folders = ["bert-base-uncased", str(tmp_path)]
-    assert all(doubt(value, folders) is None for value in (0.0, -0.5, 1.01, 3.0, math.inf, math.nan, 0.4321))
+    assert all(doubt(value, folders) is None for value in (0.0, -0.5, 1.01, 3.0, math.inf, math.nan, 0.4321, 0.25))
     assert doubt(0.97, folders).endswith("give its log odds: --null_score_diff_threshold 3.4761")
     assert doubt(1.0, folders).endswith("give best_f1_null_score_diff_threshold of the same results")
     line = doubt(0.6064, folders)
