@@ -312,4 +312,4 @@ def test_the_command_compares_folders_in_a_page(folder, tmp_path, capsys):
     assert printed[2].split() == ["run", "seed", "questions", "EM", "F1"] and len(printed) == 6
     found = Texts((tmp_path / "runs.html").read_text())
     assert f"{tmp_path / 'other'} compared with {folder}" in found.text and not {"script", "img"} & set(found.elements)
-    assert json.dumps(COUNT) in found.text
+    assert json.dumps(COUNT) in found.text and "\N{MINUS SIGN}" in found.text and not re.search(r" -\d", found.text)
