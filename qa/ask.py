@@ -31,7 +31,10 @@ from qa.limits import Limit, number_problems
 from qa.reading import MAGIC, decode, read_file
 from qa.secret_flags import hide_secrets, without_secrets, without_tokens
 from qa.settings import read_settings
+from qa.thresholds import doubt
 
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = 'python -m qa.ask out --context contract.txt "Who signed it?"'
 NO_TEXT = (*MAGIC, b"%PDF", b"\xd0\xcf\x11\xe0")  # first bytes of documents: Word's are a ZIP archive or an OLE file
@@ -285,6 +288,8 @@ def load(arguments: argparse.Namespace):
     given = {name: value for name, value in vars(arguments).items() if name in names}
     if "num_beams" in given:
         given["generation_num_beams"] = given.pop("num_beams")
+    if line := doubt(given.get("null_score_diff_threshold", 0.0), [arguments.words[0]]):
+        logger.warning(line)
     return Answerer(arguments.words[0], **given)
 
 

@@ -56,7 +56,7 @@ def test_answers_are_printed_with_probability_place_and_context(folder, capsys):
     assert not logging.getLogger("huggingface_hub").handlers
 
 
-def test_the_context_comes_from_the_standard_input(folder, capsys, monkeypatch):
+def test_the_context_comes_from_the_standard_input(folder, capsys, monkeypatch, caplog):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(CONTEXT.encode())))
     ask.main(["out", "--context", "-", "Who has the boat?", "--null_score_diff_threshold", "-1e-5"])
     assert capsys.readouterr().out == OWNER
@@ -65,6 +65,9 @@ def test_the_context_comes_from_the_standard_input(folder, capsys, monkeypatch):
         ["out", "--context", "-", "Who has the boat?", "--null_score_diff_threshold", "-inf", "--temperature", "1000"]
     )
     assert capsys.readouterr().out.startswith("Who has the boat?\n  no answer  (probability 0.05)")  # of 20 candidates
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(CONTEXT.encode())))
+    ask.main(["out", "--context", "-", "Who has the boat?", "--null_score_diff_threshold", "0.6"])
+    assert "--null_score_diff_threshold 0.6 is in logits; if it is a probability" in caplog.text
 
 
 def test_questions_are_read_one_after_another(folder, capsys, monkeypatch):
