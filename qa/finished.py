@@ -95,7 +95,7 @@ def keep_only_missing(model_args, data_args, training_args, rows: dict, record: 
         forget(folder, filter(None, stale))
         write_record(folder, record | {REPLACED: [stage for stage in replaced_stages(folder) if stage not in missing]})
     model_args.model_name_or_path, model_args.lora_r = training_args.output_dir, None
-    training_args.do_train = False
+    training_args.do_train, training_args.eval_strategy = False, "no"
     training_args.do_eval, training_args.do_predict = "eval" in missing, "predict" in missing
     for split in [split for split in rows if STAGES.get(split, split) not in missing]:
         del rows[split]

@@ -271,6 +271,16 @@ def test_results_that_are_missing_are_made_with_the_trained_model(models, mixed_
     }
 
 
+def test_a_prediction_that_is_missing_needs_no_questions_to_evaluate(models, mixed_lengths, ended, tmp_path, caplog):
+    """The training has evaluated after steps; a kill left the run without its prediction alone."""
+    out, flags = tmp_path / "out", [*ENDS["early"], "--do_predict", "--test_file", mixed_lengths / "dev.json"]
+    shutil.copytree(ended / "early", out)
+    run(run_qa, models, mixed_lengths, out, *flags, "--max_predict_samples", 8)
+    assert "; left to do: predict;" in caplog.text
+    predicted, evaluated = (load(out / f"{stage}_predictions.json") for stage in ("predict", "eval"))
+    assert predicted == evaluated
+
+
 def test_a_check_of_a_finished_run_changes_nothing(models, mixed_lengths, ended, tmp_path, caplog):
     """Neither where nothing is left to do, nor where results of other flags would be replaced."""
     out, flags = tmp_path / "out", [*ENDS["within an epoch"], "--do_eval"]
