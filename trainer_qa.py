@@ -28,7 +28,15 @@ from qa.settings import SavedSettings
 from qa.speed import TrainingSpeed, evaluation_speed
 from qa.stopping import StoppableTraining
 from qa.totals import WholeRun
-from qa.upstream.training import STRAY_METRICS, BestCheckpoint, EpochOrder, GivenBatchSize, ReadableWeights, Resumable
+from qa.upstream.training import (
+    STRAY_METRICS,
+    BestCheckpoint,
+    EpochOrder,
+    GivenBatchSize,
+    ReadableWeights,
+    Resumable,
+    WholeEvaluation,
+)
 from qa.windows import IGNORED, PACKED_INPUTS
 from qa.workers import ServedWorkers
 
@@ -257,6 +265,7 @@ class WholeTraining(
     Resumable,
     WholeRun,
     BestCheckpoint,
+    WholeEvaluation,
     TrainingSpeed,
     ServedWorkers,
     UnwaitedCopies,

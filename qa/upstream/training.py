@@ -216,3 +216,18 @@ class BestCheckpoint:
         if better and self.args.save_strategy == "best":  # the checkpoint is written next, see `qa.saving`
             self.state.best_global_step = self.state.global_step
         return better
+
+
+class WholeEvaluation:
+    """Mixin for a trainer: a run that does not train, as one that completes a finished run, evaluates without DeepSpeed.
+
+    transformers 4.55.4 (and optimum-habana's copy) raises a ValueError there, except with ZeRO-3. The other stages hold whole
+    models on each rank, in the type that the configuration names, in which they are evaluated here too.
+    """
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled and not self.args.do_train and not self.args.hf_deepspeed_config.is_zero3():
+            self.is_deepspeed_enabled = False
+            self.args.bf16_full_eval = self.args.hf_deepspeed_config.is_true("bf16.enabled")
+            self.args.fp16_full_eval = self.args.hf_deepspeed_config.is_true("fp16.enabled")

@@ -196,17 +196,31 @@ def test_the_configuration_is_the_documents():
 
 
 def test_two_ranks_without_a_gaudi(one, still_models, squad_files, tmp_path):
-    """The same configuration, also without --bf16: transformers would refuse it. Nothing is compiled first. ZeRO-3 packs."""
+    """The same configuration, also without --bf16: transformers would refuse it. Nothing is compiled first. ZeRO-3 packs.
+
+    Both runs are started again after their end, and evaluate with another flag.
+    """
     names = ("deepspeed_zero_2", "deepspeed_zero_3_causal")
-    jobs = {name: job(name, tmp_path, still_models, squad_files) for name in names}
-    jobs["deepspeed_zero_3_causal"].append("--pack")
+    jobs = {}
+    for name, flags in zip(names, ([], ["--pack"])):
+        jobs[name] = [*job(name, tmp_path, still_models, squad_files), *flags]
+        jobs[f"{name}, evaluated again"] = [*jobs[name], "--eval_report", "False"]
     run_two(tmp_path, "deepspeed", dict(os.environ), jobs)
     assert history_of(tmp_path / "deepspeed_zero_2", "loss") == pytest.approx(
         history_of(one, "loss"), **TOLERANCES["deepspeed_zero_2"]
     )
     assert load(tmp_path / "deepspeed_zero_2" / "eval_results.json")["eval_f1"] > 20
+    check_evaluated_again(tmp_path, names)
     assert "built successfully" not in (tmp_path / "out").read_text() + (tmp_path / "err").read_text()
     check_one_rank_goes_on(tmp_path, still_models, squad_files)
+
+
+def check_evaluated_again(folder: Path, names: tuple[str, ...]) -> None:
+    """Check that finished runs, started again without a report, have evaluated to the same scores."""
+    scores = re.findall(r"^(?:EM|F1) .*", (folder / "out").read_text(), re.MULTILINE)
+    assert len(scores) == 4 * len(names)
+    assert all(scores[place : place + 2] == scores[place + 2 : place + 4] for place in range(0, len(scores), 4))
+    assert not any((folder / name / "eval_report.json").exists() for name in names)
 
 
 def check_one_rank_goes_on(folder: Path, still_models: Path, squad_files: Path) -> None:
