@@ -148,7 +148,7 @@ class Runs:
             problems.append(f"the same command again: status {statuses}")
         else:
             found = results_of(output)
-            problems += [f"other {name}" for name in expected if found[name] != expected[name]]
+            problems += [f"other {name}" for name in expected if found.get(name) != expected[name]]
             problems += ["a folder of the user's is gone"] if begun and not users.exists() else []
             again = Path(f"{output}.log").read_text()[len(log) :]
             if last is not None and not re.search(rf"/checkpoint-{last};|holds the finished training", again):
@@ -178,7 +178,8 @@ def damages(output: Path) -> list[tuple[Path, str]]:
 
 def results_of(output: Path) -> dict:
     """Return the weights, scores and answers of a run, and the names of its files."""
-    results = {name: (output / name).read_bytes().hex() for name in ("model.safetensors", "eval_predictions.json")}
+    files = [output / "model.safetensors", *sorted(output.glob("*_predictions.json"))]
+    results = {file.name: file.read_bytes().hex() for file in files}
     scores = json.loads((output / "eval_results.json").read_text())
     results["scores"] = {name: value for name, value in scores.items() if not OF_A_RUN.fullmatch(name)}
     state = json.loads((output / "trainer_state.json").read_text())

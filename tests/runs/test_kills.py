@@ -28,6 +28,7 @@ JOBS = {
     "plain": ("run_qa", 1, []),
     "buckets": ("run_qa", 1, ["--length_buckets", "64", "96", *TWO_EPOCHS]),
     "t5": ("run_seq2seq_qa", 1, ["--predict_with_generate", "--val_max_answer_length", "8", *TWO_EPOCHS]),
+    "packed": ("run_qa", 1, ["--pack", "--do_predict", "--max_predict_samples", "8", *TWO_EPOCHS]),
     "two_ranks": ("run_qa", 2, ["--per_device_train_batch_size", "6"]),
 }
 
@@ -51,6 +52,7 @@ def test_a_killed_run_goes_on(name, library, tiny_model, tiny_writers, squad_fil
     script, ranks, flags = JOBS[name]
     model = tiny_writers["t5"] if name == "t5" else tiny_model
     files = ["--train_file", squad_files / "train.json", "--validation_file", squad_files / "dev.json"]
+    files += ["--test_file", squad_files / "dev.json"]
     job = {"script": script, "ranks": ranks, "folder": tmp_path, "kills": EVERY if FUZZ else SAMPLE}
     job["flags"] = list(map(str, ["--model_name_or_path", model, *files, *FLAGS, *flags]))
     (tmp_path / "job.json").write_text(json.dumps(job, default=str))
