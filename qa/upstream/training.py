@@ -229,5 +229,5 @@ class WholeEvaluation:
         super().create_accelerator_and_postprocess()
         if self.is_deepspeed_enabled and not self.args.do_train and not self.args.hf_deepspeed_config.is_zero3():
             self.is_deepspeed_enabled = False
-            self.args.bf16_full_eval = self.args.hf_deepspeed_config.is_true("bf16.enabled")
-            self.args.fp16_full_eval = self.args.hf_deepspeed_config.is_true("fp16.enabled")
+            self.args.bf16_full_eval |= self.args.hf_deepspeed_config.is_true("bf16.enabled")
+            self.args.fp16_full_eval |= self.args.hf_deepspeed_config.is_true("fp16.enabled")
