@@ -67,7 +67,7 @@ def summary(runs: list[dict]) -> dict:
 
 
 def difference(first: dict, second: dict) -> dict:
-    """Return by how much the second of two models is better, on the questions that both have answered.
+    """Return by how much the second of two models is better, on the questions that both answered.
 
     Of several runs the mean of each question counts. The interval and the p-value are those of a paired bootstrap over
     questions: both models are scored on the same resamples (Berg-Kirkpatrick et al.: An Empirical Investigation of

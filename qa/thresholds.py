@@ -79,7 +79,7 @@ def doubt(threshold: float, folders: list[str]) -> str | None:
     """
     if not 0 < threshold <= 1:
         return None
-    instead = "give best_f1_null_score_diff_threshold of the same results"
+    instead = "give suggested_null_score_diff_threshold of the same results"
     if threshold < 1:
         instead = f"give its log odds: {to_paste(math.log(threshold / (1 - threshold)))}"
     line = f"{FLAG} {threshold:g} is in logits; if it is a probability, as best_f1_thresh is, {instead}"

@@ -393,7 +393,7 @@ def test_a_threshold_that_may_be_a_probability_is_questioned(tmp_path):
     folders = ["bert-base-uncased", str(tmp_path)]
     assert all(doubt(value, folders) is None for value in (0.0, -0.5, 1.01, 3.0, math.inf, math.nan, 0.4321, 0.25))
     assert doubt(0.97, folders).endswith("give its log odds: --null_score_diff_threshold 3.4761")
-    assert doubt(1.0, folders).endswith("give best_f1_null_score_diff_threshold of the same results")
+    assert doubt(1.0, folders).endswith("give suggested_null_score_diff_threshold of the same results")
     line = doubt(0.6064, folders)
     assert f"is the probability eval_best_f1_thresh of {tmp_path / 'eval_results.json'}" in line
     assert line.endswith("in logits give --null_score_diff_threshold 0.4321")
