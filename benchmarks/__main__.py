@@ -15,7 +15,6 @@ import sys
 
 
 TOPICS = ("processing", "start", "throughput", "shapes", "overlap", "memory")
-# With glibc's defaults every long batch's memory is given back and asked for again: padded runs look slower than they are.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 
@@ -26,13 +25,21 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := {*args.topics} - {*TOPICS}:
         parser.error(f"no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
-    if not MALLOC.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *sys.argv[1:]], os.environ | MALLOC)
+    keep_memory()
     print(
         f"{platform.platform()}, {cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True
     )
     for topic in args.topics or TOPICS:
         importlib.import_module(f"benchmarks.{topic}").bench(args.full)
+
+
+def keep_memory() -> None:
+    """Start the program again, so that glibc keeps freed memory.
+
+    It returns that of long batches by default and asks for it again: padded runs look slower than they are.
+    """
+    if not MALLOC.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | MALLOC)
 
 
 def cpu_name() -> str:

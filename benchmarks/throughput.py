@@ -27,6 +27,7 @@ SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, 
 BUCKETS = (["160", "256", "384"], ["auto", "6"], ["auto", "12"])
 SETTINGS = {"padded": []} | {f"--length_buckets {' '.join(words)}": ["--length_buckets", *words] for words in BUCKETS}
 SETTINGS |= {"--pack": ["--pack"]}
+QUIET = "--save_strategy no --report_to none --disable_tqdm True --log_level error".split()
 
 
 def sizes(precision: str, full: bool) -> tuple[int, int, int, int]:
@@ -60,8 +61,7 @@ def bench(full: bool) -> None:
                 flags += [flag, write_rows(rows, folder / f"{part}.jsonl")]
                 sources.append(f"{number} of {source}")
             flags += ["--per_device_train_batch_size", batch, "--per_device_eval_batch_size", batch]
-            flags += ["--save_strategy", "no", "--report_to", "none"]
-            flags += ["--disable_tqdm", "True", "--log_level", "error", "--max_seq_length", MAX_SEQ_LENGTH]
+            flags += ["--max_seq_length", MAX_SEQ_LENGTH]
             print(f"\n{', '.join(sources)}; batches of {batch}; {where}; median of {rounds}\n")
             print(head + "\n|---|---|---|---|---|---|---|---|", flush=True)
             run(folder, [*flags, "--max_train_samples", 2 * batch, "--max_eval_samples", 2 * batch])
@@ -74,19 +74,14 @@ def bench(full: bool) -> None:
 
 
 def run(folder: Path, flags: list) -> dict:
-    """Run the script once; return its results."""
+    """Run the script once; return its results, and the number of shapes."""
     logging.disable(logging.WARNING)
     shapes = Shapes()
     hook = torch.nn.modules.module.register_module_forward_pre_hook(shapes)
     with contextlib.redirect_stdout(None):
-        run_qa.main([*map(str, flags), "--overwrite_output_dir", "--output_dir", str(folder / "out")])
+        run_qa.main([*map(str, flags), *QUIET, "--overwrite_output_dir", "--output_dir", str(folder / "out")])
     hook.remove()
-    results = json.loads((folder / "out" / "all_results.json").read_text())
-    speeds = (results[f"{stage}_samples"] / results[f"{stage}_runtime"] for stage in ("train", "eval"))
-    return dict(zip(KEYS, (*speeds, results["train_padding_share"], len(shapes.seen))))
-
-
-KEYS = ("training samples/s", "evaluation samples/s", "padding", "shapes")
+    return json.loads((folder / "out" / "all_results.json").read_text()) | {"shapes": len(shapes.seen)}
 
 
 class Shapes:
@@ -101,11 +96,17 @@ class Shapes:
 
 
 def print_rows(precision: str, results: dict[str, list[dict]]) -> None:
-    medians = {name: [statistics.median(run[key] for run in runs) for key in KEYS] for name, runs in results.items()}
-    for name, (train, evaluation, padding, shapes) in medians.items():
-        ratios = train / medians["padded"][0], evaluation / medians["padded"][1]
+    speeds = {
+        name: [
+            statistics.median(r[f"{part}_samples"] / r[f"{part}_runtime"] for r in runs) for part in ("train", "eval")
+        ]
+        for name, runs in results.items()
+    }
+    for name, (train, evaluation) in speeds.items():
+        padding, shapes = (results[name][0][key] for key in ("train_padding_share", "shapes"))
+        ratios = train / speeds["padded"][0], evaluation / speeds["padded"][1]
         print(
             f"| {precision} | {name} | {train:.2f} | {ratios[0]:.2f}x | {padding:.0%} | {evaluation:.2f} | {ratios[1]:.2f}x | "
-            f"{shapes:.0f} |",
+            f"{shapes} |",
             flush=True,
         )
