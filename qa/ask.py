@@ -29,6 +29,7 @@ from qa.data import checked_rows, read_questions
 from qa.errors import UserError, in_one_line, run_or_exit, short
 from qa.limits import Limit, number_problems
 from qa.reading import MAGIC, decode, read_file
+from qa.script import collect_again
 from qa.secret_flags import hide_secrets, without_secrets, without_tokens
 from qa.settings import read_settings
 from qa.thresholds import doubt
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None, script: bool = False) -> None:
     if script:
         start_process()
     model = load(arguments)
+    collect_again()
     if rows:
         answer_file(model, rows, Path(arguments.output))
     else:
@@ -267,7 +269,7 @@ def read_rows(arguments: argparse.Namespace) -> list[dict]:
 
 
 def start_process() -> None:
-    """Let a process of its own start fast, and print its log on stderr."""
+    """Let a process of its own start fast, without garbage collection until `collect_again`, and print its log on stderr."""
     gc.disable()
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     sys.stdout.reconfigure(errors="backslashreplace")

@@ -29,7 +29,7 @@ def begin_script() -> None:
 
 
 def collect_again() -> None:
-    """Start garbage collection, if it is off, without looking at the objects that exist: modules, rows, features."""
+    """Start garbage collection, if it is off, without looking at the objects that exist: modules, rows, features, the model."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

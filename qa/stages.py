@@ -27,6 +27,7 @@ from qa.push import push
 from qa.report import report_evaluation
 from qa.saving import begin, end
 from qa.screen import print_summary, report_features, report_shapes, report_stage
+from qa.script import collect_again
 from qa.signals import signals_can_wait
 from qa.tuning import tune
 from qa.watching import watched
@@ -187,6 +188,7 @@ def run(
     Returns:
         The content of `all_results.json`: earlier results of the folder are among them.
     """
+    collect_again()
     training_args, metrics = trainer.args, {}
     check_weights(trainer.model, model_args.model_name_or_path)
     if training_args.do_train:

@@ -1,5 +1,6 @@
 """`python -m qa.ask`: from the command line, the standard input, a terminal and a file of questions."""
 
+import gc
 import io
 import json
 import logging
@@ -51,7 +52,12 @@ def test_answers_are_printed_with_probability_place_and_context(folder, capsys):
     """Flags may come before or after the questions. The hub's lines are printed once, not by its own handler too."""
     logging.getLogger("huggingface_hub").addHandler(logging.StreamHandler())
     questions = ["What colour is the boat?", "When was the boat built?"]
-    ask.main(["out", questions[0], "--context", "boats.txt", questions[1], "--device", "cpu"])
+    gc.disable()  # as in a process of its own, until the model is loaded
+    try:
+        ask.main(["out", questions[0], "--context", "boats.txt", questions[1], "--device", "cpu"])
+        assert gc.isenabled()
+    finally:
+        gc.enable()
     assert capsys.readouterr().out == COLOUR + BUILT
     assert not logging.getLogger("huggingface_hub").handlers
 
