@@ -24,9 +24,8 @@ class FirstSteps:
         self.steps, self.total = 0, 0.0
         self.start, self.first = None, None  # of the steps since the last `end`; the shape and start of a first step
 
-    def clock(self, wait: bool) -> float:
-        if wait:
-            self.wait()
+    def clock(self) -> float:
+        self.wait()
         return time.perf_counter() - self.paused()
 
     def begin_step(self, inputs: dict) -> None:
@@ -34,7 +33,7 @@ class FirstSteps:
         shape = shape_of(inputs)
         is_new = shape not in self.known
         if self.start is None or self.first is not None or is_new:
-            now = self.clock(wait=True)
+            now = self.clock()
             self.close_first(now)
             self.start = now if self.start is None else self.start
             self.first = (shape, now) if is_new else None
@@ -49,7 +48,7 @@ class FirstSteps:
     def end(self) -> None:
         """Note that the last step has ended."""
         if self.start is not None:
-            now = self.clock(wait=True)
+            now = self.clock()
             self.close_first(now)
             self.total, self.start = self.total + now - self.start, None
 

@@ -47,7 +47,7 @@ STOPS = {signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SI
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
     STOPS.remove(signal.SIGHUP)
 FORWARDED = {signal.SIGTERM: signal.SIGUSR1, signal.SIGINT: signal.SIGUSR2}  # what mpirun sends to all nodes
-SECONDS_TO_END = 5  # for the ranks of a failed job
+SECONDS_TO_END = 5  # for the ranks of a failed job, and for processes that are killed
 HAS_SPOKEN = {2, 75}  # statuses of a script that has printed a line itself: a user's mistake, --max_train_minutes
 MPI_MARK = re.compile(rb"\[[^]]*,\d+\]<std(?:out|err)>:? ?")
 FAILURE = re.compile(rb"error: rank \d+ on \S+ ended with exit status (\d+)( \(\w+\))?\n")
@@ -232,9 +232,9 @@ def start(child: Child) -> subprocess.Popen:
     return subprocess.Popen(child.command, env=child.environment, start_new_session=True, preexec_fn=prepare, **pipes)
 
 
-def kill_children(seconds: float = 5) -> None:
+def kill_children() -> None:
     """Kill every process below this one, which has to adopt orphans; give up on those that the kernel does not end."""
-    give_up = time.monotonic() + seconds
+    give_up = time.monotonic() + SECONDS_TO_END
     while (children := living_children()) and time.monotonic() < give_up:
         for child in children:
             os.kill(child, signal.SIGKILL)
