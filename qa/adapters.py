@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers.pytorch_utils import Conv1D
 
-from qa.arguments import ModelArguments, hub_arguments
+from qa.arguments import ModelArguments, hub_place
 from qa.checkpoints import trunk_parameters
 from qa.errors import UserError
 from qa.lora import DROPOUT, SCALE, is_of_adapter, read_adapter
@@ -104,20 +104,15 @@ def load_adapters(model: torch.nn.Module, model_args: ModelArguments) -> Adapted
     """Return a model with the adapters of `--model_name_or_path` and their weights, to be trained further."""
     settings = {"config": saved_config(model_args), "is_trainable": True, "autocast_adapter_dtype": False}
     return Adapted.from_pretrained(
-        model, model_args.model_name_or_path, torch_device="cpu", **settings, **place_of(model_args)
+        model, model_args.model_name_or_path, torch_device="cpu", **settings, **hub_place(model_args)
     )
 
 
 def saved_config(model_args: ModelArguments) -> LoraConfig:
     """Return the configuration of the adapters of `--model_name_or_path`, to be trained further."""
-    config = LoraConfig.from_pretrained(model_args.model_name_or_path, **place_of(model_args))
+    config = LoraConfig.from_pretrained(model_args.model_name_or_path, **hub_place(model_args))
     config.task_type, config.inference_mode = None, False  # see `Adapted`
     return config
-
-
-def place_of(model_args: ModelArguments) -> dict:
-    """Return the arguments with which peft finds adapters on the hub; they have no code of their own."""
-    return {name: value for name, value in hub_arguments(model_args).items() if name != "trust_remote_code"}
 
 
 def new_config(model: torch.nn.Module, model_args: ModelArguments) -> LoraConfig:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers.utils import cached_file
 
 from qa.answer_table import make_table, window_counts
-from qa.arguments import DataArguments, ModelArguments, hub_arguments
+from qa.arguments import DataArguments, ModelArguments, hub_place
 from qa.data import text_problem
 from qa.errors import UserError, reason_of
 from qa.folders import short_path
@@ -189,16 +189,9 @@ def saved_settings(model_args: ModelArguments) -> Settings | None:
     name = model_args.model_name_or_path
     if Path(name).is_dir():
         return read_settings(Path(name))
-    hub = {name: value for name, value in hub_arguments(model_args).items() if name != "trust_remote_code"}
-    quiet = dict.fromkeys(
-        (
-            "_raise_exceptions_for_gated_repo",
-            "_raise_exceptions_for_missing_entries",
-            "_raise_exceptions_for_connection_errors",
-        ),
-        False,
-    )
-    file = cached_file(name, SETTINGS_FILE, **hub, **quiet)
+    kinds = ("gated_repo", "missing_entries", "connection_errors")
+    quiet = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+    file = cached_file(name, SETTINGS_FILE, **hub_place(model_args), **quiet)
     return None if file is None else read_settings(Path(file).parent)
 
 

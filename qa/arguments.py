@@ -65,14 +65,14 @@ class ModelArguments:
     )
 
 
+def hub_place(model_args: ModelArguments) -> dict:
+    """Return the arguments with which the libraries find files on the hub that hold no code."""
+    return {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
+
+
 def hub_arguments(model_args: ModelArguments) -> dict:
     """Return the arguments with which `from_pretrained` finds what the flags name on the hub."""
-    return {
-        "cache_dir": model_args.cache_dir,
-        "revision": model_args.model_revision,
-        "token": model_args.token,
-        "trust_remote_code": model_args.trust_remote_code,
-    }
+    return hub_place(model_args) | {"trust_remote_code": model_args.trust_remote_code}
 
 
 @dataclass

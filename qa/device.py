@@ -12,6 +12,7 @@ from typing import Optional
 
 import torch
 
+from qa.arguments import hub_place
 from qa.errors import UserError
 from qa.files import json_settings
 from qa.gaudi_flags import compiles, flags_without_effect
@@ -323,8 +324,7 @@ def trainer_extras(training_args, model_args) -> dict:
         from optimum.habana import GaudiConfig
 
         return {"gaudi_config": GaudiConfig()}
-    hub = {"cache_dir": model_args.cache_dir, "revision": model_args.model_revision, "token": model_args.token}
-    return {"gaudi_config": read_gaudi_config(training_args.gaudi_config_name, **hub)}
+    return {"gaudi_config": read_gaudi_config(training_args.gaudi_config_name, **hub_place(model_args))}
 
 
 # `training_args.bin` of earlier versions names the module that this one was.
