@@ -58,20 +58,6 @@ def to_paste(threshold: float, up: bool = True) -> str:
     return f"{FLAG} {rounded / 10**DIGITS:.{DIGITS}f}"
 
 
-def best_thresholds(metrics: dict, prefix: str) -> list[tuple[str, float, float, float]]:
-    """Return the metric, its best value in percent, and the threshold of that in logits and as a probability, of each metric.
-
-    Args:
-        metrics: of an evaluation; without negatives it has no thresholds.
-    """
-    names = [(metric, f"{prefix}_best_{metric}") for metric in METRICS]
-    found = [
-        (metric, metrics.get(name), metrics.get(f"{name}_null_score_diff_threshold"), metrics.get(f"{name}_thresh"))
-        for metric, name in names
-    ]
-    return [entry for entry in found if all(isinstance(value, float) and math.isfinite(value) for value in entry[1:])]
-
-
 def doubt(threshold: float, folders: list[str]) -> str | None:
     """Return a line about a threshold above 0 that is 1 at most, as probabilities are; None for others.
 
@@ -84,18 +70,19 @@ def doubt(threshold: float, folders: list[str]) -> str | None:
         instead = f"give its log odds: {to_paste(math.log(threshold / (1 - threshold)))}"
     line = f"{FLAG} {threshold:g} is in logits; if it is a probability, as best_f1_thresh is, {instead}"
     for path in [Path(folder) / "eval_results.json" for folder in folders]:
-        metrics = read_object(path)
-        suggested = metrics.get("eval_suggested_null_score_diff_threshold")
-        if isinstance(suggested, float) and is_same(threshold, suggested):
+        entries = read_object(path).items()
+        metrics = {name: value for name, value in entries if isinstance(value, float) and math.isfinite(value)}
+        if is_same(threshold, metrics.get("eval_suggested_null_score_diff_threshold")):
             return None
-        for metric, _, logits, probability in best_thresholds(metrics, "eval"):
+        for metric in METRICS:
+            logits = metrics.get(f"eval_best_{metric}_null_score_diff_threshold")
             if is_same(threshold, logits):
                 return None
-            if is_same(threshold, probability):
+            if logits is not None and is_same(threshold, metrics.get(f"eval_best_{metric}_thresh")):
                 line = f"{FLAG} {threshold:g} is the probability eval_best_{metric}_thresh of {path}; in logits give {to_paste(logits)}"
     return line
 
 
-def is_same(given: float, reported: float) -> bool:
+def is_same(given: float, reported: float | None) -> bool:
     """Return whether a given number is a reported one, to the digits that a person copies."""
-    return abs(given - reported) <= 1.01 * 10**-DIGITS
+    return reported is not None and abs(given - reported) <= 1.01 * 10**-DIGITS
