@@ -83,7 +83,7 @@ def hub_problem(error: Exception, flag: str, name: str, model_args) -> str | Non
             if holds(links, ConnectionError, LocalEntryNotFoundError)
             else None
         )
-    return refusal(links, flag, model_args) or network_problem(links, identify(model_args), WITHOUT_HUB)
+    return refusal(links, flag, model_args) or network_problem(links, login_advice(model_args), WITHOUT_HUB)
 
 
 def refusal(links: list, flag: str, model_args) -> str | None:
@@ -93,7 +93,7 @@ def refusal(links: list, flag: str, model_args) -> str | None:
     """
     hub, status, by_datasets = constants.ENDPOINT, status_of(links), text_of(links, "DatasetNotFoundError")
     if holds(links, GatedRepoError) or status == 403 or "gated" in by_datasets:
-        return f"{hub} does not give you access to it; ask for access there, then {identify(model_args)}"
+        return f"{hub} does not give you access to it; ask for access there, then {login_advice(model_args)}"
     if holds(links, RevisionNotFoundError):
         return (
             f"{hub} has it, but not --model_revision {model_args.model_revision}; name a branch, tag or commit of it"
@@ -102,7 +102,7 @@ def refusal(links: list, flag: str, model_args) -> str | None:
         kind = "dataset" if flag == "dataset_name" else "model"
         return (
             f"there is no such folder, and {hub} shows you no {kind} of this name; correct it, or if it is private, "
-            f"{identify(model_args)}"
+            f"{login_advice(model_args)}"
         )
     return None
 
@@ -128,7 +128,7 @@ def network_problem(links: list, login: str, advice: str = "") -> str | None:
     return None
 
 
-def identify(model_args) -> str:
+def login_advice(model_args) -> str:
     return "check --token" if model_args.token else "log in with `hf auth login` or give --token"
 
 

@@ -224,7 +224,7 @@ def json_problems(flag: str, given: str | dict | None) -> list[str]:
     if not given or isinstance(given, dict) or in_base64:
         return []
     try:
-        wrong = wrong_settings(flag, read_object(given, JSON_FLAGS[flag]))
+        wrong = wrong_settings(flag, object_of_flag(given, JSON_FLAGS[flag]))
     except json.JSONDecodeError as error:
         wrong = [f"it is not JSON: {in_one_line(error)}"]
     except OSError as error:
@@ -234,7 +234,7 @@ def json_problems(flag: str, given: str | dict | None) -> list[str]:
     return [f"--{flag} {short_path(given)}: {problem}" for problem in wrong]
 
 
-def read_object(given: str, may_be_file: bool) -> dict:
+def object_of_flag(given: str, may_be_file: bool) -> dict:
     """Return the JSON object that a flag holds, or the file that it names.
 
     Raises:
