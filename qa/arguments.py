@@ -13,6 +13,7 @@ from qa.mlqa import LANGUAGES
 SPLITS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 STAGES = {"train": "train", "validation": "eval", "test": "predict"}
 TITLES = {"train": "training", "eval": "evaluation", "predict": "prediction", "tuning": "tuning"}  # of the stages
+PREFIXES = {"train": "train", "eval": "eval", "predict": "test"}  # of a stage's metrics
 
 
 @dataclass

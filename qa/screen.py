@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from qa.answer_files import first_rows, table_name
-from qa.arguments import TITLES
+from qa.arguments import PREFIXES, TITLES
 from qa.buckets import padding_share, train_group
 from qa.errors import printable
 from qa.lora import trained_parameters
@@ -108,8 +108,7 @@ def report_features(features: dict, training_args, pad_to_max_length: bool, leng
 
 def report_stage(stage: str, metrics: dict) -> None:
     """Log the scores and the time of a finished stage (train, eval or predict) in one line."""
-    prefix = {"predict": "test"}.get(stage, stage)
-    title = TITLES[stage].capitalize()
+    prefix, title = PREFIXES[stage], TITLES[stage].capitalize()
     logger.info(f"{title}: {scores_of(metrics, prefix)} in {metrics[f'{prefix}_runtime']:,.1f} s")
 
 

@@ -9,7 +9,7 @@ from transformers.trainer_utils import EvalPrediction
 from qa.answer_files import write_table
 from qa.answer_table import AnswerTable, make_table, window_counts
 from qa.answers import Answers, write_answers
-from qa.arguments import DataArguments, ModelArguments
+from qa.arguments import PREFIXES, DataArguments, ModelArguments
 from qa.buckets import train_group
 from qa.card import write_card
 from qa.data import gold_answers
@@ -152,7 +152,7 @@ def save_results(trainer, stage: str, metrics: dict, features, most: int | None,
     """Write the metrics of a stage to `{stage}_results.json` and `all_results.json`, and log them in a line."""
     metrics[f"{stage}_samples"] = min(most or len(features), len(features))
     metrics |= {f"{stage}_{name}": count for name, count in counts.items()}
-    prefix = {"predict": "test"}.get(stage, stage)
+    prefix = PREFIXES[stage]
     if shapes := (trainer.trained_shapes if stage == "train" else trainer.evaluated_shapes).report():
         metrics[f"{prefix}_shapes_runtime"] = shapes
     report_stage(stage, metrics)
