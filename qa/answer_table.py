@@ -31,9 +31,7 @@ class Choices:
 
     rank: list[int] = field(default_factory=list)  # the place of the answer among them, from 0
     scores: list[np.ndarray] = field(default_factory=list)  # of all, the best first; empty for a model that writes
-    others: dict[str, list[tuple]] = field(
-        default_factory=dict
-    )  # text and probability of some, by id of a wrong answer
+    others: dict[str, list[tuple]] = field(default_factory=dict)  # text and probability, by id of a wrong answer
 
     def add(self, entries: dict[str, list[dict]], texts: dict[str, str], wrong: set[str]) -> None:
         """Add the entries of the n-best file of some questions.

@@ -228,13 +228,9 @@ def settings_of(folder: Path, record: dict) -> dict[str, str]:
 
 
 def value_text(value) -> str:
-    return (
-        " ".join(map(str, value))
-        if isinstance(value, list)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

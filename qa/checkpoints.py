@@ -15,6 +15,7 @@ from transformers.modeling_utils import _find_missing_and_unexpected_keys
 from qa.arguments import ModelArguments
 from qa.errors import UserError, reason_of
 from qa.files import parse_json
+from qa.lora import ADAPTER_CONFIG
 from qa.upstream.models import trunk_mapping
 from qa.weightless import build_weightless
 
@@ -33,7 +34,6 @@ Sizes = dict[str, tuple[int, ...]]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A checkpoint's names and sizes
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_sizes(model_args: ModelArguments, remote: bool) -> Sizes | None:
@@ -63,7 +63,7 @@ def weight_files(model_args: ModelArguments) -> list[Path] | None:
     """Return the files of weights in a folder or the hub's cache; None where the cache does not have all of them."""
     first = next(filter(None, (find_file(model_args, name) for name in WEIGHT_FILES)), None)
     folder = Path(model_args.model_name_or_path)
-    if first is None and folder.is_dir() and not (folder / "adapter_config.json").exists():
+    if first is None and folder.is_dir() and not (folder / ADAPTER_CONFIG).exists():
         raise FileNotFoundError(f"there is none of {', '.join(WEIGHT_FILES)}")
     if first is None or first.suffix != ".json":
         return first and [first]
@@ -142,7 +142,6 @@ def sizes_on_hub(model_args: ModelArguments) -> Sizes | None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A model and a checkpoint
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def model_names(model: torch.nn.Module, names: list[str]) -> dict[str, str]:
@@ -250,7 +249,7 @@ def adapter_problems(model: torch.nn.Module, model_args: ModelArguments) -> list
         return []
     return [
         f"{count_of(wrong)} of the adapters are missing or have another size than in their model: {listed(wrong)}; name the "
-        "model that they were trained with as base_model_name_or_path in adapter_config.json"
+        f"model that they were trained with as base_model_name_or_path in {ADAPTER_CONFIG}"
     ]
 
 

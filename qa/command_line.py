@@ -96,8 +96,9 @@ def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], descri
         argv: flags without the program's name, the file of arguments already expanded by `expand_file`.
 
     Returns:
-        The namespace, in which `given` has the names of the flags that are there, and a list of what is wrong: unknown flags (with the nearest known one), values of the wrong
-        type and missing flags. The values in question are then the defaults.
+        The namespace, in which `given` has the names of the flags that are there, and a list of what is wrong: unknown
+        flags (with the nearest known one), values of the wrong type and missing flags. The values in question are then
+        the defaults.
 
     Raises:
         UserError: the command line cannot be parsed at all.

@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 def load_rows(
     data_args: DataArguments, model_args: ModelArguments, training_args
 ) -> tuple[dict[str, list[dict]], dict[str, dict[str, int]]]:
-    """Return the checked rows of every split that `training` asks for: keys out of `train`, `validation`, `test`.
+    """Return the checked rows of every split that the stages of a run need: keys out of `train`, `validation`, `test`.
 
     With `--validation_split` the validation part is held out of the train part, and with `--tune_null_threshold` a part
-    `tuning` of what is left.
+    `tuning` of the remainder.
 
     Returns:
         The rows, and counts for the results of each split, see `checked_rows`.
@@ -205,10 +205,8 @@ def problem_and_policy(question: Question, data_args: DataArguments, split: str)
     """Return why a question is bad for a split, None for a good one, and the policy for it: `stop` or `skip`."""
     reason = problem_of(question, data_args, split)
     if reason is None and split == "train" and data_args.ambiguous_answers != "first" and is_ambiguous(question):
-        return (
-            f"{label_place(question)}; --ambiguous_answers first takes the nearest or first",
-            data_args.ambiguous_answers,
-        )
+        reason = f"{label_place(question)}; --ambiguous_answers first takes the nearest or first"
+        return reason, data_args.ambiguous_answers
     return reason, data_args.on_bad_rows
 
 

@@ -29,9 +29,8 @@ WITHOUT_EFFECT = frozenset(
     "hub_private_repo hub_strategy hub_always_push hub_revision do_train do_eval do_predict train_file "
     "validation_file test_file max_train_samples max_eval_samples max_predict_samples".split()
 )
-LATER = {
-    stage: split for split, stage in STAGES.items() if stage != "train"
-}  # the part of the data of each later stage
+# The part of the data of each later stage.
+LATER = {stage: split for split, stage in STAGES.items() if stage != "train"}
 
 
 def finished_training(training_args) -> str | None:

@@ -11,9 +11,8 @@ from qa.errors import short
 
 
 MANY = 2**31 - 1  # of anything: numbers beyond it overflow somewhere
-LARGEST = (
-    1e18  # optimizers multiply two of these numbers and divide by down to 1e-16: more than 3.4e38 overflows float32
-)
+# Optimizers multiply two of these numbers and divide by down to 1e-16: more than 3.4e38 overflows float32.
+LARGEST = 1e18
 
 
 class Limit(NamedTuple):
@@ -64,9 +63,7 @@ LIMITS = {
     # Data, features and answers
     "max_seq_length": Limit(8, LONGEST),
     "doc_stride": FROM_0,
-    "n_best_size": Limit(
-        1, 1024
-    ),  # the answers of a window are up to n x n pairs, and a file holds n for each question
+    "n_best_size": Limit(1, 1024),  # a window has up to n x n pairs, and a file n answers for each question
     "max_answer_length": Limit(1, LONGEST),
     "val_max_answer_length": Limit(2, LONGEST),
     "num_beams": BEAMS,

@@ -49,10 +49,8 @@ def score_answer(predicted: str, golds: list[str], version_2: bool) -> tuple[int
     """Return EM and F1 of a normalized answer, the best over the normalized gold answers."""
     if version_2:  # gold answers that normalize to nothing count only where all of them do
         golds = [gold for gold in golds if gold] or [""]
-    if predicted in golds:
-        return 1, float(
-            bool(predicted) or version_2
-        )  # two empty texts have no common word: in version 1.1 their F1 is 0
+    if predicted in golds:  # two empty texts have no common word: in version 1.1 their F1 is 0
+        return 1, float(bool(predicted) or version_2)
     words = predicted.split()
     distinct, best = set(words), 0.0
     for gold in dict.fromkeys(golds):

@@ -227,11 +227,8 @@ def address_of(place: Place, environment: Mapping[str, str]) -> str:
     )
     if place.launcher is SRUN and nodes:
         return first_node(nodes)
-    here = (
-        f"{place.local_size} of them on this node"
-        if place.local_size
-        else "how many of them on this node is not known"
-    )
+    number = place.local_size
+    here = f"{number} of them on this node" if number else "how many of them on this node is not known"
     raise UserError(
         f"MASTER_ADDR is not set, and {place.launcher.rank}={place.rank} is one of {place.size} ranks, {here}; "
         "on every node, set MASTER_ADDR to the name of rank 0's node"

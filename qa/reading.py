@@ -148,8 +148,9 @@ def guess_sample(text: str) -> str:
 def read_csv(text: str) -> list[dict]:
     """Read CSV whose first row names the columns, with commas, semicolons, tabs or `|` between them.
 
-    A line `sep=;` before it, which Excel reads, is skipped. The delimiter is the one that splits the header into most columns. csv.Sniffer also looks at the other rows, where
-    prose may have more commas than the file has columns, and it turns the doubling of quotes off.
+    A line `sep=;` before it, which Excel reads, is skipped. The delimiter is the one that splits the header into most
+    columns. csv.Sniffer also looks at the other rows, where prose may have more commas than the file has columns, and it
+    turns the doubling of quotes off.
     """
     if text.lstrip()[:1] in ("{", "["):
         raise ValueError("it holds JSON; rename it to end in .json")

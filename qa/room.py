@@ -32,10 +32,8 @@ def check_room(model: torch.nn.Module, features: dict, training_args) -> None:
     folder = Path(training_args.output_dir).absolute()
     weights, states = saved_bytes(model, training_args)
     checkpoint = weights + (states or 0)
-    needed, free = (
-        model_bytes(model, training_args) + number * checkpoint - bytes_of_checkpoints(folder),
-        free_bytes(folder),
-    )
+    needed = model_bytes(model, training_args) + number * checkpoint - bytes_of_checkpoints(folder)
+    free = free_bytes(folder)
     if needed > free:
         raise UserError(
             f"--output_dir {folder}: the model and {number:,} checkpoints of {size(checkpoint)} need {size(needed)}, but "

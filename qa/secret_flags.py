@@ -15,9 +15,8 @@ from pathlib import Path
 SECRETS = ("token", "hub_token", "push_to_hub_token")
 DASHES = "-\u2010-\u2015\u2212"  # also those that editors put in the place of two hyphens
 TOKEN = re.compile(r"(?<!/)hf_(?!token\b)[\w-]+(?![\w/.-])")  # and no path
-NAME = re.compile(
-    rf"([{DASHES}]*)((?:push_to_)?(?:hub_)?token(?!iz)|\w[\w-]*)[=:]?"
-)  # `--tokenhf_x` is one with a value
+# `--tokenhf_x` is one with a value.
+NAME = re.compile(rf"([{DASHES}]*)((?:push_to_)?(?:hub_)?token(?!iz)|\w[\w-]*)[=:]?")
 LIKE_A_SECRET = re.compile(r"(token|key|secret|password)$")
 
 

@@ -211,9 +211,7 @@ class StoppableTraining:
     def stopped(self) -> Stopped:
         folder = self.checkpoint_folder(self.state.global_step)
         status, why = self.status_and_reason()
-        again = (
-            "the same command without --overwrite_output_dir" if self.args.overwrite_output_dir else "the same command"
-        )
+        again = "the same command" + " without --overwrite_output_dir" * self.args.overwrite_output_dir
         return Stopped(
             status,
             f"stopped by {why} after step {self.state.global_step} of {self.state.max_steps}; {folder} is written, and "
@@ -227,9 +225,9 @@ class StoppableTraining:
         return STATUS[int(self.reason)], name_of(int(self.reason))
 
     def not_finite(self) -> Stopped:
-        kept = (
-            f"{self.checkpoint_folder(self.saved_step)} is kept" if self.saved_step else "this run wrote no checkpoint"
-        )
+        kept = "this run wrote no checkpoint"
+        if self.saved_step:
+            kept = f"{self.checkpoint_folder(self.saved_step)} is kept"
         why = self.first_bad or f"the loss or the weights of a rank are not finite after step {self.state.global_step}"
         return Stopped(1, f"error: {why}; the training stops, {kept}; use a smaller --learning_rate")
 

@@ -48,11 +48,10 @@ def tune(trainer, data_args: DataArguments, features, rows: list[dict]) -> None:
     All ranks answer, rank 0 decides and writes, and all get the same values.
     """
     answered = trainer.answer_only(features, rows)
-    found = (
-        [None, None]
-        if answered is None
-        else list(tuned(answered.answers, rows, window_counts(features, [row["id"] for row in rows])))
-    )
+    found = [None, None]
+    if answered is not None:
+        windows = window_counts(features, [row["id"] for row in rows])
+        found = list(tuned(answered.answers, rows, windows))
     if trainer.args.world_size > 1:
         broadcast_object_list(found)
     data_args.null_score_diff_threshold, data_args.temperature = found

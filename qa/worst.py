@@ -52,10 +52,8 @@ def marked(text: str, marks: dict[str, tuple], start: int, length: int) -> list[
     for number, part in enumerate(parts):
         if not part["marks"]:
             part["text"] = shortened(part["text"], first=number == 0, last=number == len(parts) - 1)
-    before, after = (
-        {"text": "… " * (start > 0), "marks": []},
-        {"text": " …" * (start + len(text) < length), "marks": []},
-    )
+    before = {"text": "… " * (start > 0), "marks": []}
+    after = {"text": " …" * (start + len(text) < length), "marks": []}
     return [part for part in [before, *parts, after] if part["text"]]
 
 
