@@ -9,7 +9,6 @@
 `python -m qa.ask` does the same in a terminal.
 """
 
-import importlib
 import logging
 import os
 from collections.abc import Sequence
@@ -234,7 +233,9 @@ def start_gaudi() -> None:
     """
     os.environ.setdefault("PT_HPU_LAZY_MODE", "1")
     logger.log(*set_recipe_cache())
-    if reason := importlib.import_module("qa.preflight").why_no_gaudi():
+    from qa.preflight import why_no_gaudi
+
+    if reason := why_no_gaudi():
         raise UserError(f"--device hpu cannot be used: {reason}; name another, or omit it")
     from optimum.habana.transformers.modeling_utils import adapt_transformers_to_gaudi
 

@@ -274,7 +274,9 @@ def start_process() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdin.reconfigure(errors="surrogateescape")  # which questions may not hold
-    importlib.import_module("qa.upstream").skip_unused_libraries()
+    from qa.upstream import skip_unused_libraries
+
+    skip_unused_libraries()
 
 
 def load(arguments: argparse.Namespace):

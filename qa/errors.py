@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import importlib
 import os
 import reprlib
 import sys
@@ -77,7 +76,9 @@ def on_rank_0(training_args, function: Callable, *args):
         except UserError as error:
             problems = [error.problems]
     if training_args.world_size > 1:
-        importlib.import_module("torch").distributed.broadcast_object_list(problems)
+        import torch
+
+        torch.distributed.broadcast_object_list(problems)
     if problems[0]:
         raise UserError(*problems[0])
     return result
@@ -132,7 +133,9 @@ def finish_ranks() -> None:
     """Let the threads of a rank among several come to their end."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
-        importlib.import_module("qa.upstream").let_threads_finish()
+        from qa.upstream import let_threads_finish
+
+        let_threads_finish()
 
 
 def problems_of(error: Exception) -> tuple[str, ...]:

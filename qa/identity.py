@@ -5,7 +5,6 @@ it is another training.
 """
 
 import hashlib
-import importlib
 import json
 import logging
 import os
@@ -180,8 +179,10 @@ def versions() -> dict[str, str]:
 
 def hardware(training_args) -> str:
     """Return the number and the name of the devices of a training."""
+    import torch
+
     kind = training_args.device.type
-    name_of = getattr(getattr(importlib.import_module("torch"), kind, None), "get_device_name", None)
+    name_of = getattr(getattr(torch, kind, None), "get_device_name", None)
     cores = f"{kind.upper()} ({platform.machine()}, {os.cpu_count()} cores)"
     return f"{training_args.world_size * max(1, training_args.n_gpu)} x {name_of() if name_of else cores}"
 
