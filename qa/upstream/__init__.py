@@ -33,7 +33,7 @@ The tests whose names say `still` fail without that, as soon as a library is fix
 | patch_attention | optimum-habana 1.21.2 | BERT and XLM-RoBERTa train without dropout of their attention | test_gaudi_flags.py |
 | patch_bart | optimum-habana 1.21.2 | AttributeError `_shape` in BART's forward | test_bart_still_needs_its_patch |
 | HubAdapter | huggingface_hub 0.36 | HTTP 429 or a broken download ends the run, a mute hub holds it forever | test_hub.py |
-| choose_uploads | transformers 4.55.4 | uploads half-written checkpoints and paths of the machine; a failed upload is silent | test_hub.py |
+| choose_uploads | transformers 4.55.4 | uploads half-written checkpoints and paths of the machine; a failed upload is silent | test_push.py |
 | exchange_through_gloo | DeepSpeed 0.19.8 | compiles for a minute before it trains on CPUs; ZeRO-3 loads no model there | test_deepspeed.py |
 | place_one_rank | DeepSpeed 0.19.8 | a run without a launcher needs mpi4py | test_deepspeed.py |
 | qa.workers.ServedWorkers | optimum-habana 1.21.2 | forks a process that holds a card: data loader workers hang | test_ranks.py |
