@@ -33,9 +33,11 @@ from qa.limits import number_problems
 from qa.models import load_config_and_tokenizer
 from qa.names import why_no_source
 from qa.padding import PaddingCollator
+from qa.preflight import why_no_gaudi
 from qa.readers import READERS, Reader
 from qa.recipe_cache import set_recipe_cache
 from qa.settings import SETTINGS_FILE, Settings, read_settings
+from qa.upstream.gaudi import patch_attention, patch_bart
 
 
 logger = logging.getLogger(__name__)
@@ -233,13 +235,9 @@ def start_gaudi() -> None:
     """
     os.environ.setdefault("PT_HPU_LAZY_MODE", "1")
     logger.log(*set_recipe_cache())
-    from qa.preflight import why_no_gaudi
-
     if reason := why_no_gaudi():
         raise UserError(f"--device hpu cannot be used: {reason}; name another, or omit it")
     from optimum.habana.transformers.modeling_utils import adapt_transformers_to_gaudi
-
-    from qa.upstream.gaudi import patch_attention, patch_bart
 
     adapt_transformers_to_gaudi()
     patch_bart()

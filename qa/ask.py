@@ -27,6 +27,7 @@ from qa.answer_lines import answer_lines, marks_for
 from qa.arguments import DataArguments, ModelArguments, Seq2SeqDataArguments
 from qa.data import checked_rows, read_questions
 from qa.errors import UserError, in_one_line, run_or_exit, short
+from qa.files import write_whole
 from qa.limits import Limit, number_problems
 from qa.reading import MAGIC, decode, read_file
 from qa.script import collect_again
@@ -103,7 +104,6 @@ def typed_line(prompt: str) -> str | None:
 def answer_file(model, rows: list[dict], output: Path) -> None:
     """Write the answers to rows of questions as CSV."""
     from qa.answer_files import csv_chunks
-    from qa.files import write_whole
 
     answers = model.answer_rows(rows, bar=sys.stderr.isatty())
     columns = {"id": [row["id"] for row in rows], "answer": [answer.text for answer in answers]}
