@@ -106,8 +106,8 @@ def engine_of_run(training_args) -> str:
 def damage(checkpoint: Path, training_args) -> str | None:
     """Return which part of a checkpoint is missing or cut off; None if it is whole.
 
-    What is whole is decided by state, weights, optimizer, scheduler and random state together, and with
-    `--load_best_model_at_end` by the weights of the best checkpoint so far.
+    State, weights, optimizer, scheduler and random state together decide that, and with `--load_best_model_at_end` the
+    weights of the best checkpoint so far.
     """
     if not checkpoint.is_dir():
         return "it is not a folder"

@@ -176,7 +176,7 @@ def __getattr__(name: str) -> type:
 
 
 class DeviceChoice:
-    """What the training arguments do before they check themselves: decide between a Gaudi and the rest."""
+    """Mixin for training arguments: decide between a Gaudi and other devices before they check themselves."""
 
     @quiet_imports()
     def __post_init__(self):

@@ -171,7 +171,7 @@ def wait_for_rank_0(store: Store, waiting: Waiting) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the ranks were given
+# Comparing the ranks
 
 
 def machine() -> str:

@@ -1,4 +1,4 @@
-"""What answers need of a model's outputs for a batch: the same for the trainers' evaluation and for `qa.answerer`."""
+"""The part of a model's outputs for a batch that answers need: the same for the trainers' evaluation and for `qa.answerer`."""
 
 import inspect
 from functools import partial

@@ -30,7 +30,7 @@ HPU_GRAPH_FLAGS = ("use_hpu_graphs", "use_hpu_graphs_for_inference", "use_hpu_gr
 NOWHERE = open(os.devnull, "w")  # never closed: libraries keep it, DeepSpeed 0.19.8 for its log
 
 
-# What Habana's driver offers a process for each card.
+# The beginning of the device files of Habana's driver, one for each card.
 CARDS = "/dev/accel/accel"
 
 

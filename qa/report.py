@@ -45,7 +45,7 @@ from qa.worst import worst_examples
 logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of `eval_report.json`
-# What the report shows of a run's speed, by name in the results: stage, label and unit.
+# The figures of a run's speed in the report, by name in the results: stage, label and unit.
 SPEED = {
     "train_runtime": ("training", "time", "s"),
     "train_samples_per_second": ("training", "features per second", "1/s"),
@@ -171,7 +171,7 @@ def last_part(path: str) -> str:
 def remake(folder: Path) -> dict:
     """Write the report of an output folder again from its files, and return it.
 
-    What only the run knew comes from its earlier report, if there is one: memory, padding in evaluation.
+    Memory and padding in evaluation, which only the run knew, come from its earlier report, if there is one.
 
     Raises:
         UserError: there are no answers of an evaluation, or they are of another version.

@@ -1,4 +1,4 @@
-"""What a person sees during a run: one line for each stage, and a summary at the end."""
+"""The lines that a person sees during a run: one for each stage, and a summary at the end."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) do to a script: one line, and no traceback.
+"""SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) end a script with one line, and no traceback.
 
     a signal arrives         what happens                                             exit status
     -----------------------  -------------------------------------------------------  -----------------------------------

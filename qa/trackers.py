@@ -1,4 +1,4 @@
-"""What TensorBoard and W&B get beyond the entries of the log: scores against the no-answer threshold, after each evaluation."""
+"""Scores against the no-answer threshold in TensorBoard and W&B, beyond the entries of the log, after each evaluation."""
 
 import sys
 from collections.abc import Iterator

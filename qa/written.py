@@ -20,7 +20,7 @@ THREADS = 8
 MARKS = re.compile(
     r"trainer_state\.json|training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state.*\.pth"
 )
-# What a trainer writes in a checkpoint, for those without `files.json`.
+# The files that a trainer writes in a checkpoint, for those without `files.json`.
 NAMES = re.compile(
     r"(trainer_state|run|qa_settings|files|config|(generation|gaudi|adapter|tokenizer|preprocessor)_config|tokenizer|(\w+_)?vocab"
     r"|special_tokens_map|added_tokens|.+\.index)\.json|(vocab|merges)\.txt|latest|\.metadata|\.tmp[0-9A-Za-z]{6}"

@@ -150,7 +150,7 @@ def test_a_check_shows_how_many_are_held_out(tiny_model, files, tmp_path, capsys
     assert re.search(r"\ntime  .*: training .*, tuning .*, evaluation ", shown)
 
 
-# What is found on them
+# Thresholds and temperatures that are found on them
 
 
 @examples(60)

@@ -149,7 +149,7 @@ class Supervisor:
         for process, child, readers in zip(self.processes, self.children, self.readers):
             if process.returncode and not (self.runs_mpirun or self.stopped_by or self.failure):
                 for reader in readers:
-                    reader.join(1)  # What the rank has started may still hold its outputs.
+                    reader.join(1)  # Processes that the rank has started may still hold its outputs.
                 self.print_line(2, failure_line(child.rank, process.returncode))
                 self.send(signal.SIGTERM)
         if self.failure:

@@ -74,7 +74,7 @@ RUNS = {
 NO_MODEL = "no model for question answering reads it; omit it"
 FUSED = "needs --attn_implementation gaudi_fused_sdpa; add that, or omit it"
 NOT_SUPPORTED = "supported by optimum-habana"
-# What is refused, with a part of the message.
+# Flags that are refused, with a part of the message.
 REFUSED = {
     "flash_attention_recompute": ([], FUSED),
     "flash_attention_fast_softmax": ([], FUSED),
