@@ -74,7 +74,7 @@ class Answerer:
         model: the folder of a model, or its name on the hub.
         device: as PyTorch names it: `cpu`, `cuda:1`, `mps`, or `hpu` for a Gaudi. By default a GPU, else the CPU.
         batch_size: windows that the model takes at once.
-        flags: settings in the place of those that the training saved with the model, by their names, such as
+        flags: settings in place of those that the training saved with the model, by their names, such as
             `max_answer_length=10`; and those that loading needs, such as `token` or `trust_remote_code`.
 
     Attributes:

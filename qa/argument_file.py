@@ -106,7 +106,7 @@ class Pairs(list):
 
 
 def plain(value):
-    """Return a value of JSON with dicts in the place of pairs."""
+    """Return a value of JSON with dicts in place of pairs."""
     if isinstance(value, Pairs):
         return {name: plain(part) for name, part in value}
     return [plain(part) for part in value] if isinstance(value, list) else value

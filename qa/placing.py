@@ -23,7 +23,7 @@ class Place(NamedTuple):
         return self.given >= 0 and self.start not in (-1, self.given)
 
     def __str__(self) -> str:
-        where = f"does not stand at its answer_start {self.given}" if self.given >= 0 else "has no answer_start"
+        where = f"is not at its answer_start {self.given}" if self.given >= 0 else "has no answer_start"
         place = "is not in the context" if self.start < 0 else f"occurs {self.choices} times in the context"
         hint = f", which has {self.alike!r:.60}; copy that" if self.alike else ""
         return f"the answer {self.text!r:.60} {where} and {place}{hint}"
@@ -46,7 +46,7 @@ def place_answers(rows: list[dict]) -> tuple[list[list[Place]], list[str]]:
     notes = {
         f"{trimmed} answers had blanks around them, which were removed": trimmed,
         f"each answer_start counted {unit} and was converted": unit,
-        f"{moved} answers did not stand at their answer_start; each was moved to its text, the nearest of several": moved,
+        f"{moved} answers were not at their answer_start; each was moved to its text, the nearest of several": moved,
     }
     return places, [note for note, happened in notes.items() if happened]
 
@@ -195,7 +195,7 @@ def find_place(context: str, text: str, start: int) -> Place:
     return Place(text, start, nearest, len(found), "" if found else alike(context, text))
 
 
-LOOKS = str.maketrans("„“”«»‚‘’‐‑‒–—−", '"' * 5 + "'" * 3 + "-" * 6)  # what keyboards have in the place of each
+LOOKS = str.maketrans("„“”«»‚‘’‐‑‒–—−", '"' * 5 + "'" * 3 + "-" * 6)  # what keyboards have in place of each
 
 
 def alike(context: str, text: str) -> str:

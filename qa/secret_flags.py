@@ -13,7 +13,7 @@ from pathlib import Path
 
 # Their values are in no file either: neither training_args.bin nor run.json.
 SECRETS = ("token", "hub_token", "push_to_hub_token")
-DASHES = "-\u2010-\u2015\u2212"  # also those that editors put in the place of two hyphens
+DASHES = "-\u2010-\u2015\u2212"  # also those that editors put in place of two hyphens
 TOKEN = re.compile(r"(?<!/)hf_(?!token\b)[\w-]+(?![\w/.-])")  # and no path
 # `--tokenhf_x` is one with a value.
 NAME = re.compile(rf"([{DASHES}]*)((?:push_to_)?(?:hub_)?token(?!iz)|\w[\w-]*)[=:]?")
@@ -21,7 +21,7 @@ LIKE_A_SECRET = re.compile(r"(token|key|secret|password)$")
 
 
 def without_secrets(words: list[str]) -> list[str]:
-    """Return a command line with a mark in the place of each secret.
+    """Return a command line with a mark in place of each secret.
 
     >>> without_secrets(["--push_to_hub", "True", "--token", "hf_x", "--hub-tok=hf_y"])
     ['--push_to_hub', 'True', '--token', '***', '--hub-tok=***']
@@ -30,7 +30,7 @@ def without_secrets(words: list[str]) -> list[str]:
 
 
 def without_tokens(text: str) -> str:
-    """Return a text with a mark in the place of each word that begins like a token of the hub."""
+    """Return a text with a mark in place of each word that begins like a token of the hub."""
     return TOKEN.sub("***", text)
 
 

@@ -270,7 +270,7 @@ def first_of(record: dict, keys: Iterable[str]):
 # Cells
 
 
-# A quoted text, a number or a name, then a blank in the place of a comma: numpy prints arrays as `['a' 'b']`.
+# A quoted text, a number or a name, then a blank in place of a comma: numpy prints arrays as `['a' 'b']`.
 SEPARATED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\w.+-]+)(\s+(?=['"\w.+-]))?""", re.DOTALL)
 DICT_LIKE = re.compile(r"\[?\s*\{\s*['\"]")
 

@@ -235,7 +235,7 @@ def is_saved(model_args: ModelArguments, training_args) -> bool:
 
 
 def begin_training(trainer, named_by: list, checkpoint: str | None, record: dict | None) -> None:
-    """Begin an unfinished run on rank 0 and write `run.json`, with --overwrite_output_dir in the place of an earlier run.
+    """Begin an unfinished run on rank 0 and write `run.json`, with --overwrite_output_dir in place of an earlier run.
 
     Args:
         named_by: arguments whose paths a training reads, also where they are in the output folder.

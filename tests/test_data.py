@@ -231,7 +231,7 @@ BAD_ROWS = {
     "the question is empty": bad(ROWS[0], question=""),
     "the question is not a text but 7": bad(ROWS[0], question=7),
     "half a surrogate pair": bad(ROWS[0], context="Egypt \ud800", answers={"text": ["Egypt"], "answer_start": [0]}),
-    "does not stand at its answer_start 3 and is not in the context": bad(ROWS[0], answers={"text": ["Peru"], "answer_start": [3]}),
+    "is not at its answer_start 3 and is not in the context": bad(ROWS[0], answers={"text": ["Peru"], "answer_start": [3]}),
     "has no answer_start and is not in the context": bad(ROWS[0], answers="Peru"),
     "is not in the context, which has 'Egypt'; copy that": bad(ROWS[0], answers="egypt"),
     "there is no answer, and --version_2_with_negative is not given": bad(ROWS[0], answers={"text": [], "answer_start": []}),
@@ -276,7 +276,7 @@ def test_a_misplaced_answer_that_occurs_once_is_moved_and_counted(tmp_path, capl
     moved = ROWS[1] | {"answers": {"text": ["Africa"], "answer_start": [40]}}
     path.write_text(json.dumps([ROWS[0], moved]))
     assert load(train_file=str(path)) == ROWS
-    assert "1 answers did not stand at their answer_start" in caplog.text
+    assert "1 answers were not at their answer_start" in caplog.text
 
 
 def test_samples_are_capped_by_examples(tmp_path):

@@ -36,7 +36,7 @@ LOGGED = ("loss", "learning_rate", "grad_norm", "samples_per_second", "tokens_pe
 
 
 class Terminal:
-    """A pseudo-terminal in the place of this process's stdout and stderr, with a handler of the log; `text` is its output."""
+    """A pseudo-terminal in place of this process's stdout and stderr, with a handler of the log; `text` is its output."""
 
     def __init__(self, monkeypatch):
         self.master, slave = pty.openpty()

@@ -36,7 +36,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def advice_for(line: str) -> str:
-    """Return what to write in the place of a line.
+    """Return what to write in place of a line.
 
     >>> advice_for("node-1:4"), advice_for("node-2 8")
     ("'node-1:4' is not understood; write `node-1 slots=4`", "'node-2 8' is not understood; write `node-2 slots=8`")
