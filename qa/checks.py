@@ -90,7 +90,7 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
     others = ("group_by_length", "auto_find_batch_size", "use_legacy_prediction_loop")
     given = [name for name in others if getattr(training_args, name)]
     asked = ["length_buckets"] * (data_args.length_buckets is not None) + ["pack"] * data_args.pack
-    problems = [f"--{flag} does not go with --{name}" for flag in asked for name in given]
+    problems = [f"--{flag} does not go with --{name}; omit one of them" for flag in asked for name in given]
     if data_args.pack and json_settings(training_args.accelerator_config).get("dispatch_batches"):
         problems.append("--pack does not go with dispatch_batches of --accelerator_config; omit it")
     if len(asked) == 2:
@@ -104,7 +104,7 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
     if not isinstance(boundaries, int) and boundaries[-1] != data_args.max_seq_length:
         problems.append(
             f"--length_buckets ends at {boundaries[-1]}, but features have up to --max_seq_length {data_args.max_seq_length} "
-            "tokens: the last boundary must be that"
+            "tokens; make that the last boundary"
         )
     return problems
 
@@ -118,7 +118,7 @@ def file_problems(flag: str, path: str) -> list[str]:
     if not os.path.isfile(path):
         return [f"--{flag} {short_path(path)}: there is no such file"]
     if kind_of(Path(path)) not in READERS:
-        return [f"--{flag} {path}: not one of {', '.join(READERS)} (each may end in .gz)"]
+        return [f"--{flag} {path}: not one of {', '.join(READERS)} (each may end in .gz); rename or convert it"]
     return []
 
 

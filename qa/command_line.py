@@ -109,7 +109,9 @@ def read_command_line(argv: list[str], dataclass_types: tuple[type, ...], descri
     known = [f"--{f.name}" for dataclass_type in dataclass_types for f in fields(dataclass_type)]
     flags = [word for word in unknown if word.startswith("-")]  # the other unknown words are their values
     problems = parser.problems + [unknown_argument(word, known) for word in without_secrets(flags or unknown)]
-    return values, problems + [f"--{name} is required" for name in parser.required if getattr(values, name) is None]
+    return values, problems + [
+        f"--{name} is missing; add it" for name in parser.required if getattr(values, name) is None
+    ]
 
 
 def build(dataclass_type: type, values: argparse.Namespace, problems: Iterable[str] = ()):

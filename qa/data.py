@@ -190,7 +190,7 @@ def checked_rows(
         first = (f"{source}, {line}" for line in bad["stop"][:5])
         raise UserError(*first, f"{total}; fix them, or skip them with --on_bad_rows skip")
     if not good:
-        raise UserError(f"{source}: no rows" + (" are left" if bad["skip"] else ""))
+        raise UserError(f"{source}: no rows" + (" are left; fix some" if bad["skip"] else "; add some"))
     ambiguous = sum(map(is_ambiguous, good))
     counts = {"skipped_rows": len(bad["skip"]), "ambiguous_answers": ambiguous if split == "train" else 0}
     rows = [question.row for question in good]

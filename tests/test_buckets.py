@@ -138,16 +138,19 @@ def test_an_evaluation_on_several_ranks_has_no_short_batch():
     [
         (
             ["160", "256"],
-            "--length_buckets ends at 256, but features have up to --max_seq_length 384 tokens: the last",
+            "--length_buckets ends at 256, but features have up to --max_seq_length 384 tokens; make",
         ),
-        (["256", "160", "384"], "--length_buckets 256 160 384: boundaries must rise"),
+        (["256", "160", "384"], "--length_buckets 256 160 384: boundaries have to rise; sort them"),
         (
             ["auto", "x"],
             "--length_buckets auto x: give boundaries in tokens, as in `160 256 384`, or `auto`, or `auto 6`",
         ),
         (["0", "384"], "--length_buckets 0 384: give boundaries in tokens"),
-        (["384", "--group_by_length"], "--length_buckets does not go with --group_by_length"),
-        (["384", "--auto_find_batch_size"], "--length_buckets does not go with --auto_find_batch_size"),
+        (["384", "--group_by_length"], "--length_buckets does not go with --group_by_length; omit one of them"),
+        (
+            ["384", "--auto_find_batch_size"],
+            "--length_buckets does not go with --auto_find_batch_size; omit one of them",
+        ),
     ],
 )
 def test_impossible_buckets_are_reported(words, problem, squad_files):

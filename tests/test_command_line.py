@@ -204,7 +204,7 @@ def test_files_are_of_a_kind_that_is_read(tmp_path):
         f"--test_file {tmp_path} is a folder; name a file in it, or give the folder as --dataset_name"
     ]
     assert problems_of(*flags, tsv, "--validation_file", xlsx, "--test_file", txt) == [
-        f"--test_file {txt}: not one of .json, .jsonl, .csv, .tsv, .parquet, .xlsx (each may end in .gz)"
+        f"--test_file {txt}: not one of .json, .jsonl, .csv, .tsv, .parquet, .xlsx (each may end in .gz); rename or convert it"
     ]
 
 
@@ -250,7 +250,7 @@ def test_misspelt_flags_and_values():
     ]
     with pytest.raises(UserError) as caught:
         start([*DO], ModelArguments, DataArguments)
-    assert caught.value.problems == ("--model_name_or_path is required",)
+    assert caught.value.problems == ("--model_name_or_path is missing; add it",)
 
 
 def test_the_script_ends_with_status_2_and_no_traceback():

@@ -31,7 +31,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
             advice = f"{match[1]} is already in the file; omit this line" if match else advice_for(line)
             problems.append(f"{path}:{number}: {advice}")
     if problems or not hosts:
-        raise UserError(*problems or [f"--hostfile {path}: names no host"])
+        raise UserError(*problems or [f"--hostfile {path}: names no host; add a line `NODE slots=8` for each"])
     return hosts
 
 
