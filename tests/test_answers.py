@@ -106,7 +106,7 @@ def with_max_context(feature: dict, rng: np.random.Generator) -> dict:
     return feature | {"token_is_max_context": {str(place): bool(flag) for place, flag in enumerate(allowed)}}
 
 
-def test_answers_of_datasets(windows, tmp_path_factory):
+def test_answers_of_datasets(windows):
     """The reference's callers pass datasets.Dataset objects."""
     rows, _, listed = windows
     logits = tuple(np.random.default_rng(seed).normal(size=(len(listed), 64)).astype(np.float32) for seed in (0, 1))

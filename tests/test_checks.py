@@ -39,7 +39,7 @@ def test_names_of_scores():
     assert problem == "--metric_for_best_model f1 needs written answers; omit --prediction_loss_only"
 
 
-def test_right_names_are_accepted(tmp_path):
+def test_right_names_are_accepted():
     """With and without `eval_`; only the problem of another flag is reported. The right direction is not asked for."""
     negatives = ("exact", "f1", "NoAns_f1", "best_exact", "loss")
     for more, names in (

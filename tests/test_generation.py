@@ -63,7 +63,7 @@ def test_generation_starts_with_the_start_token(writers, tmp_path):
         settings_of(tmp_path, bart, writers["bart"], {})
 
 
-def test_the_end_token_is_that_of_the_labels(tokenizers, writers, tmp_path):
+def test_the_end_token_is_that_of_the_labels(tokenizers, tmp_path):
     """In addition to those of the checkpoint; a tokenizer that ends no text gets its end token added, in the empty answer too."""
     config = AutoConfig.for_model("bart", decoder_start_token_id=2, eos_token_id=None)
     assert settings_of(tmp_path, config, tokenizers["bert"]).eos_token_id == tokenizers["bert"].sep_token_id

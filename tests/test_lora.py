@@ -187,7 +187,7 @@ def test_adapters_are_trained_further(run, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bert"])
-def test_adapters_that_others_saved(run, tmp_path, monkeypatch):
+def test_adapters_that_others_saved(run, tmp_path):
     """Without a tokenizer, of peft's class for questions, which would drop token types, and next to their model's name alone."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(run.output / name, tmp_path)

@@ -413,7 +413,7 @@ def test_any_json_is_rows_or_refused_in_one_line(folder, value, answers, start):
     check_records([{"answers": answers, "answer_start": start, "id": value, "is_impossible": value, "title": value}])
 
 
-def test_values_that_json_does_not_have_are_refused(tmp_path):
+def test_values_that_json_does_not_have_are_refused():
     """Parquet and Excel have dates, bytes and decimals."""
     for value in (datetime.date(1912, 5, 1), b"Cairo", datetime.timedelta(1)):
         assert answers_problem({"answers": [value]}, columns()) is not None

@@ -305,7 +305,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(tiny_writers, squad_files, wr
     assert losses[0] == losses[1]
 
 
-def test_the_best_checkpoint_by_f1_is_kept(tiny_writers, squad_files, tmp_path):
+def test_the_best_checkpoint_by_f1_is_kept(tiny_writers, tmp_path):
     """Also with label smoothing, for which the trainer takes the labels away from the model."""
     row = {"context": "The Nile flows through Egypt.", "question": "Where does it flow?", "answers": "Egypt"}
     (tmp_path / "nile.jsonl").write_text("\n".join([json.dumps(row)] * 16))

@@ -105,7 +105,7 @@ def test_a_long_question_is_cut_and_the_context_still_begins(writers, caplog):
         assert text.startswith("<s>question: why") and " context:" in text and len(features[index]["input_ids"]) <= 128
 
 
-def test_a_tokenizer_that_joins_question_and_context(writers, caplog):
+def test_a_tokenizer_that_joins_question_and_context(caplog):
     """One that splits nothing at spaces: its pieces may reach across them, so texts are tokenized whole."""
     from tokenizers import Tokenizer, models, processors
     from transformers import PreTrainedTokenizerFast

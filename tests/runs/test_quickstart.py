@@ -78,7 +78,7 @@ def test_the_report(tmp_path, capsys, monkeypatch):
     assert re.fullmatch(r"EM \d\d\.\d of a baseline that ignores the entity", lines[-1])
 
 
-def test_pretraining_runs_and_its_documents_hold_their_answers(tmp_path):
+def test_pretraining_runs_and_its_documents_hold_their_answers():
     import random
 
     import pretrain
