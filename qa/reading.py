@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from qa.errors import UserError, short
+from qa.errors import UserError, in_one_line, short
 
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ def read_file(path: Path) -> list[dict]:
     except MemoryError as error:
         raise UserError(f"{path}: there is not enough memory to read it; split it, or use a larger machine") from error
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split())[:300]}") from error
+        reason = getattr(error, "strerror", None) or in_one_line(error, 300)
+        raise UserError(f"{path}: cannot be read as {kind}: {reason}") from error
 
 
 def unzip(data: bytes) -> bytes:
