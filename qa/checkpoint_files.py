@@ -13,6 +13,7 @@ from qa.errors import in_one_line
 from qa.files import read_object
 from qa.identity import RUN_FILE
 from qa.lora import ADAPTER_CONFIG
+from qa.numbers import count_of
 from qa.written import changed_file
 
 
@@ -71,13 +72,9 @@ def other_ranks(checkpoint: Path, training_args) -> str | None:
     folder = shlex.quote(str(checkpoint / name_in(checkpoint / "latest")))
     command = "python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state"
     return (
-        f"ZeRO wrote it on {count_of(ranks)}, and this run has {count_of(training_args.world_size)}; run `{command} "
-        f"--input_folder {folder} --output_folder {folder}_universal`, then this command with --resume_anyway"
+        f"ZeRO wrote it on {count_of(ranks, 'rank')}, and this run has {count_of(training_args.world_size, 'rank')}; "
+        f"run `{command} --input_folder {folder} --output_folder {folder}_universal`, then this command with --resume_anyway"
     )
-
-
-def count_of(ranks: int) -> str:
-    return f"{ranks} rank{'s' * (ranks > 1)}"
 
 
 def ranks_of_zero(checkpoint: Path) -> int | None:

@@ -8,6 +8,7 @@ import math
 
 from qa.arguments import DataArguments
 from qa.errors import UserError
+from qa.numbers import count_of
 
 
 TITLES = {
@@ -59,7 +60,7 @@ def why_none_is_left(questions: list, source: str, flag: str, contexts: int) -> 
     advice = "lower it, or add contexts" if contexts > 1 else "add contexts"
     if bad:
         advice += f", or fix its bad rows, {len(bad)} in all, such as row {bad[0].number}: {bad[0].problem}"
-    return f"{flag} of {contexts} context{'s' * (contexts != 1)} leaves nothing of {source} to train on; {advice}"
+    return f"{flag} of {count_of(contexts, 'context')} leaves nothing of {source} to train on; {advice}"
 
 
 def context_key(question) -> str:

@@ -1,6 +1,15 @@
 """Numbers as a person reads them."""
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number of things as text.
+
+    >>> count_of(1, "evaluation"), count_of(2000, "checkpoint")
+    ('1 evaluation', '2,000 checkpoints')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Return a time for a person.
 

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import has_length
 
-from qa.numbers import duration
+from qa.numbers import count_of, duration
 from qa.screen import StageLines
 from qa.steps import checkpoint_steps, evaluation_steps
 from qa.trackers import tracking
@@ -74,15 +74,6 @@ def steady_pace(marks: list[tuple[int, float]]) -> float | None:
         return None
     (first, start), (last, end) = marks[(len(marks) - 1) // 2], marks[-1]
     return (end - start) / max(1, last - first)
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return a number of things as text.
-
-    >>> count_of(1, "evaluation"), count_of(2000, "checkpoint")
-    ('1 evaluation', '2,000 checkpoints')
-    """
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 class OneBar(TrainerCallback):
