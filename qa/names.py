@@ -228,7 +228,7 @@ def json_problems(flag: str, given: str | dict | None) -> list[str]:
     except json.JSONDecodeError as error:
         wrong = [f"it is not JSON: {in_one_line(error)}"]
     except OSError as error:
-        wrong = [f"cannot be read: {error.strerror}"]
+        wrong = [f"cannot be read: {error.strerror}; name another file"]
     except ValueError as error:
         wrong = [in_one_line(error)]
     return [f"--{flag} {short_path(given)}: {problem}" for problem in wrong]

@@ -21,7 +21,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"--hostfile {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--hostfile {path}: cannot be read: {reason}; name another file") from error
     hosts, problems = {}, []
     for number, line in enumerate((" ".join(line.partition("#")[0].split()) for line in lines), start=1):
         match = LINE.fullmatch(line)

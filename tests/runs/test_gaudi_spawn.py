@@ -593,7 +593,7 @@ def test_every_rank_gets_cores_of_its_own():
         (["--world_size", "0", "run_qa.py"], ["--world_size is 0; give a whole number from 1 to 1048576"]),
         (["--world_size"], ["--world_size is ''; give a whole number from 1 to 1048576"]),
         (["--grace_seconds", "-1", "run_qa.py"], ["--grace_seconds is -1; give a whole number from 0 to 1048576"]),
-        (["--hostfile", "/none", "run_qa.py"], ["--hostfile /none: cannot be read: No such file or directory"]),
+        (["--hostfile", "/none", "run_qa.py"], ["--hostfile /none: cannot be read: No such file or directory; name another file"]),
         (
             ["--use_mpi", "--node_rank", "2", "run_q.py"],
             [
