@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from qa.shared import SharedFile
 from qa.windows import MODEL_INPUTS, Template, Texts
 
 
@@ -42,6 +43,7 @@ class Features(torch.utils.data.Dataset):
     labels: np.ndarray | None = None  # (features, 2) first and last token of the answer
     widths: np.ndarray | None = None  # (features,) the boundary of each feature's bucket
     packing = None  # of batches, a `qa.packing.Packing`
+    shared: SharedFile | None = None  # that they are in, where processes share them
 
     def __init__(self, rows, questions: Texts, contexts: Texts, template: Template, names: list[str], **arrays):
         self.row_ids = [row["id"] for row in rows]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from qa.arguments import DataArguments, ModelArguments
 from qa.buckets import set_widths
@@ -79,7 +80,9 @@ def prepare(
         report: `(rows, features)`, both by split, writes lines to the log.
     """
 
-    def build() -> dict:
+    here = {}
+
+    def build() -> list[str]:
         features = {split: of_split(split, part) for split, part in rows.items()}
         set_widths(features, data_args.length_buckets, length, training_args)
         if data_args.pack:
@@ -89,11 +92,12 @@ def prepare(
             features["train"].forget_rows()
         for part in features.values():
             part.tokens  # noqa: B018  made here, not by each rank
-        return features
+        here.update(features)
+        return list(features)
 
-    features = once_a_node(training_args, build)
+    splits = once_a_node(training_args, build)
     rows.pop("train", None)
-    return features
+    return {split: once_a_node(training_args, partial(here.pop, split)) for split in splits}
 
 
 def found_language(rows: list[dict]) -> str:

@@ -5,7 +5,6 @@ A process that holds a card, or the host's network cards, must not be forked: it
 each of which imports the libraries again, and gets a copy of all features: 100 MB of SQuAD.
 """
 
-import mmap
 import multiprocessing
 import os
 import signal
@@ -15,7 +14,8 @@ from multiprocessing import forkserver
 from multiprocessing.reduction import DupFd, ForkingPickler
 from pathlib import Path
 
-import numpy as np
+from qa.features import Features
+from qa.shared import SharedFile
 
 
 PRELOADED = ["qa.stages", "qa.seq2seq", "utils_qa"]  # the server imports them once, for all workers
@@ -29,7 +29,8 @@ class ServedWorkers:
         if not self.args.use_habana or not self.args.dataloader_num_workers:
             return super()._get_dataloader(dataset, *args, **kwargs)
         start_server()
-        share(dataset)
+        if isinstance(dataset, Features):
+            share(dataset)
         loader = super()._get_dataloader(dataset, *args, **kwargs)
         of_torch = getattr(loader, "base_dataloader", loader)  # accelerate's loaders wrap PyTorch's
         of_torch.multiprocessing_context = "forkserver"
@@ -56,55 +57,18 @@ def begin_worker(after: Callable | None, number: int) -> None:
         after(number)
 
 
-class SharedArray(np.ndarray):
-    """An array in memory of its own, which processes share. A slice of it is handed over as its content."""
-
-    descriptor: int | None = None  # of the memory, a file without a name
-
-
-def share(holder) -> None:
-    """Move the arrays of features into memory that workers share; also those of their texts."""
-    if not hasattr(holder, "__dict__"):
-        return
-    for name, value in vars(holder).items():
-        if type(value) is np.ndarray and not value.dtype.hasobject:
-            setattr(holder, name, shared_copy(value))
-        elif type(value).__module__.startswith("qa."):
-            share(value)
+def share(features: Features) -> None:
+    """Move features into a file in memory, unless that of a rank holds them; let workers be handed the file alone."""
+    if features.shared is None:
+        vars(features).update(vars(SharedFile.of(features).read()))
+    ForkingPickler.register(type(features), hand_over)
 
 
-def shared_copy(array: np.ndarray) -> SharedArray:
-    """Return a copy in shared memory.
-
-    >>> shared_copy(np.arange(3)) + 1
-    SharedArray([1, 2, 3])
-    """
-    descriptor = os.memfd_create("features")
-    os.truncate(descriptor, max(1, array.nbytes))
-    copy = map_array(descriptor, array.dtype, array.shape)
-    copy[...] = array
-    copy.descriptor = descriptor
-    return copy
+def hand_over(features: Features) -> tuple:
+    """Return how a new process gets features."""
+    return receive, (DupFd(features.shared.descriptor), features.shared.sizes)
 
 
-def map_array(descriptor: int, dtype: np.dtype, shape: tuple[int, ...]) -> SharedArray:
-    memory = mmap.mmap(descriptor, 0)
-    return np.frombuffer(memory, dtype, count=int(np.prod(shape))).reshape(shape).view(SharedArray)
-
-
-def hand_over(array: SharedArray) -> tuple:
-    """Return how a new process gets an array: by its memory, not by its content."""
-    if array.descriptor is None:
-        return np.asarray(array).__reduce__()
-    return receive, (DupFd(array.descriptor), array.dtype, array.shape)
-
-
-def receive(descriptor, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    number = descriptor.detach()
-    try:
-        return map_array(number, dtype, shape).view(np.ndarray)
-    finally:
-        os.close(number)  # the mapping stays
-
-
-ForkingPickler.register(SharedArray, hand_over)
+def receive(descriptor, sizes: list[int]) -> Features:
+    """Return the features that a worker is handed."""
+    return SharedFile(descriptor.detach(), sizes).read()

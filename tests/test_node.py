@@ -15,8 +15,10 @@ import qa.node
 import utils_qa
 from qa.arguments import DataArguments
 from qa.errors import UserError
-from qa.node import SharedFile, once_a_node
+from qa.node import once_a_node
 from qa.preparation import prepare
+from qa.shared import SharedFile
+from qa.workers import share
 
 
 RANKS = 3
@@ -25,8 +27,18 @@ RANKS = 3
 class Unreadable(SharedFile):
     """A file of a process that another one may not see."""
 
-    def read(self):
+    @classmethod
+    def at(cls, *place):
         raise PermissionError("no permission")
+
+
+class Prepared:
+    """Some features, for whatever reads them."""
+
+    shared = None
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
 
 
 def count(board) -> int:
@@ -69,6 +81,9 @@ def run_rank(rank: int, folder) -> None:
         ),
     }
     outcomes["shared"]["array"][0] = rank  # on this rank alone
+    features = once_a_node(args, lambda: Prepared(array))
+    share(features)
+    outcomes["file for workers"] = os.fstat(features.shared.descriptor).st_ino
     del os.memfd_create  # as on other systems than Linux
     outcomes["no shared memory"] = outcome(args, lambda: rank)
     torch.save(outcomes, folder / f"{rank}.pt")
@@ -95,6 +110,16 @@ def test_one_rank_prepares_for_all(outcomes):
         assert found["shared"]["array"].tolist() == [rank, *range(2, 20_000, 2)]
 
 
+def test_workers_of_all_ranks_read_one_file(outcomes):
+    assert len({found["file for workers"] for found in outcomes}) == 1
+    features = Prepared(np.arange(3))
+    share(features)  # of the only rank
+    assert features.array.tolist() == [0, 1, 2]
+    workers = SharedFile(os.dup(features.shared.descriptor), features.shared.sizes).read()
+    workers.array[0] = 9  # for itself alone
+    assert features.array[0] == 0
+
+
 def test_an_error_of_one_rank_is_one_of_all(outcomes):
     assert [found["mistake"] for found in outcomes] == ["UserError: first\nsecond"] * RANKS
     assert [found["bug"].partition(" (at")[0] for found in outcomes] == [
@@ -113,8 +138,10 @@ def test_ranks_that_do_not_see_each_other_prepare_on_their_own(outcomes):
 
 def test_a_kill_leaves_no_file():
     file = SharedFile.of({"array": np.arange(3), "empty": np.zeros(0)})
-    assert os.readlink(f"/proc/self/fd/{file.descriptor}") == "/memfd:prepared (deleted)"
-    os.close(file.descriptor)
+    link = f"/proc/self/fd/{file.descriptor}"
+    assert os.readlink(link) == "/memfd:shared (deleted)"
+    del file
+    assert not os.path.exists(link)
 
 
 def test_nothing_is_kept_that_training_does_not_read(tokenizers):
