@@ -141,9 +141,9 @@ def same_features(features: Features, rows, spec: WindowSpec) -> bool:
     checked = np.flatnonzero(whole)[:CHECKED_ROWS]
     if not len(checked):
         return True
-    own = list(own_features([rows[index] for index in checked], spec, labelled=features.labels is not None))
+    own = own_features([rows[index] for index in checked], spec, labelled=features.labels is not None)
     mine = np.flatnonzero(np.isin(features.row, checked))
-    return len(own) == len(mine) and all(features.as_dict(index) == other for index, other in zip(mine, own))
+    return all(features.as_dict(index) == next(own, None) for index in mine) and next(own, None) is None
 
 
 def postprocess_qa_predictions(

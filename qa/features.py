@@ -84,7 +84,7 @@ class Features(torch.utils.data.Dataset):
     def as_dict(self, index: int) -> dict:
         """Return feature `index` as plain lists, with `example_id` and `offset_mapping` (None outside the context)."""
         item = {name: value.tolist() for name, value in self[index].items() if name != "packing"}
-        begin, length = self.context_begin()[index], len(item["input_ids"])
+        begin, length = int(self.context_begin(index)), len(item["input_ids"])
         tokens = slice(self.first[index], self.last[index])
         places = zip(self.contexts.starts[tokens].tolist(), self.contexts.ends[tokens].tolist())
         spans = [(start, end) if start >= 0 else None for start, end in places]
@@ -114,11 +114,12 @@ class Features(torch.utils.data.Dataset):
         """Return the types of all tokens of some features, whose `pieces` are given."""
         return np.repeat(np.tile(self.tokens.types, len(length)), length.ravel())
 
-    def context_begin(self) -> np.ndarray:
-        """Return the position of the first context token of each feature, (features,)."""
+    def context_begin(self, chosen: np.ndarray | int | slice = slice(None)) -> np.ndarray:
+        """Return the position of the first context token of some features, by default of all, (chosen,)."""
+        row = self.row[chosen]
         if self.template.context_first:
-            return np.full(len(self), len(self.template.before))
-        return len(self.template.before) + self.question_length[self.row] + len(self.template.between)
+            return np.full_like(row, len(self.template.before))
+        return len(self.template.before) + self.question_length[row] + len(self.template.between)
 
     def characters(self, chosen: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the first character of some features' tokens, and the one after the last; -1 outside the context.
@@ -127,7 +128,7 @@ class Features(torch.utils.data.Dataset):
             chosen: (n,) the features.
             positions: (n, m) the tokens of each. The results have this shape.
         """
-        place = positions - self.context_begin()[chosen, None]
+        place = positions - self.context_begin(chosen)[:, None]
         inside = (place >= 0) & (place < (self.last - self.first)[chosen, None])
         token = np.where(inside, place + self.first[chosen, None], 0)
         return np.where(inside, self.contexts.starts[token], -1), np.where(inside, self.contexts.ends[token], -1)

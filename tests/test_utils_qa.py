@@ -7,7 +7,7 @@ import logging
 import oracle
 import pytest
 import torch
-from helpers import SHARED_DATA, as_dicts, bytes_of, examples, real_questions, rows_of
+from helpers import SHARED_DATA, as_dicts, bytes_of, examples, peak_memory, real_questions, rows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import make_rows, make_tokenizers
@@ -206,6 +206,15 @@ def test_more_texts_than_are_tokenized_at_once(tokenizers, monkeypatch):
     features = as_dicts(utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16))
     monkeypatch.setattr(qa.windows, "TEXTS_AT_ONCE", 7)
     assert as_dicts(utils_qa.prepare_features(rows, tokenizers["bert"], 64, 16)) == features
+
+
+def test_the_check_of_features_keeps_one_row_of_the_tokenizers_own(tokenizers):
+    """A window of the tokenizer takes 28 KB. A book has thousands of windows."""
+    rows = [row | {"context": " ".join([row["context"]] * 20)} for row in rows_of(*make_rows(16, seed=3))]
+    one, all_of_them = (
+        peak_memory(lambda: utils_qa.prepare_features(part, tokenizers["bert"], 64, 16)) for part in (rows[:1], rows)
+    )
+    assert all_of_them < 4 * one
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no real SQuAD data in {SHARED_DATA}")
