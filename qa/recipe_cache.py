@@ -9,6 +9,7 @@ and the content of Habana's libraries, and locks its files: all runs and version
   that its owner cannot write to. A run without a cache is only slower, so such a folder is not used.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -77,8 +78,7 @@ def why_unusable(place: str, of_this_user: bool) -> str | None:
     try:
         if (kind := file_system(place)) and NETWORK.match(kind):
             return f"is on a network ({kind}), and recipes need a local disk"
-        kept = sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())
-        if shutil.disk_usage(nearest_existing(Path(place))).free + kept < MEGABYTES << 20:
+        if shutil.disk_usage(nearest_existing(Path(place))).free + bytes_below(place) < MEGABYTES << 20:
             return f"has less than {MEGABYTES:,} MB of free space"
         os.makedirs(place, mode=0o700, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
@@ -90,6 +90,16 @@ def why_unusable(place: str, of_this_user: bool) -> str | None:
     if of_this_user and status.st_uid != os.geteuid():
         return "belongs to another user"
     return None
+
+
+def bytes_below(folder: str) -> int:
+    """Return the bytes of all files in a folder, from which other runs delete some meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(place, name)).st_size
+    return total
 
 
 def file_system(place: str) -> str | None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +84,27 @@ def test_what_a_full_cache_holds_counts_as_room(places, monkeypatch):
     assert "has less than 4,096 MB" in set_recipe_cache(str(places / "other"))[1] and VARIABLE not in os.environ
     set_recipe_cache(str(places / "kept"))
     assert os.environ[VARIABLE] == f"{places}/kept,false,4096"
+
+
+def test_recipes_that_another_run_deletes_meanwhile_are_no_problem(places):
+    """The plugin of each run deletes the oldest ones."""
+    kept, done = places / "kept", threading.Event()
+
+    def write_and_delete():
+        while not done.is_set():
+            for number in range(50):
+                (kept / str(number)).touch()
+            for number in range(50):
+                (kept / str(number)).unlink()
+
+    kept.mkdir()
+    other = threading.Thread(target=write_and_delete)
+    other.start()
+    try:
+        assert {qa.recipe_cache.why_unusable(str(kept), of_this_user=True) for _ in range(200)} == {None}
+    finally:
+        done.set()
+        other.join()
 
 
 def test_a_second_run_of_a_process_keeps_to_the_folder_of_the_first(places):
