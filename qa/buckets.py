@@ -60,24 +60,24 @@ def read_buckets(words: Sequence[str]) -> list[int] | int:
 def choose_boundaries(lengths: np.ndarray, number: int, longest: int) -> list[int]:
     """Return at most `number` boundaries, the last one `longest`, that pad all features to the fewest tokens.
 
-    Exact, by dynamic programming over the multiples of `AUTO_MULTIPLE`. The best cost of k buckets that end at a boundary
+    Exact, by dynamic programming over the multiples of `AUTO_MULTIPLE` that a feature needs. The best cost of k buckets that end at a boundary
     is a minimum over the boundaries before it: the best cost of k - 1 buckets there, plus that of the bucket between.
 
         >>> choose_boundaries(np.array([10, 12, 14, 90]), 2, 96)
         [16, 96]
     """
-    ends = np.array([*range(AUTO_MULTIPLE, longest, AUTO_MULTIPLE), longest])
+    ends = np.union1d(np.minimum(-(-lengths // AUTO_MULTIPLE) * AUTO_MULTIPLE, longest), [longest])
+    if number >= len(ends):
+        return ends.tolist()
     up_to = np.searchsorted(np.sort(lengths), ends, side="right")
     cost, before = up_to * ends.astype(float), []
-    for _ in range(min(number, len(ends)) - 1):
+    for _ in range(number - 1):
         row, cost = best_before(cost, ends, up_to)
         before.append(row)
     chosen = [len(ends) - 1]
     for row in reversed(before):
         chosen.append(int(row[chosen[-1]]))
-    boundaries = np.unique(ends[chosen])
-    filled = np.diff(np.searchsorted(np.sort(lengths), boundaries, side="right"), prepend=0) > 0
-    return boundaries[filled | (boundaries == longest)].tolist()
+    return np.unique(ends[chosen]).tolist()
 
 
 def best_before(cost: np.ndarray, ends: np.ndarray, up_to: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
