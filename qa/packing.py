@@ -142,8 +142,12 @@ def evaluation_order(lengths: np.ndarray, packing: Packing, group: int) -> np.nd
 
 def try_orders(lengths: np.ndarray, packing: Packing, group: int, drop_last: bool = False) -> np.ndarray | None:
     """Return one of some orders that `try_order` finds; None unless it finds all of them."""
-    orders = [try_order(lengths, packing, group, (seed,), drop_last) for seed in range(TRIED)]
-    return None if any(order is None for order in orders) else orders[0]
+    first = None
+    for seed in reversed(range(TRIED)):
+        first = try_order(lengths, packing, group, (seed,), drop_last)
+        if first is None:
+            return None
+    return first
 
 
 def try_order(
