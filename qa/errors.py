@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import re
 import reprlib
 import sys
 import traceback
@@ -37,6 +38,7 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+LOST_RANK = re.compile(r"gloo.*Connection (closed|reset) by peer", re.DOTALL)  # as PyTorch 2.13 words it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -146,6 +148,8 @@ def problems_of(error: Exception) -> tuple[str, ...]:
         where = f" ({error.filename})" if error.filename else ""
         advice = "free some room and start the same command again, which goes on from the last checkpoint"
         return (f"the disk is full{where}: {error.strerror}; {advice}",)
+    if isinstance(error, RuntimeError) and LOST_RANK.search(str(error)):
+        return ("the connection to another rank is lost, since that rank has ended; read its lines",)
     return (memory_problem(error) or unexpected(error),)
 
 

@@ -45,7 +45,7 @@ def set_recipe_cache(named: str | None = None) -> tuple[int, str]:
     if named == OFF:
         return logging.INFO, f"Compiled graphs are not kept for other runs (--recipe_cache {OFF})"
     for folder in default_folders() if named is None else [os.path.expanduser(named)]:
-        place = os.path.realpath(folder)
+        place = folder and os.path.realpath(folder)
         problem = why_unusable(place, of_this_user=named is None)
         if problem is None:
             os.environ[VARIABLE] = f"{place},false,{MEGABYTES}"
@@ -73,6 +73,8 @@ def why_unusable(place: str, of_this_user: bool) -> str | None:
         place: without links.
         of_this_user: also return that the folder belongs to somebody else, as one in /tmp may.
     """
+    if not place:
+        return "is empty"
     if REFUSED.search(place):
         return "has a character that Habana's plugin refuses in this path, such as a blank or a comma"
     try:

@@ -72,6 +72,15 @@ def test_a_traceback_is_printed_on_demand(capsys, monkeypatch, how):
             assert (len(lines) == 1) == (how is None)
 
 
+def test_the_end_of_another_rank_is_no_defect_of_this_one(capsys):
+    error = RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:20392. GLHF!")
+    with pytest.raises(SystemExit, match="1"):
+        run_or_exit(partial(fail, error))
+    assert capsys.readouterr().err == (
+        "error: the connection to another rank is lost, since that rank has ended; read its lines\n"
+    )
+
+
 def test_the_flag_is_read_from_a_file_of_arguments_too(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(TRACEBACKS, "shown", False)
     (tmp_path / "my.yaml").write_text("debug_traceback: true")

@@ -76,6 +76,12 @@ def test_a_folder_that_cannot_be_used_is_one_line(places, monkeypatch, name, pro
     assert problem in line and repr(f"{places}/{name}") in line and "\n" not in line
 
 
+def test_an_empty_name_is_not_the_working_folder(places, monkeypatch):
+    monkeypatch.chdir(places)
+    level, line = set_recipe_cache("")
+    assert VARIABLE not in os.environ and level == logging.WARNING and "'' is empty" in line
+
+
 def test_what_a_full_cache_holds_counts_as_room(places, monkeypatch):
     """A later run needs no more than the first one."""
     (places / "kept" / "part").mkdir(parents=True)
