@@ -73,7 +73,9 @@ def test_a_traceback_is_printed_on_demand(capsys, monkeypatch, how):
 
 
 def test_the_end_of_another_rank_is_no_defect_of_this_one(capsys):
-    error = RuntimeError("[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:20392. GLHF!")
+    error = RuntimeError(
+        "[/pytorch/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:20392. GLHF!"
+    )
     with pytest.raises(SystemExit, match="1"):
         run_or_exit(partial(fail, error))
     assert capsys.readouterr().err == (
