@@ -60,8 +60,9 @@ def read_buckets(words: Sequence[str]) -> list[int] | int:
 def choose_boundaries(lengths: np.ndarray, number: int, longest: int) -> list[int]:
     """Return at most `number` boundaries, the last one `longest`, that pad all features to the fewest tokens.
 
-    Exact, by dynamic programming over the multiples of `AUTO_MULTIPLE` that a feature needs. The best cost of k buckets that end at a boundary
-    is a minimum over the boundaries before it: the best cost of k - 1 buckets there, plus that of the bucket between.
+    Exact, by dynamic programming over the multiples of `AUTO_MULTIPLE` that a feature needs. The best cost of k buckets
+    that end at a boundary is a minimum over the boundaries before it: the best cost of k - 1 buckets there, plus that of
+    the bucket between.
 
         >>> choose_boundaries(np.array([10, 12, 14, 90]), 2, 96)
         [16, 96]
