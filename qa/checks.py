@@ -91,8 +91,8 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
     given = [name for name in others if getattr(training_args, name)]
     asked = ["length_buckets"] * (data_args.length_buckets is not None) + ["pack"] * data_args.pack
     problems = [f"--{flag} does not go with --{name}; omit one of them" for flag in asked for name in given]
-    if data_args.pack and json_settings(training_args.accelerator_config).get("dispatch_batches"):
-        problems.append("--pack does not go with dispatch_batches of --accelerator_config; omit it")
+    if json_settings(training_args.accelerator_config).get("dispatch_batches"):
+        problems += dispatch_problems(data_args)
     if len(asked) == 2:
         problems.append("--length_buckets and --pack both avoid padding; omit one of them")
     if data_args.length_buckets is None:
@@ -107,6 +107,19 @@ def bucket_problems(data_args: DataArguments, training_args) -> list[str]:
             "tokens; make that the last boundary"
         )
     return problems
+
+
+def dispatch_problems(data_args: DataArguments) -> list[str]:
+    """Return the problem with dispatch_batches, with which rank 0 reads a step's batches as one and shares it out."""
+    if data_args.pack:
+        return ["--pack does not go with dispatch_batches of --accelerator_config; omit it"]
+    one_length = data_args.pad_to_max_length or data_args.length_buckets is not None  # of the batches of a step
+    if one_length or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return []
+    return [
+        "--pad_to_max_length False: the batches of the ranks have several lengths, and dispatch_batches of "
+        "--accelerator_config needs one; omit it, or add --length_buckets"
+    ]
 
 
 def file_problems(flag: str, path: str) -> list[str]:

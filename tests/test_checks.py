@@ -88,9 +88,25 @@ def test_a_model_that_writes_has_scores_only_when_it_writes():
         assert str(caught.value).endswith(problem)
 
 
-def test_a_mistake_is_reported_before_a_rank_waits_for_others(monkeypatch):
+@pytest.fixture
+def one_of_two_ranks(monkeypatch):
+    """Let this process be rank 0 of two, of which the other one never comes."""
     ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     for name, value in (ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}).items():
         monkeypatch.setenv(name, value)
+
+
+def test_a_mistake_is_reported_before_a_rank_waits_for_others(one_of_two_ranks):
     (problem,) = problems_of(*TRAIN, "--n_best_size", "0", "--ddp_timeout", "1")
     assert problem.startswith("--n_best_size")
+
+
+def test_batches_of_several_lengths_are_not_shared_out(one_of_two_ranks, monkeypatch):
+    """accelerate puts those of a step together: a RuntimeError at the first step whose batches differ."""
+    shares = (*TRAIN, "--n_best_size", "0", "--accelerator_config", '{"dispatch_batches": true}')
+    mixed = (*shares, "--pad_to_max_length", "False")
+    _, problem = problems_of(*mixed)
+    assert problem.startswith("--pad_to_max_length False: the batches of the ranks have several lengths")
+    assert len(problems_of(*mixed, "--length_buckets", "128", "384")) == len(problems_of(*shares)) == 1
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert len(problems_of(*mixed)) == 1
