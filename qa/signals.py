@@ -4,7 +4,8 @@
     -----------------------  -------------------------------------------------------  -----------------------------------
     in a training            the step, or the batch of an evaluation, ends; all ranks   143, 143, for Ctrl-C 130
                              write a checkpoint (stopping.py)
-    at another time          the run ends at once: it has nothing to save             the same
+    at another time          the run ends at once: it has nothing to save, and after  the same
+                             a training the line says how to go on
     a second time            the run ends at once                                     the same
 
 Signals within a second are one request: a scheduler can reach the launcher and its ranks on their own. A signal that is
@@ -30,10 +31,12 @@ class Request:
     Attributes:
         number: of the signal, or 0.
         can_wait: a signal is only noted, for a training that looks here.
+        circumstances: of a signal outside a training, for its line.
     """
 
     def __init__(self):
         self.number, self.time, self.can_wait, self.process = 0, 0.0, False, os.getpid()
+        self.circumstances = "no training was under way"
 
 
 REQUEST = Request()
@@ -51,7 +54,7 @@ def handle(number: int, frame) -> None:
     if os.getpid() != REQUEST.process:
         handle_in_worker(number)
     elif not REQUEST.can_wait:
-        end(number, "no training was under way")
+        end(number, REQUEST.circumstances)
     elif not REQUEST.number:
         REQUEST.number, REQUEST.time = number, time.monotonic()
         say(f"{name_of(number)}: the step ends and a checkpoint is written; a second signal ends the run at once")
@@ -67,8 +70,11 @@ def handle_in_worker(number: int) -> None:
 
 
 @contextmanager
-def signals_can_wait():
+def signals_can_wait(again: str = "the same command"):
     """Only note signals within, for `qa.stopping`.
+
+    Args:
+        again: the command that goes on after the training.
 
     Raises:
         Stopped: a signal came too late for a training to stop.
@@ -79,7 +85,7 @@ def signals_can_wait():
     finally:
         REQUEST.can_wait = False
     if REQUEST.number:
-        line = f"stopped by {name_of(REQUEST.number)} after the training; the same command goes on from there"
+        line = f"stopped by {name_of(REQUEST.number)} after the training; {again} goes on from there"
         raise Stopped(STATUS[REQUEST.number], line)
 
 

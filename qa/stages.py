@@ -28,7 +28,8 @@ from qa.report import report_evaluation
 from qa.saving import begin, end
 from qa.screen import print_summary, report_features, report_shapes, report_stage
 from qa.script import collect_again
-from qa.signals import signals_can_wait
+from qa.signals import REQUEST, signals_can_wait
+from qa.stopping import command_to_go_on
 from qa.tuning import tune
 from qa.watching import watched
 
@@ -114,7 +115,8 @@ def train(trainer, checkpoint: str | None, most: int | None, counts: dict[str, i
     """
     if trainer.is_world_process_zero():
         mark_unfinished(Path(trainer.args.output_dir))
-    with signals_can_wait():  # also after the last step, where there may be no checkpoint
+    again = command_to_go_on(trainer.args)
+    with signals_can_wait(again):  # also after the last step, where there may be no checkpoint
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         if trainer.args.merge_lora:
             merge_adapters(trainer.model)
@@ -199,9 +201,13 @@ def run(
             more["parameters"] = report_trained(trainer.model)
         metrics |= train(trainer, checkpoint, data_args.max_train_samples, counts["train"] | more)
     elif record is not None:  # on rank 0, of a finished training: what is missing is answered as the flags say now
+        trainer.state.epoch = read_object(Path(training_args.output_dir) / "trainer_state.json").get("epoch")
         trainer.write_settings(training_args.output_dir)
     elif trainer.is_world_process_zero():
         note_replaced(training_args)
+    if record is not None:
+        again = command_to_go_on(training_args)
+        REQUEST.circumstances = f"the training is finished, and {again} goes on from there"
     if "tuning" in features:
         tune(trainer, data_args, features["tuning"], rows["tuning"])
     if training_args.do_eval:

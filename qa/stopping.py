@@ -44,6 +44,11 @@ class EndedOnStart(Exception):
     """The evaluation that was due when a run resumed has ended its training: early stopping."""
 
 
+def command_to_go_on(training_args) -> str:
+    """Return which command goes on where this one has stopped, in words."""
+    return "the same command" + " without --overwrite_output_dir" * training_args.overwrite_output_dir
+
+
 class StoppableTraining:
     """Mixin for a trainer: a training can end before its last step, on all ranks together.
 
@@ -211,11 +216,10 @@ class StoppableTraining:
     def stopped(self) -> Stopped:
         folder = self.checkpoint_folder(self.state.global_step)
         status, why = self.status_and_reason()
-        again = "the same command" + " without --overwrite_output_dir" * self.args.overwrite_output_dir
         return Stopped(
             status,
             f"stopped by {why} after step {self.state.global_step} of {self.state.max_steps}; {folder} is written, and "
-            f"{again} goes on from there",
+            f"{command_to_go_on(self.args)} goes on from there",
         )
 
     def status_and_reason(self) -> tuple[int, str]:

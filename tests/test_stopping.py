@@ -104,18 +104,31 @@ def test_a_signal_in_an_evaluation_before_the_first_step(tiny_model, squad_files
     assert {path.name for path in tmp_path.iterdir()} <= {UNFINISHED, RUN_FILE, LOCK_FILE}
 
 
-def test_a_signal_in_an_evaluation_without_a_training_ends_it_at_once(tiny_model, squad_files, tmp_path):
-    """A process of its own ends, without a file of the evaluation."""
-    words = ["--model_name_or_path", tiny_model, "--do_eval", "--validation_file", squad_files / "dev.json"]
-    words += ["--per_device_eval_batch_size", 4, "--report_to", "none", "--output_dir", tmp_path]
+def status_after_signal(words: list, step: int) -> int:
+    """Return the exit status of a process of its own that runs a command, after a SIGUSR1 in the evaluation of a step."""
     process = os.fork()
     if process == 0:
         REQUEST.__init__()
-        with signal_at_step(signal.SIGUSR1, 0, batch=2):
+        with signal_at_step(signal.SIGUSR1, step, batch=2):
             run_qa.main(list(map(str, words)))
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 143
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def test_a_signal_in_an_evaluation_outside_a_training_ends_it_at_once(tiny_model, squad_files, tmp_path, capfd):
+    """Without a file of the evaluation; the line says how to go on after a training."""
+    words = ["--model_name_or_path", tiny_model, "--do_eval", "--validation_file", squad_files / "dev.json"]
+    words += ["--per_device_eval_batch_size", 4, "--report_to", "none", "--output_dir", tmp_path]
+    assert status_after_signal(words, step=0) == 143
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    words += ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", 1, "--overwrite_output_dir"]
+    assert status_after_signal(words, step=1) == 143
+    assert not list(tmp_path.glob("eval_*"))
+    without, with_training = [line for line in capfd.readouterr().err.splitlines() if line.startswith("stopped by")]
+    assert without == "stopped by SIGUSR1; no training was under way"
+    assert with_training == (
+        "stopped by SIGUSR1; the training is finished, and the same command without --overwrite_output_dir goes on from there"
+    )
 
 
 def test_a_loss_that_is_not_finite_ends_a_training(tiny_model, squad_files, tmp_path, caplog):
