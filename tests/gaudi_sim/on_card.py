@@ -171,6 +171,18 @@ def test_a_model_in_hpu_graphs_has_the_gradients_it_should(kind):
     assert [after[name] - before[name] for name in names] == [1, 2, 2]
 
 
+def test_the_next_replay_overwrites_what_a_graph_has_returned():
+    model, inputs = (
+        torch.hpu.wrap_in_hpu_graph(small_model().to("hpu")),
+        [values(3, 4) * number for number in (1, 2, 3)],
+    )
+    with torch.no_grad():
+        outputs = [model(rows.to("hpu")) for rows in inputs]
+        expected = small_model()(inputs[-1])
+    for found in outputs:
+        torch.testing.assert_close(found.cpu(), expected)
+
+
 def test_a_captured_graph_really_runs_again():
     x, total = values(3).to("hpu"), torch.zeros(3, device="hpu")
     graph = torch.hpu.HPUGraph()

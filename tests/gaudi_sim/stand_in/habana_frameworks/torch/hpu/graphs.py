@@ -4,7 +4,7 @@ import functools
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from .. import counting
 
@@ -13,22 +13,35 @@ class GraphedForward:
     """A module's forward as if captured: one graph per kind of input, replayed when the kind comes again.
 
     It runs the forward itself each time, so gradients and results are right; a card would run the recorded kernels.
+    Without gradients the tensors that it returns are the graph's own: its next replay overwrites them, as on a card.
     """
 
     def __init__(self, forward, max_graphs: int | None = None):
         functools.update_wrapper(self, forward)  # the trainer reads which inputs the model takes
         self.forward = forward
         self.max_graphs = max_graphs
-        self.captured = set()
+        self.captured = {}  # the tensors of each graph's outputs, by the kind of its inputs
 
     def __call__(self, *args, **kwargs):
         kind = input_hash((args, kwargs))
+        outputs = self.forward(*args, **kwargs)
         if kind in self.captured:
             counting.counters["graph_replays"] += 1
         elif self.max_graphs is None or len(self.captured) < self.max_graphs:
-            self.captured.add(kind)
+            self.captured[kind] = tree_map_only(torch.Tensor, torch.Tensor.clone, tree_leaves(outputs))
             counting.counters["graph_captures"] += 1
-        return self.forward(*args, **kwargs)
+        if torch.is_grad_enabled() or kind not in self.captured:
+            return outputs
+        return in_place_of(self.captured[kind], outputs)
+
+
+def in_place_of(leaves: list, outputs):
+    """Return outputs with their tensors in the memory of others."""
+    found, structure = tree_flatten(outputs)
+    for index, (old, new) in enumerate(zip(leaves, found)):
+        if isinstance(new, torch.Tensor):
+            found[index] = old.detach().copy_(new)
+    return tree_unflatten(found, structure)
 
 
 def wrap_in_hpu_graph(module, *, max_graphs: int | None = None, **options):
