@@ -1,8 +1,9 @@
 """The trainer of encoder-decoders: an answer is written for every window, and scored by its log-probability."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
+from transformers.trainer_utils import PredictionOutput
 
 from qa.device import trainer_class
 from qa.graphs import CompiledCalls
@@ -21,13 +22,36 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
     `post_process_function` takes a list: the tokens written for each feature, (features, length), their
     log-probability, (features,), and with an `empty_answer` its log-probability, (features,).
 
-    `args.generation_max_length` and `args.generation_num_beams` apply to evaluation and to prediction.
+    `args.generation_max_length`, by default that of the model, and `args.generation_num_beams` apply to evaluation and to
+    prediction. `max_length` and `num_beams` of a call come before them.
     """
 
     def __init__(self, *args, empty_answer: list[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.empty_answer, self.generation = empty_answer, None
         self.compute_loss_func = self.token_loss
+
+    def evaluate(self, *args, max_length: int | None = None, num_beams: int | None = None, **kwargs) -> dict:
+        with self.written_with(max_length, num_beams):
+            return super().evaluate(*args, **kwargs)
+
+    def predict(
+        self, *args, max_length: int | None = None, num_beams: int | None = None, **kwargs
+    ) -> PredictionOutput:
+        with self.written_with(max_length, num_beams):
+            return super().predict(*args, **kwargs)
+
+    @contextmanager
+    def written_with(self, max_length: int | None, num_beams: int | None):
+        """Let answers have another length and number of beams within, where they are not None."""
+        before = self.args.generation_max_length, self.args.generation_num_beams
+        own = self.model.generation_config.max_length
+        self.args.generation_max_length = max_length or before[0] or own
+        self.args.generation_num_beams = num_beams or before[1]
+        try:
+            yield
+        finally:
+            self.args.generation_max_length, self.args.generation_num_beams = before
 
     def token_loss(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
         """Return the mean loss of the labels' tokens, in training over those of all ranks and accumulated steps.
@@ -57,7 +81,7 @@ class QuestionAnsweringSeq2SeqTrainer(WholeTraining, trainer_class(True)):
         if "labels" in inputs:
             first = self.first_rows(inputs["labels"])
             inputs = inputs | {"labels": inputs["labels"].masked_fill(~first[:, None], -100)}
-            counted = first.sum()
+            counted = (inputs["labels"] != -100).any(dim=1).sum()  # of none the loss is NaN
         if prediction_loss_only or not self.args.predict_with_generate:
             loss, _, _ = self.library_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
             return StepOutputs(loss, counted)

@@ -91,7 +91,7 @@ class KeptRows:
     def mean_loss(self, accelerator) -> float | None:
         """Return the mean loss of the samples that count on all ranks, None if none does. Every rank calls this."""
         total, counted = of_all_ranks(self.loss, accelerator, True).sum(axis=0)
-        return total / counted if counted else None
+        return float(total / counted) if counted else None
 
 
 def start_copies(tensors: tuple[torch.Tensor, ...]) -> Callable[[], list[torch.Tensor]]:

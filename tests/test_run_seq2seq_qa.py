@@ -7,17 +7,21 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from helpers import ROOT, check_results, golds_of, load, undescribed_files
+from helpers import ROOT, check_results, golds_of, load, read_rows, undescribed_files
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq
 from transformers.models.bart.modeling_bart import BartEncoder
 from transformers.models.t5.modeling_t5 import T5Stack
+from transformers.trainer_utils import EvalPrediction
 
 import qa.reading
 import run_seq2seq_qa
 from qa.answer_files import read_csv_columns
+from qa.device import training_arguments
 from qa.errors import UserError
+from qa.seq2seq import prepare_seq2seq_features
+from trainer_seq2seq_qa import QuestionAnsweringSeq2SeqTrainer
 
 
 FILES = {
@@ -143,6 +147,44 @@ def test_short_contexts_are_answered_as_by_plain_generate(
         assert found[row["id"]] == tokenizer.decode(tokens, skip_special_tokens=True)
         ((score,),) = [[entry["score"] for entry in nbest[row["id"]]]]
         assert score == pytest.approx(slow_log_probability(model, encoding, tokens[1:].tolist()), abs=1e-3)
+
+
+def test_the_trainer_is_called_as_the_references(tiny_writers, squad_files, tmp_path):
+    """With its collator, without a length in the arguments, and with length and beams of a call."""
+    rows, model = read_rows(squad_files / "dev.json"), AutoModelForSeq2SeqLM.from_pretrained(tiny_writers["t5"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_writers["t5"])
+    written, collator = [], DataCollatorForSeq2Seq(tokenizer, model=model)
+
+    def post_processing(examples, features, outputs, stage="eval"):
+        written.append(tokenizer.batch_decode(outputs[0], skip_special_tokens=True))
+        return EvalPrediction(predictions=written[-1], label_ids=None)
+
+    def without_labels(items):
+        batch = collator(items)
+        if len(items) == 8:
+            batch["labels"].fill_(-100)
+        return batch
+
+    args = training_arguments(True)(str(tmp_path), predict_with_generate=True, report_to="none", disable_tqdm=True)
+    features = prepare_seq2seq_features(rows, tokenizer, 256, 32, 30)
+    assert features.row.tolist() == list(range(len(rows))) and len(rows) % 8
+    data = {"eval_dataset": features, "eval_examples": rows}
+    trainer = QuestionAnsweringSeq2SeqTrainer(
+        model, args, collator, processing_class=tokenizer, post_process_function=post_processing, **data
+    )
+    model.generation_config.max_length = 9
+    losses = [trainer.evaluate(max_length=7, num_beams=3, metric_key_prefix="eval")["eval_loss"]]
+    losses.append(trainer.predict(features, rows, max_length=7, num_beams=3).metrics["test_loss"])
+    trainer.data_collator = without_labels  # without a token that counts, the loss of a batch is NaN
+    losses.append(trainer.evaluate()["eval_loss"])
+    for found, settings in zip(written, ({"max_length": 7, "num_beams": 3}, {"max_length": 7, "num_beams": 3}, {})):
+        for row, text in zip(rows, found, strict=True):
+            (tokens,) = model.generate(**read_by_itself(model, tokenizer, row), **settings)
+            assert text == tokenizer.decode(tokens, skip_special_tokens=True)
+    last = collator([features[index] for index in range(len(rows) // 8 * 8, len(rows))])
+    with torch.no_grad():
+        assert losses[2] == pytest.approx(model(**last).loss.item(), rel=1e-5)
+    assert losses[0] == losses[1] and type(losses[0]) is float
 
 
 def test_evaluation_and_prediction_write_alike(writing_models, squad_files, tmp_path):
