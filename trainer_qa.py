@@ -110,6 +110,7 @@ class AnswerEvaluation(FeatureOrder):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)  # without compute_metrics, to which the loop would pass logits, not answers
+        self.args.include_for_metrics = []  # nor inputs, which it would gather in each step
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.eval_examples = eval_examples

@@ -356,9 +356,10 @@ def test_functions_of_the_references_script_are_called_as_there(trained, squad_f
         references = [{"id": example["id"], "answers": example["answers"]} for example in examples]
         return EvalPrediction(predictions=predictions, label_ids=references)
 
+    arguments = {"report_to": "none", "disable_tqdm": True, "include_for_metrics": ["inputs", "loss"]}
     trainer = QuestionAnsweringTrainer(
         model=AutoModelForQuestionAnswering.from_pretrained(trained),
-        args=training_arguments(False)(output_dir=str(tmp_path), report_to="none", disable_tqdm=True),
+        args=training_arguments(False)(output_dir=str(tmp_path), **arguments),
         eval_dataset=utils_qa.prepare_features(rows, tokenizer, 96, 32),
         eval_examples=rows,
         processing_class=tokenizer,
