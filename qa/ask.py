@@ -29,6 +29,7 @@ from qa.data import checked_rows, read_questions
 from qa.errors import UserError, in_one_line, run_or_exit, short
 from qa.files import write_whole
 from qa.limits import Limit, number_problems
+from qa.numbers import count_of
 from qa.reading import MAGIC, decode, read_file
 from qa.script import collect_again
 from qa.secret_flags import hide_secrets, without_secrets, without_tokens
@@ -110,7 +111,9 @@ def answer_file(model, rows: list[dict], output: Path) -> None:
     columns |= {name: [getattr(answer, name) for answer in answers] for name in ("probability", "start", "end")}
     write_whole(output, csv_chunks(columns))
     empty = sum(not answer.text for answer in answers)
-    print(f"written: {output}, {len(answers)} questions" + (f", {empty} without an answer" if empty else ""))
+    print(
+        f"written: {output}, {count_of(len(answers), 'question')}" + (f", {empty} without an answer" if empty else "")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

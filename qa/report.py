@@ -180,7 +180,7 @@ def remake(folder: Path) -> dict:
         table = read_table(folder, "eval")
     except OSError as error:
         raise UserError(
-            f"{folder}: no answers of an evaluation ({error}); name an --output_dir of --do_eval"
+            f"{folder}: no answers of an evaluation (eval_answers.csv: {error.strerror}); name an --output_dir of --do_eval"
         ) from error
     except ValueError as error:
         raise UserError(f"{folder}/eval_answers.csv cannot be read: {error}; evaluate again") from error

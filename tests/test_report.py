@@ -168,7 +168,8 @@ def test_the_report_is_made_again_from_the_files(folder, tmp_path, capsys):
     report = load(again / "eval_report.json")
     assert report["run"] == {} and "host_memory" not in [part["name"] for part in report["speed"]]
     assert same_but_digits(report["groups"], load(folder / "eval_report.json")["groups"])
-    with pytest.raises(UserError, match="no answers of an evaluation"):
+    reason = r"no answers of an evaluation \(eval_answers.csv: No such file or directory\); name an --output_dir"
+    with pytest.raises(UserError, match=reason):
         main([str(tmp_path)])
 
 
