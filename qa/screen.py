@@ -15,6 +15,7 @@ from qa.buckets import padding_share, train_group
 from qa.errors import printable
 from qa.lora import trained_parameters
 from qa.metrics import sigmoid
+from qa.settings import flags_to_ask
 from qa.steps import warmup_steps
 from qa.thresholds import to_paste
 
@@ -159,7 +160,8 @@ def summary(training_args, state, metrics: dict, script: str) -> list[str]:
         command = ["python", script, "--model_name_or_path", training_args.output_dir, "--test_file", "QUESTIONS.json"]
         command += ["--do_predict", "--output_dir", "ANSWERS"]
         command += ["--predict_with_generate"] * hasattr(training_args, "predict_with_generate")
-        command += ["--use_habana"] * training_args.use_habana
+        command += flags_to_ask(Path(training_args.output_dir))
+        command += ["--use_habana"] if training_args.use_habana else ["--pad_to_max_length", "false"]
         lines.append(("next", shlex.join(command)))
     width = max(len(title) for title, _ in lines)
     tables = [first_answers(Path(training_args.output_dir), stage) for stage in stages]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from qa.arguments import DataArguments
 from qa.errors import UserError, short
 from qa.files import parse_json, write_json
 from qa.limits import number_problems
@@ -21,6 +22,7 @@ SETTINGS_FILE = "qa_settings.json"
 VERSION = 1  # of the file; a reader refuses later ones
 KINDS = ("span", "written")
 COLUMNS = ("id", "question", "context", "answer")
+NOT_ASKED = ("id_column", "answer_column", "answer_language")  # questions without answers may lack them
 TUNED = ("null_score_diff_threshold", "temperature", "tuned_on")
 
 
@@ -206,6 +208,22 @@ def to_flags(settings: Settings) -> dict[str, object]:
     columns, language = entries.pop("columns"), entries.pop("language") or "off"
     flags = {name: value for name, value in entries.items() if name not in ("kind", "tuned_on") and value is not None}
     return flags | {f"{name}_column": column for name, column in columns.items()} | {"answer_language": language}
+
+
+def flags_to_ask(folder: Path) -> list[str]:
+    """Return the flags with which a prediction asks a trained model as its training did; none where it does so anyway.
+
+    Raises:
+        UserError: the settings cannot be read.
+    """
+    settings = read_settings(folder)
+    if settings is None or settings.tuned_on:  # see `use_settings`
+        return []
+    usual = {entry.name: entry.default for entry in fields(DataArguments)}
+    usual |= {"generation_max_length": settings.max_answer_length}
+    asked = {name: value for name, value in to_flags(settings).items() if name not in NOT_ASKED}
+    changed = {name: value for name, value in asked.items() if value != usual.get(name)}
+    return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
 
 
 def is_open(name: str, values) -> bool:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import TrainerControl, TrainerState
 import run_qa
 from qa.device import training_arguments
 from qa.screen import StageLines, summary
+from qa.settings import Settings, write_settings
 
 
 NUMBERS = r"loss \d\.\d+, learning rate \S+, gradient norm \d\S*, \d\S* features/s, \d\S* tokens/s, \d+% padding"
@@ -33,7 +35,7 @@ results +{out}/all_results.json
 answers +{out}/eval_predictions.json
 table +{out}/eval_answers.csv
 report +{out}/eval_report.html
-next +python run_qa.py --model_name_or_path {out} --test_file QUESTIONS.json --do_predict --output_dir ANSWERS
+next +python run_qa.py --model_name_or_path {out} --test_file QUESTIONS.json --do_predict --output_dir ANSWERS --max_seq_length 256 --doc_stride 32 --pad_to_max_length false
 question +predicted +gold
 Where does the Pugust rise\? +.+ Licufo
 Near which town does the Prouskaind rise\? +.+ Skalast
@@ -96,12 +98,22 @@ def test_a_warm_up_longer_than_the_training_is_reported(schedule, steps, warns, 
 
 @pytest.mark.parametrize("script, writes", [("run_qa.py", False), ("run_seq2seq_qa.py", True)])
 def test_the_next_command_of_a_training_answers_questions(script, writes, tmp_path):
-    """On the device of the training."""
+    """On the device of the training, with its settings; tuned ones are those of a prediction anyway."""
     args = training_arguments(writes)(output_dir=str(tmp_path), do_train=True)
-    for on_gaudi in (False, True):
+    kind, columns = "written" if writes else "span", {"question": "Frage", "context": "context", "answer": "Antwort"}
+    lengths = {"max_seq_length": 192, "doc_stride": 128, "max_answer_length": 30, "n_best_size": 20}
+    saved = Settings(kind, **lengths, version_2_with_negative=True, columns=columns, generation_max_length=30)
+    changed = " --max_seq_length 192 --version_2_with_negative True --question_column Frage"
+    for on_gaudi, settings, flags in (
+        (False, saved, changed),
+        (True, saved, changed),
+        (False, replace(saved, tuned_on=50), ""),
+    ):
         args.use_habana = on_gaudi
+        write_settings(tmp_path, settings)
         line = summary(args, TrainerState(), {}, script)[-1]
-        flags = " --predict_with_generate" * writes + " --use_habana" * on_gaudi
+        flags = " --predict_with_generate" * writes + flags
+        flags += " --use_habana" if on_gaudi else " --pad_to_max_length false"
         assert line.startswith(f"next     python {script} ") and line.endswith(f" --output_dir ANSWERS{flags}")
 
 
