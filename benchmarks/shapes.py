@@ -1,4 +1,4 @@
-"""How many shapes of input a Gaudi sees, and would compile for: padded, and with length buckets, on the simulated one."""
+"""How many shapes of input a Gaudi sees, and would compile for: padded, with length buckets and packed, on the simulated one."""
 
 import json
 import sys
@@ -12,6 +12,7 @@ SETTINGS = {
     "padded": [],
     "160 256 384": ["--length_buckets", "160", "256", "384"],
     "auto 6": ["--length_buckets", "auto", "6"],
+    "--pack": ["--pack"],
 }
 
 
