@@ -105,11 +105,9 @@ def why_no_source(flag: str, name: str) -> str | None:
         has_config = any(os.path.isfile(f"{name}/{file}") for file in ("config.json", "adapter_config.json"))
         lacking = flag == "model_name_or_path" and not has_config
         return ": it has no config.json; name the folder of a model" if lacking else None
-    return (
-        None
-        if can_be_on_hub(name)
-        else " is neither a folder nor a name on the hub (such as owner/name); name one of them"
-    )
+    if can_be_on_hub(name):
+        return None
+    return " is neither a folder nor a name on the hub (such as owner/name); name one of them"
 
 
 def is_missing(module: str) -> bool:
