@@ -75,9 +75,6 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     extras = trainer_extras(training_args, model_args)
     flags = {"remote": data_args.check, "checkpointing": training_args.checkpoints_layers}
     weightless = check_model(AutoModelForQuestionAnswering, config, tokenizer, model_args, **flags)
-    form = None
-    if data_args.pack:
-        form = find_packed_form(AutoModelForQuestionAnswering, config, model_args.trust_remote_code)
     record = identify(
         argv, checkpoint, model_args, data_args, training_args, rows=rows, config=config, tokenizer=tokenizer
     )
@@ -87,6 +84,9 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
         advise_start(config, model_args, rows["train"])
     causal = is_causal(config)
     length = sequence_limit(data_args, weightless, tokenizer, template=read_template(tokenizer, causal))
+    form = None
+    if data_args.pack:
+        form = find_packed_form(AutoModelForQuestionAnswering, config, length, model_args.trust_remote_code)
     features = prepare(
         rows,
         data_args,

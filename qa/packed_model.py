@@ -1,7 +1,8 @@
 """Models that take packed rows: each feature of a row sees only itself, and has logits and a loss of its own.
 
 Which mask keeps the features apart differs from model to model, and some models take none. A small random model of the same
-kind shows it before a run: the logits of a packed feature must be those of the feature alone.
+kind shows it before a run: the logits of a packed feature must be those of the feature alone, in short rows and in full ones.
+A full row shows a sliding window, which the mask would replace, and positions that are scaled by the longest feature.
 """
 
 import copy
@@ -22,8 +23,8 @@ from qa.weightless import plain_attention
 
 
 NEAR = 1e-3  # of the largest logit; rounding makes a difference of 1e-6
-TRIED_LENGTHS = (9, 7)  # of two features
-TRIED = Packing(batch=len(TRIED_LENGTHS), rows=1, width=20)
+SHORT = ((9, 7, 5), Packing(batch=3, rows=2, width=20))  # lengths of features, and their rows
+REMAINDER = 4  # tokens of a full row that its second feature has
 VOCABULARY = 1000  # of the small model, at most
 NO_LABEL = -100  # a position that counts in no loss
 
@@ -56,7 +57,13 @@ def causal_block_mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
 
 
 def pack_model(model: torch.nn.Module, form: PackedForm) -> torch.nn.Module:
-    """Let a model take the batches of `PackingCollator`; it returns the loss and logits of features, and is returned.
+    """Let a model take the batches of `PackingCollator`, and return it."""
+    model.forward = packed_forward(model, form)
+    return model
+
+
+def packed_forward(model: torch.nn.Module, form: PackedForm) -> Callable:
+    """Return a forward pass that takes the batches of `PackingCollator`, and returns the loss and logits of features.
 
     The logits are (batch, width), as if each feature was padded to the width; after its tokens they are the lowest number.
     The loss is the mean over the features with a label. That of a feature counts its own tokens alone, as without padding.
@@ -82,8 +89,7 @@ def pack_model(model: torch.nn.Module, form: PackedForm) -> torch.nn.Module:
             loss = (loss_of(starts, start_positions) + loss_of(ends, end_positions)) / 2
         return QuestionAnsweringModelOutput(loss=loss, start_logits=starts, end_logits=ends)
 
-    model.forward = forward
-    return model
+    return forward
 
 
 def unpack(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -101,21 +107,25 @@ def loss_of(logits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 # Which form a model takes
 
 
-def find_packed_form(auto_class: type, config, trust_remote_code: bool = False) -> PackedForm:
+def find_packed_form(auto_class: type, config, width: int, trust_remote_code: bool = False) -> PackedForm:
     """Return how models of this configuration take packed rows.
 
     Also under DeepSpeed ZeRO-3, where the small model is not partitioned.
 
+    Args:
+        width: tokens of a row.
+
     Raises:
         UserError: they do not, such as those whose attention takes no mask of pairs of tokens.
     """
+    full = (width - REMAINDER, REMAINDER), Packing(batch=2, rows=1, width=width)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), plain_attention(), set_zero3_state():
-        for form in forms_of(config):
-            model = small_model(auto_class, config, trust_remote_code)
-            if keeps_apart(model, form):
+        model = small_model(auto_class, config, trust_remote_code)
+        for form in forms_of(model.config) if model is not None else ():
+            if keeps_apart(model, form, *SHORT) and keeps_apart(model, form, *full):
                 return form
     raise UserError(
-        f"--pack: models of the type {config.model_type} do not keep the features of a row apart, with "
+        f"--pack: models of the type {config.model_type} do not keep the features of a row of {width} tokens apart, with "
         f"{config._attn_implementation} attention; omit it, and use --length_buckets auto"
     )
 
@@ -127,15 +137,17 @@ def forms_of(config) -> Iterator[PackedForm]:
             yield PackedForm(mask, first_position)
 
 
-def keeps_apart(model: torch.nn.Module, form: PackedForm) -> bool:
-    """Return whether the model computes the same for packed features as for the features alone."""
-    texts = torch.arange(sum(TRIED_LENGTHS)).add(5).split(TRIED_LENGTHS)
+def keeps_apart(model: torch.nn.Module, form: PackedForm, lengths: tuple[int, ...], packing: Packing) -> bool:
+    """Return whether the model computes the same for packed features of some lengths as for each of them alone."""
     padding = SimpleNamespace(pad_token_id=model.config.pad_token_id or 0, pad_token_type_id=0)
-    features = [{"input_ids": text.numpy(), "packing": TRIED} for text in texts]
+    ids = torch.arange(model.config.vocab_size)
+    ids = ids[ids != padding.pad_token_id]
+    texts = ids[torch.arange(sum(lengths)) % len(ids)].split(lengths)
+    features = [{"input_ids": text.numpy(), "packing": packing} for text in texts]
     batch = PackingCollator(padding, form.first_position)(features)
     try:
         alone = [model(input_ids=text[None], attention_mask=torch.ones_like(text)[None]) for text in texts]
-        packed = pack_model(model, form)(**batch)
+        packed = packed_forward(model, form)(**batch)
     except Exception:  # of the model's code: it takes no such mask, or no positions
         return False
     differences = [
@@ -146,14 +158,22 @@ def keeps_apart(model: torch.nn.Module, form: PackedForm) -> bool:
     return all(difference <= NEAR for difference in differences)
 
 
-def small_model(auto_class: type, config, trust_remote_code: bool) -> torch.nn.Module:
-    """Return a random model of this kind with one layer, in which each token has an effect on those that see it."""
+def small_model(auto_class: type, config, trust_remote_code: bool) -> torch.nn.Module | None:
+    """Return a random model with one layer of each kind, in which each token has an effect on those that see it.
+
+    None where the model cannot have other layers than its own.
+    """
     small = copy.deepcopy(config)
-    small.num_hidden_layers = 1
     small.vocab_size = min(small.vocab_size, VOCABULARY)
     if (small.pad_token_id or 0) >= small.vocab_size:
         small.pad_token_id = 0
-    model = auto_class.from_config(small, trust_remote_code=trust_remote_code).float().eval()
+    try:
+        if kinds := getattr(small, "layer_types", None):
+            small.layer_types = [*dict.fromkeys(kinds)]
+        small.num_hidden_layers = len(small.layer_types) if kinds else 1
+        model = auto_class.from_config(small, trust_remote_code=trust_remote_code).float().eval()
+    except Exception:  # of the model's code
+        return None
     for weight in model.parameters():
         if weight.dim() > 1:
             weight.normal_(std=weight.shape[-1] ** -0.5)

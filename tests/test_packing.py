@@ -8,7 +8,16 @@ import torch
 from helpers import examples, load, mixed_training, run_in_windows
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForQuestionAnswering, BertConfig, DistilBertConfig, LlamaConfig, RobertaConfig
+from transformers import (
+    AutoModelForQuestionAnswering,
+    BertConfig,
+    DistilBertConfig,
+    FalconConfig,
+    LlamaConfig,
+    LongformerConfig,
+    Qwen2Config,
+    RobertaConfig,
+)
 
 import qa.packing
 import run_qa
@@ -69,10 +78,22 @@ SMALL = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
 }
+# The second layer has a sliding window.
+WINDOWS = SMALL | {"num_key_value_heads": 2, "pad_token_id": 2, "use_sliding_window": True, "max_window_layers": 1}
 CONFIGS = {
     "bert": BertConfig(**SMALL),
     "roberta": RobertaConfig(**SMALL, max_position_embeddings=64, pad_token_id=1),
     "llama": LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=2),
+    "falcon": FalconConfig(**SMALL, pad_token_id=2),  # takes another mask too, in a batch of one row
+    "qwen2": Qwen2Config(**WINDOWS, sliding_window=48, max_position_embeddings=48),
+}
+MIXING = {
+    "distilbert": DistilBertConfig(vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=64),
+    "longformer": LongformerConfig(**SMALL, attention_window=[8, 8]),
+    "qwen2": Qwen2Config(**WINDOWS, sliding_window=40),
+    "llama": LlamaConfig(
+        **SMALL, pad_token_id=2, max_position_embeddings=40, rope_scaling={"rope_type": "dynamic", "factor": 2.0}
+    ),
 }
 
 
@@ -99,7 +120,7 @@ def test_a_packed_feature_has_the_logits_and_the_loss_that_it_has_alone(kind, at
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **places)
             alone.append((output.start_logits[0], output.end_logits[0]))
             losses.append(output.loss)
-        form = find_packed_form(AutoModelForQuestionAnswering, config)
+        form = find_packed_form(AutoModelForQuestionAnswering, config, width=48)
         padding = SimpleNamespace(pad_token_id=config.pad_token_id, pad_token_type_id=0)
         batch = PackingCollator(padding, form.first_position)(features)
         lengths = batch.pop("lengths")
@@ -114,10 +135,12 @@ def test_a_packed_feature_has_the_logits_and_the_loss_that_it_has_alone(kind, at
     torch.testing.assert_close(output.loss, torch.stack(losses[:-1]).mean())  # the last one has no label
 
 
-def test_a_model_whose_attention_takes_no_mask_of_pairs_is_refused():
-    config = DistilBertConfig(vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=64)
-    with pytest.raises(UserError, match=r"--pack: models of the type distilbert .* --length_buckets auto"):
-        find_packed_form(AutoModelForQuestionAnswering, config)
+@pytest.mark.parametrize("kind", MIXING)
+def test_a_model_that_does_not_keep_features_apart_is_refused(kind):
+    """By its attention, by windows shorter than a row, or by positions that are scaled by the longest feature."""
+    message = rf"--pack: models of the type {kind} .* of 48 tokens .* --length_buckets auto"
+    with pytest.raises(UserError, match=message):
+        find_packed_form(AutoModelForQuestionAnswering, MIXING[kind], width=48)
 
 
 # The script
