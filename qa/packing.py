@@ -69,7 +69,7 @@ def set_packing(features: dict, width: int, training_args) -> None:
     ):
         parts = {split: part for split, part in features.items() if (split == "train") == trains and len(part)}
         batch = group // training_args.world_size
-        rows = max((rows_needed(part.lengths(), batch, group, width, find) for part in parts.values()), default=0)
+        rows = rows_needed([part.lengths() for part in parts.values()], batch, group, width, find)
         for split, part in parts.items():
             part.packing = Packing(batch, rows, width)
             logger.info(
@@ -79,10 +79,13 @@ def set_packing(features: dict, width: int, training_args) -> None:
             )
 
 
-def rows_needed(lengths: np.ndarray, batch: int, group: int, width: int, find: Callable) -> int:
-    """Return the fewest rows with which `find` finds an order of the features."""
-    rows = math.ceil(min(batch, len(lengths)) * lengths.mean() / width)
-    while find(lengths, Packing(batch, rows, width), group) is None:
+def rows_needed(splits: list[np.ndarray], batch: int, group: int, width: int, find: Callable) -> int:
+    """Return the fewest rows with which `find` finds an order of the features of each split, whose lengths are given."""
+    rows = 1
+    for lengths in splits:
+        filled = lengths[find(lengths, Packing(batch, batch, width), group)]  # with a row for each feature
+        rows = max(rows, math.ceil(filled.sum() * batch / max(1, len(filled)) / width))
+    while any(find(lengths, Packing(batch, rows, width), group) is None for lengths in splits):
         rows += 1
     return rows
 
@@ -169,6 +172,8 @@ def try_order(
             return draw.permuted(batches, axis=1).ravel()
         emptiest = np.argsort(lengths[batches].sum(axis=1), kind="stable")[: 3 * len(full)]
         mixed = np.union1d(full, emptiest)
+        if len(mixed) == 1:  # there is no other batch
+            return None
         batches[mixed] = deal(batches[mixed], lengths, draw)
     return None
 

@@ -49,6 +49,19 @@ def test_each_batch_fits_its_rows_in_every_epoch(lengths, batch, ranks, drop_las
     assert sorted(order[:number]) == list(range(number)) and len(order) % group == 0
 
 
+def test_the_rows_of_a_batch_that_repeats_a_few_features_are_found_in_a_few_tries():
+    tries, few, many = [], np.arange(10, 100, 10), np.arange(10, 20)
+
+    def find(lengths, packing, group):
+        tries.append(packing.rows)
+        return qa.packing.try_orders(lengths, packing, group)
+
+    rows = qa.packing.rows_needed([few, many], 200, 200, 100, find)
+    assert len(tries) < 20
+    for lengths in (few, many):
+        check_rows(lengths, qa.packing.training_order(lengths, Packing(200, rows, 100), 200, (1,)), Packing(200, rows, 100))
+
+
 class Parts:
     """Features of which only the lengths are known."""
 
