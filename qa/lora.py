@@ -135,6 +135,11 @@ def has_adapters(model: torch.nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
+def own_model(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model of transformers in a model with adapters, which peft wraps and `build_weightless` does not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def is_of_adapter(name: str) -> bool:
     """Return whether a tensor of a model with adapters is none of the whole model: of an adapter, or of the untrained head."""
     return ".lora_" in name or ".original_module." in name

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from qa.candidates import Candidates, best_positions
 from qa.generation import end_tokens, shift_right
-from qa.lora import has_adapters
+from qa.lora import own_model
 
 
 NOT_FOR_THE_MODEL = ("cls_index", "lengths")  # entries of a batch that only `best_positions` needs
@@ -17,8 +17,7 @@ NOT_FOR_THE_MODEL = ("cls_index", "lengths")  # entries of a batch that only `be
 
 def accepted(model, **arguments) -> dict:
     """Return those arguments that the model's forward pass knows."""
-    model = model.get_base_model() if has_adapters(model) else model
-    known = inspect.signature(type(model).forward).parameters
+    known = inspect.signature(type(own_model(model)).forward).parameters
     return {name: value for name, value in arguments.items() if name in known}
 
 

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import QuestionAnsweringModelOutput
 from transformers.modeling_utils import set_zero3_state
 
 from qa.errors import UserError
-from qa.lora import has_adapters
+from qa.lora import own_model
 from qa.packing import Packing, PackingCollator
 from qa.weightless import plain_attention
 
@@ -69,7 +69,7 @@ def packed_forward(model: torch.nn.Module, form: PackedForm) -> Callable:
     The loss is the mean over the features with a label. That of a feature counts its own tokens alone, as without padding.
     """
     own = model.forward
-    taken = inspect.signature((model.get_base_model() if has_adapters(model) else model).forward).parameters
+    taken = inspect.signature(own_model(model).forward).parameters
 
     def forward(
         places: torch.Tensor,

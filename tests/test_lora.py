@@ -93,7 +93,7 @@ def trained(kind: str, base: Path, squad_files: Path, output: Path) -> Run:
         "--validation_file",
         str(squad_files / "dev.json"),
     ]
-    flags += ["--predict_with_generate", "--max_answer_length", "8"] if kind == "t5" else []
+    flags += {"bert": [], "llama": ["--pack"], "t5": ["--predict_with_generate", "--max_answer_length", "8"]}[kind]
     made = Run(kind, base, output, flags)
     made.start(made.base, output, *LORA)
     return made
