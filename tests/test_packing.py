@@ -59,7 +59,9 @@ def test_the_rows_of_a_batch_that_repeats_a_few_features_are_found_in_a_few_trie
     rows = qa.packing.rows_needed([few, many], 200, 200, 100, find)
     assert len(tries) < 20
     for lengths in (few, many):
-        check_rows(lengths, qa.packing.training_order(lengths, Packing(200, rows, 100), 200, (1,)), Packing(200, rows, 100))
+        check_rows(
+            lengths, qa.packing.training_order(lengths, Packing(200, rows, 100), 200, (1,)), Packing(200, rows, 100)
+        )
 
 
 class Parts:
