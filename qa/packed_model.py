@@ -52,8 +52,13 @@ def block_mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def causal_block_mask(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return (rows, 1, width, width) 0 where a token sees one of its feature up to itself, else the lowest number."""
-    seen = block_mask(segments, dtype).tril().bool()[:, None]
+    seen = causal_block_flags(segments, dtype).bool()
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def causal_block_flags(segments: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return (rows, 1, width, width) 1 where a token sees one of its feature up to itself, else 0, for decoders on a Gaudi."""
+    return block_mask(segments, dtype).tril()[:, None]
 
 
 def pack_model(model: torch.nn.Module, form: PackedForm) -> torch.nn.Module:
@@ -132,7 +137,7 @@ def find_packed_form(auto_class: type, config, width: int, trust_remote_code: bo
 
 def forms_of(config) -> Iterator[PackedForm]:
     """Yield the forms in which a model may take packed rows: each mask, with the first position 0 or RoBERTa's."""
-    for mask in (block_mask, causal_block_mask):
+    for mask in (block_mask, causal_block_mask, causal_block_flags):
         for first_position in (0, (config.pad_token_id or 0) + 1):
             yield PackedForm(mask, first_position)
 

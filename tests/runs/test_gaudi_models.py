@@ -32,7 +32,7 @@ CHECKPOINTED = [
 MANY_SHAPES = 12  # beyond PyTorch's limit of graphs, which is 8
 LEARNERS = [f"{kind}_{side}" for kind in CAUSAL_KINDS for side in ("left", "right")]
 ADAPTED = ["llama"] if find_spec("peft") else []
-ADAPTERS = "--lora_r 4 --lora_dropout 0 --gradient_checkpointing --eval_report False".split()
+ADAPTERS = "--lora_r 4 --lora_dropout 0 --gradient_checkpointing --pack --eval_report False".split()
 RUNS = [("lazy", name) for name in READERS + WRITERS] + [("compile", name) for name in COMPILED]
 LOSS_TOLERANCE = 1e-4  # in fp32, as the log rounds it; answers are compared exactly
 SCORE_TOLERANCE = 1e-3  # of the best answers' probabilities and, where they are written, log-probabilities
@@ -233,7 +233,7 @@ def test_losses_are_those_of_the_cpu(runs, device, name):
 
 
 @pytest.mark.parametrize("name", ADAPTED)
-def test_adapters_are_trained_as_on_the_cpu(runs, name):
+def test_packed_adapters_are_trained_as_on_the_cpu(runs, name):
     here, there = outputs(runs, "lazy", f"{name}_adapters")
     losses = losses_of(here)
     assert len(losses) == STEPS and losses[-1] != pytest.approx(losses[0], abs=0.01)
@@ -288,7 +288,7 @@ def test_answers_are_those_of_the_cpu(runs, device, name):
 def test_the_runs_used_the_card_as_their_flags_say(runs):
     lazy, compiled = (load(runs / f"{device}_counts.json") for device in ("lazy", "compile"))
     assert lazy["lazy"] and lazy["mark_steps"] > 0 and lazy["compiles"] == 0
-    assert lazy["input_shapes"]["train"] == len(SETTINGS) + len(CAUSAL_KINDS)  # one each
+    assert lazy["input_shapes"]["train"] == len(SETTINGS) + len(CAUSAL_KINDS) + len(ADAPTED)  # one each
     assert not compiled["lazy"] and compiled["mark_steps"] == compiled["symbolic_graphs"] == 0
     shapes = compiled["input_shapes"]
     assert shapes["train"] == len(COMPILED) + MANY_SHAPES and shapes["eval"] > 8
