@@ -129,9 +129,10 @@ def find_packed_form(auto_class: type, config, width: int, trust_remote_code: bo
         for form in forms_of(model.config) if model is not None else ():
             if keeps_apart(model, form, *SHORT) and keeps_apart(model, form, *full):
                 return form
+    attention = (config if model is None else model.config)._attn_implementation
     raise UserError(
-        f"--pack: models of the type {config.model_type} do not keep the features of a row of {width} tokens apart, with "
-        f"{config._attn_implementation} attention; omit it, and use --length_buckets auto"
+        f"--pack: models of the type {config.model_type} do not keep the features of a row of {width} tokens apart"
+        f"{f', with {attention} attention' if attention else ''}; omit it, and use --length_buckets auto"
     )
 
 
