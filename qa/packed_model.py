@@ -24,7 +24,7 @@ from qa.weightless import plain_attention
 
 NEAR = 1e-3  # of the largest logit; rounding makes a difference of 1e-6
 SHORT = ((9, 7, 5), Packing(batch=3, rows=2, width=20))  # lengths of features, and their rows
-REMAINDER = 4  # tokens of a full row that its second feature has
+REMAINDER = 4  # tokens of a full row that its second feature has; another row has one feature
 VOCABULARY = 1000  # of the small model, at most
 NO_LABEL = -100  # a position that counts in no loss
 
@@ -123,7 +123,7 @@ def find_packed_form(auto_class: type, config, width: int, trust_remote_code: bo
     Raises:
         UserError: they do not, such as those whose attention takes no mask of pairs of tokens.
     """
-    full = (width - REMAINDER, REMAINDER), Packing(batch=2, rows=1, width=width)
+    full = (width, width - REMAINDER, REMAINDER), Packing(batch=3, rows=2, width=width)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), plain_attention(), set_zero3_state():
         model = small_model(auto_class, config, trust_remote_code)
         for form in forms_of(model.config) if model is not None else ():

@@ -105,9 +105,9 @@ CONFIGS = {
 MIXING = {
     "distilbert": DistilBertConfig(vocab_size=100, dim=32, n_layers=2, n_heads=4, hidden_dim=64),
     "longformer": LongformerConfig(**SMALL, attention_window=[8, 8]),
-    "qwen2": Qwen2Config(**WINDOWS, sliding_window=40),
+    "qwen2": Qwen2Config(**WINDOWS, sliding_window=47),
     "llama": LlamaConfig(
-        **SMALL, pad_token_id=2, max_position_embeddings=40, rope_scaling={"rope_type": "dynamic", "factor": 2.0}
+        **SMALL, pad_token_id=2, max_position_embeddings=47, rope_scaling={"rope_type": "dynamic", "factor": 2.0}
     ),
 }
 
