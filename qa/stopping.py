@@ -45,8 +45,10 @@ class EndedOnStart(Exception):
 
 
 def command_to_go_on(training_args) -> str:
-    """Return which command goes on where this one has stopped, in words."""
-    return "the same command" + " without --overwrite_output_dir" * training_args.overwrite_output_dir
+    """Return which command goes on where this one has stopped, in words: without flags that would start elsewhere."""
+    named = str(training_args.resume_from_checkpoint).lower() not in ("none", "true")
+    flags = ["--overwrite_output_dir"] * training_args.overwrite_output_dir + ["--resume_from_checkpoint"] * named
+    return "the same command" + (f" without {' and '.join(flags)}" if flags else "")
 
 
 class StoppableTraining:

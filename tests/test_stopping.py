@@ -122,12 +122,14 @@ def test_a_signal_in_an_evaluation_outside_a_training_ends_it_at_once(tiny_model
     assert status_after_signal(words, step=0) == 143
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
     words += ["--do_train", "--train_file", squad_files / "train.json", "--max_steps", 1, "--overwrite_output_dir"]
+    words += ["--resume_from_checkpoint", "false"]  # both would start again
     assert status_after_signal(words, step=1) == 143
     assert not list(tmp_path.glob("eval_*"))
     without, with_training = [line for line in capfd.readouterr().err.splitlines() if line.startswith("stopped by")]
     assert without == "stopped by SIGUSR1; no training was under way"
     assert with_training == (
-        "stopped by SIGUSR1; the training is finished, and the same command without --overwrite_output_dir goes on from there"
+        "stopped by SIGUSR1; the training is finished, and the same command without --overwrite_output_dir and "
+        "--resume_from_checkpoint goes on from there"
     )
 
 
