@@ -174,7 +174,8 @@ def remake(folder: Path) -> dict:
     Memory and padding in evaluation, which only the run knew, come from its earlier report, if there is one.
 
     Raises:
-        UserError: there are no answers of an evaluation, or they are of another version.
+        UserError: there are no answers of an evaluation, or they are of another version; or without an earlier report the
+            settings cannot be read.
     """
     try:
         table = read_table(folder, "eval")
@@ -187,7 +188,7 @@ def remake(folder: Path) -> dict:
     old, record = read_object(folder / "eval_report.json"), read_object(folder / RUN_FILE)
     arguments = record.get("arguments", {})
     run = old.get("run") or (run_facts(arguments) if arguments else {})
-    threshold = old.get("threshold", chosen_threshold(table, read_settings(folder)))
+    threshold = old["threshold"] if "threshold" in old else chosen_threshold(table, read_settings(folder))
     numbers = {part["name"]: part["measured"] for part in old.get("speed", ())}
     results, history = training_of(folder) if not old or old.get("training") else ({}, [])
     results = numbers | results | read_object(folder / "eval_results.json")

@@ -23,7 +23,7 @@ from qa.comparison import compare, comparison_lines
 from qa.errors import UserError
 from qa.files import write_json
 from qa.report import build_report, main, run_facts, write_report
-from qa.settings import make_settings, write_settings
+from qa.settings import SETTINGS_FILE, make_settings, write_settings
 
 
 HISTORY = [{"loss": 3 - step / 100, "learning_rate": 1e-5, "step": step} for step in range(0, 200, 20)]
@@ -160,8 +160,10 @@ def test_the_report_is_made_again_from_the_files(folder, tmp_path, capsys):
     assert capsys.readouterr().out == f"written: {again}/eval_report.html\n"
     assert same_but_digits(load(again / "eval_report.json"), load(folder / "eval_report.json"))
     first = (again / "eval_report.html").read_text()
+    (again / SETTINGS_FILE).write_text("{")  # nothing of it is needed
     main([str(again)])
     assert (again / "eval_report.html").read_text() == first
+    (again / SETTINGS_FILE).unlink()
     for path in again.glob("eval_report.*"):
         path.unlink()
     main([str(again)])
