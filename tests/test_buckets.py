@@ -142,7 +142,14 @@ def test_an_evaluation_on_several_ranks_has_no_short_batch():
             ["160", "256"],
             "--length_buckets ends at 256, but features have up to --max_seq_length 384 tokens; make",
         ),
-        (["256", "160", "384"], "--length_buckets 256 160 384: boundaries have to rise; sort them"),
+        (
+            ["256", "160", "384"],
+            "--length_buckets 256 160 384: boundaries have to rise; sort them, and give each once",
+        ),
+        (
+            ["128", "128", "384"],
+            "--length_buckets 128 128 384: boundaries have to rise; sort them, and give each once",
+        ),
         (
             ["auto", "x"],
             "--length_buckets auto x: give boundaries in tokens, as in `160 256 384`, or `auto`, or `auto 6`",
