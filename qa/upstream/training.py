@@ -227,7 +227,12 @@ class WholeEvaluation:
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        self.trains_with_deepspeed = self.is_deepspeed_enabled
         if self.is_deepspeed_enabled and not self.args.do_train and not self.args.hf_deepspeed_config.is_zero3():
             self.is_deepspeed_enabled = False
             self.args.bf16_full_eval |= self.args.hf_deepspeed_config.is_true("bf16.enabled")
             self.args.fp16_full_eval |= self.args.hf_deepspeed_config.is_true("fp16.enabled")
+
+    def train(self, *args, **kwargs):
+        self.is_deepspeed_enabled = self.trains_with_deepspeed  # a caller's arguments may not say `do_train`
+        return super().train(*args, **kwargs)

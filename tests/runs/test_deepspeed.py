@@ -15,14 +15,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import ROOT, distance_trained, history_of, load, start_ranks, undescribed_files
+from helpers import ROOT, distance_trained, history_of, load, read_rows, start_ranks, undescribed_files
 from safetensors.torch import load_file
-from transformers import AutoModelForQuestionAnswering
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 import run_qa
 from qa.checkpoint_files import refusal
+from qa.device import training_arguments
 from qa.errors import UserError
 from qa.room import saved_bytes
+from trainer_qa import QuestionAnsweringTrainer
+from utils_qa import PaddingCollator, prepare_features
 
 
 CONFIGS = ROOT / "tests" / "configs"
@@ -213,6 +216,20 @@ def test_two_ranks_without_a_gaudi(one, still_models, squad_files, tmp_path):
     check_evaluated_again(tmp_path, names)
     assert "built successfully" not in (tmp_path / "out").read_text() + (tmp_path / "err").read_text()
     check_one_rank_goes_on(tmp_path, still_models, squad_files)
+
+
+def test_a_trainer_trains_with_deepspeed_whatever_its_arguments_say(tiny_model, squad_files, tmp_path):
+    """The libraries' trainers do not read `do_train`, which only scripts set."""
+    rows, tokenizer = read_rows(squad_files / "train.json")[:8], AutoTokenizer.from_pretrained(tiny_model)
+    settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "report_to": "none", "disable_tqdm": True}
+    trainer = QuestionAnsweringTrainer(
+        model=AutoModelForQuestionAnswering.from_pretrained(tiny_model),
+        args=training_arguments(False)(str(tmp_path), deepspeed=str(CONFIGS / "deepspeed_zero_2.json"), **settings),
+        train_dataset=prepare_features(rows, tokenizer, 96, 32),
+        data_collator=PaddingCollator(tokenizer),
+    )
+    trainer.train()
+    assert trainer.deepspeed is not None and (tmp_path / "checkpoint-1" / "latest").exists()
 
 
 def check_evaluated_again(folder: Path, names: tuple[str, ...]) -> None:
