@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from qa.numbers import count_of
+
 
 class Place(NamedTuple):
     """The place of one answer in its context."""
@@ -44,9 +46,9 @@ def place_answers(rows: list[dict]) -> tuple[list[list[Place]], list[str]]:
     places = [place_row(row) if row["answers"] is not None else [] for row in rows]
     moved = sum(place.moved for of_row in places for place in of_row)
     notes = {
-        f"{trimmed} answers had blanks around them, which were removed": trimmed,
+        f"{count_of(trimmed, 'answer')} had blanks around the text, which were removed": trimmed,
         f"each answer_start counted {unit} and was converted": unit,
-        f"{moved} answers were not at their answer_start; each was moved to its text, the nearest of several": moved,
+        f"{count_of(moved, 'answer')} did not begin at answer_start; each was moved to its text, the nearest of several": moved,
     }
     return places, [note for note, happened in notes.items() if happened]
 

@@ -276,7 +276,7 @@ def test_a_misplaced_answer_that_occurs_once_is_moved_and_counted(tmp_path, capl
     moved = ROWS[1] | {"answers": {"text": ["Africa"], "answer_start": [40]}}
     path.write_text(json.dumps([ROWS[0], moved]))
     assert load(train_file=str(path)) == ROWS
-    assert "1 answers were not at their answer_start" in caplog.text
+    assert "1 answer did not begin at answer_start; each was moved" in caplog.text
 
 
 def test_samples_are_capped_by_examples(tmp_path):
