@@ -146,7 +146,7 @@ def problems_of(error: Exception) -> tuple[str, ...]:
         return error.problems
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         where = f" ({error.filename})" if error.filename else ""
-        advice = "free some room and start the same command again, which goes on from the last checkpoint"
+        advice = "free some room and start the same command again, without --overwrite_output_dir: it goes on from the last checkpoint"
         return (f"the disk is full{where}: {error.strerror}; {advice}",)
     if isinstance(error, RuntimeError) and LOST_RANK.search(str(error)):
         return ("the connection to another rank is lost, since that rank has ended; read its lines",)

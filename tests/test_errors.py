@@ -1,5 +1,6 @@
 """Bad input: every case of error_cases.py ends as docs/errors.md says, in one process; and errors that are no mistakes."""
 
+import errno
 import os
 import sys
 from functools import partial
@@ -9,7 +10,7 @@ from error_cases import all_groups
 from error_page import PAGE, outcomes, page, section
 
 import run_qa
-from qa.errors import TRACEBACKS, UserError, run_or_exit
+from qa.errors import TRACEBACKS, UserError, problems_of, run_or_exit
 
 
 GROUPS = {group.title: group for group in all_groups()}
@@ -70,6 +71,12 @@ def test_a_traceback_is_printed_on_demand(capsys, monkeypatch, how):
                 "run it with --debug_traceback for a report"
             )
             assert (len(lines) == 1) == (how is None)
+
+
+def test_the_advice_on_a_full_disk_removes_no_checkpoint():
+    """The same command with --overwrite_output_dir would."""
+    (line,) = problems_of(OSError(errno.ENOSPC, "No space left on device", "out/model"))
+    assert line.endswith("the same command again, without --overwrite_output_dir: it goes on from the last checkpoint")
 
 
 def test_the_end_of_another_rank_is_no_defect_of_this_one(capsys):
