@@ -119,7 +119,7 @@ def read_flags(argv: list[str]) -> tuple[dict, list[str]]:
             hint = f"did you mean {nearest[0]}?" if nearest else "write flags of the script after the script"
             raise UserError(f"unknown argument {shown[0]} ({hint})")
         if equals and not FLAGS[name][0]:
-            raise UserError(f"{name} takes no value, {shown[2]!r} was given; omit that")
+            raise UserError(f"{name} takes no value, {shown[2]!r} was given; omit it")
         value = rest.pop(0) if FLAGS[name][0] and not equals and rest else value
         flags[name] = value if FLAGS[name][1] is None else read_number(name, value)
     return flags, rest[rest[:1] == ["--"] :]
@@ -195,7 +195,7 @@ def node_problems(job: Job, world_size: int, flags: dict) -> list[str]:
     elif nodes > 1 and is_this_node(job.master_addr):
         problems.append(f"{job.master_addr} is a different machine on each node; give the first one's name or address")
     if job.node_rank >= nodes:
-        problems.append(f"--node_rank is {job.node_rank}; with --nnodes {nodes} give {nodes - 1} at most")
+        problems.append(f"--node_rank is {job.node_rank}; with --nnodes {nodes} give at most {nodes - 1}")
     return problems
 
 

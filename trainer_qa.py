@@ -273,7 +273,11 @@ class WholeTraining(
     AnswerEvaluation,
     RunFiles,
 ):
-    """Mixin for a trainer: how both scripts' trainers stop, resume, count, choose, time, load, copy, answer and save."""
+    """Mixin for a trainer: how both scripts' trainers stop, resume, count, choose, time, load, copy, answer and save.
+
+    The order matters in two places. `AnswerEvaluation` ends the chain of `prediction_step`, so the mixins that have one
+    precede it. `WholeRun` precedes `TrainingSpeed`, whose rates it replaces.
+    """
 
 
 class QuestionAnsweringTrainer(WholeTraining, trainer_class(False)):

@@ -53,7 +53,7 @@ def read_buckets(words: Sequence[str]) -> list[int] | int:
     if auto:
         return numbers[0] if numbers else OTHER_SHAPES
     if numbers != sorted(set(numbers)):
-        raise UserError(f"--length_buckets {' '.join(words)}: boundaries have to rise; sort them, and give each once")
+        raise UserError(f"--length_buckets {' '.join(words)}: boundaries must increase; sort them, and give each once")
     return numbers
 
 

@@ -144,11 +144,11 @@ def test_an_evaluation_on_several_ranks_has_no_short_batch():
         ),
         (
             ["256", "160", "384"],
-            "--length_buckets 256 160 384: boundaries have to rise; sort them, and give each once",
+            "--length_buckets 256 160 384: boundaries must increase; sort them, and give each once",
         ),
         (
             ["128", "128", "384"],
-            "--length_buckets 128 128 384: boundaries have to rise; sort them, and give each once",
+            "--length_buckets 128 128 384: boundaries must increase; sort them, and give each once",
         ),
         (
             ["auto", "x"],

@@ -588,7 +588,7 @@ def test_every_rank_gets_cores_of_its_own():
         ([], ["no script; give one after the launcher's flags, as in `gaudi_spawn.py --world_size 8 run_qa.py ...`"]),
         (["--worldsize", "8", "run_qa.py"], ["unknown argument --worldsize (did you mean --world_size?)"]),
         (["--do_train", "run_qa.py"], ["unknown argument --do_train (write flags of the script after the script)"]),
-        (["--use_mpi=1", "run_qa.py"], ["--use_mpi takes no value, '1' was given; omit that"]),
+        (["--use_mpi=1", "run_qa.py"], ["--use_mpi takes no value, '1' was given; omit it"]),
         (["--master_port", "x", "run_qa.py"], ["--master_port is x; give a whole number from 1 to 65535"]),
         (["--world_size", "0", "run_qa.py"], ["--world_size is 0; give a whole number from 1 to 1048576"]),
         (["--world_size"], ["--world_size is ''; give a whole number from 1 to 1048576"]),
@@ -599,7 +599,7 @@ def test_every_rank_gets_cores_of_its_own():
             [
                 "run_q.py: there is no such script (did you mean run_qa.py?)",
                 "give --nnodes, --node_rank and --master_addr together, on each node, without --use_mpi and --hostfile",
-                "--node_rank is 2; with --nnodes 1 give 0 at most",
+                "--node_rank is 2; with --nnodes 1 give at most 0",
             ],
         ),
         (["--world_size", "2", "--nnodes", "2", "run_qa.py"], ["give --nnodes, --node_rank and --master_addr together, on each node, without --use_mpi and --hostfile"]),
@@ -608,7 +608,7 @@ def test_every_rank_gets_cores_of_its_own():
             [
                 "--world_size 3 is for all nodes, and --nnodes 2 does not divide it; give a multiple of 2",
                 "::1 is a different machine on each node; give the first one's name or address",
-                "--node_rank is 2; with --nnodes 2 give 1 at most",
+                "--node_rank is 2; with --nnodes 2 give at most 1",
             ],
         ),
         (
