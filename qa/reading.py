@@ -241,7 +241,7 @@ def json_documents(text: str) -> Iterator:
         except RecursionError as error:
             raise ValueError(f"line {text.count(chr(10), 0, start) + 1} is nested too deeply") from error
         except json.JSONDecodeError as error:
-            found = short(text[error.pos : error.pos + 40])
+            found = short(text[error.pos : error.pos + 40]) if text[error.pos :].strip() else "the end of the file"
             raise ValueError(
                 f"line {error.lineno} is not JSON: {error.msg} (column {error.colno}), at {found}"
             ) from error

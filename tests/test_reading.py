@@ -156,7 +156,7 @@ REFUSED = {
     "gzip damaged": ("json.gz", gzip.compress(bytes(random.Random(0).randbytes(400)))[:-30] + bytes(30), "cannot be read as .json"),
     "empty": ("jsonl", b" \n", "the file is empty"),
     "another kind": ("txt", b"x", "not one of .json, .jsonl, .csv, .tsv, .parquet, .xlsx"),
-    "a broken line": ("jsonl", json.dumps(record()) + '\n{"context": \n', "line 3 is not JSON: Expecting value (column 1), at ''"),
+    "a broken line": ("jsonl", json.dumps(record()) + '\n{"context": \n', "line 3 is not JSON: Expecting value (column 1), at the end of the file"),
     "a line that is no object": ("jsonl", json.dumps(record()) + "\n7\n", "row 2 is not an object of columns but 7"),
     "deep JSON": ("json", "\n" + "[" * 100_000, "line 2 is nested too deeply"),
     "no list of articles": ("json", {"data": {"title": "t"}}, "row 1, 2, ... should be a list of objects, not {'title': 't'}"),
